@@ -1,0 +1,291 @@
+//! `Cache`: entries by key, within a budget of bytes.
+//!
+//! How does a cache serve many threads and still keep to one budget? The entries are spread
+//! over [`Shard`]s by the hash of their key, each behind a `Mutex` of its own that is held for
+//! some tens of nanoseconds; the bytes are summed up for all shards together, and only an
+//! insertion or an eviction touches that sum. A shard that holds more than its fair part gives
+//! way first, so shards stay equally full, and yet a single value may be as large as the whole
+//! budget.
+
+mod list;
+mod record;
+mod shard;
+
+use std::hash::BuildHasher;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+
+use crate::clock::Clock;
+pub(crate) use record::Record;
+use shard::{Found, Shard};
+
+pub(crate) type Hasher = hashbrown::DefaultHashBuilder;
+
+/// A key and its hash, which is computed once for each get.
+pub(crate) struct Key<'k> {
+    pub(crate) text: &'k str,
+    pub(crate) hash: u64,
+}
+
+impl<'k> Key<'k> {
+    pub(crate) fn new(text: &'k str, hasher: &Hasher) -> Self {
+        Self { text, hash: hasher.hash_one(text.as_bytes()) }
+    }
+}
+
+pub(crate) struct Cache {
+    // Each Mutex guards its shard; no two are held at once.
+    shards: Box<[Padded]>,
+    // The bytes of all shards together.
+    bytes: AtomicUsize,
+    max_bytes: usize,
+    rejected: AtomicU64,
+    clock: Clock,
+}
+
+/// A shard that shares no cache line with its neighbour.
+#[repr(align(128))]
+struct Padded(Mutex<Shard>);
+
+/// A snapshot of a cache. Sizes are in bytes and count key, value and a fixed 72 for each entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheStats {
+    /// Look-ups that found their key.
+    pub hits: u64,
+    /// Entries that gave way to others.
+    pub evictions: u64,
+    /// Entries found past their time to live.
+    pub expirations: u64,
+    /// Values not kept, being larger than the whole budget.
+    pub rejected: u64,
+    /// Entries held now.
+    pub entries: usize,
+    /// Bytes held now.
+    pub bytes: usize,
+    /// The budget.
+    pub max_bytes: usize,
+}
+
+/// No shard's fair part of the budget is less than this, so that small caches keep one order.
+const LEAST_PART: usize = 64 << 10;
+
+impl Cache {
+    pub(crate) fn new(max_bytes: usize, hasher: Hasher, clock: Clock) -> Self {
+        let threads = thread::available_parallelism().map_or(4, usize::from);
+        let shards = (4 * threads).clamp(8, 256).min((max_bytes / LEAST_PART).max(1));
+        let shard = || Padded(Mutex::new(Shard::new(hasher.clone())));
+        Self {
+            // A power of two, rounded down.
+            shards: (0..1 << shards.ilog2()).map(|_| shard()).collect(),
+            bytes: AtomicUsize::new(0),
+            max_bytes,
+            rejected: AtomicU64::new(0),
+            clock,
+        }
+    }
+
+    pub(crate) fn get(&self, key: &Key<'_>) -> Option<Record> {
+        let found = self.shard(self.home(key)).lock().unwrap().get(key, || self.clock.now());
+        match found {
+            Found::Hit(record) => Some(record),
+            Found::Expired(record) => {
+                self.bytes.fetch_sub(record.cost(), Ordering::Relaxed);
+                None
+            }
+            Found::Nothing => None,
+        }
+    }
+
+    /// A look that is no use: it counts no hit and leaves the order as it is.
+    pub(crate) fn peek(&self, key: &Key<'_>) -> Option<Record> {
+        self.shard(self.home(key)).lock().unwrap().peek(key, || self.clock.now())
+    }
+
+    /// Keeps `record`, and evicts others until the budget holds. A record larger than the whole
+    /// budget is not kept.
+    pub(crate) fn insert(&self, key: &Key<'_>, record: Record) {
+        let cost = record.cost();
+        if cost > self.max_bytes {
+            self.rejected.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let home = self.home(key);
+        self.bytes.fetch_add(cost, Ordering::Relaxed);
+        let replaced = self.shard(home).lock().unwrap().insert(key, record);
+        if let Some(replaced) = replaced {
+            self.bytes.fetch_sub(replaced.cost(), Ordering::Relaxed);
+        }
+        self.make_room(home);
+    }
+
+    /// Evicts until the budget holds: from shards above their fair part first, beginning at the
+    /// one that was `filled`, then from any. What was filled in last stays.
+    fn make_room(&self, filled: usize) {
+        for part in [self.max_bytes / self.shards.len(), 0] {
+            for i in 0..self.shards.len() {
+                let index = (filled + i) % self.shards.len();
+                let least_entries = if index == filled { 2 } else { 1 };
+                while self.bytes.load(Ordering::Relaxed) > self.max_bytes {
+                    let mut shard = self.shard(index).lock().unwrap();
+                    if shard.bytes <= part || shard.len() < least_entries {
+                        break;
+                    }
+                    let evicted = shard.evict();
+                    drop(shard);
+                    self.bytes.fetch_sub(evicted.map_or(0, |r| r.cost()), Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn stats(&self) -> CacheStats {
+        let mut stats = CacheStats {
+            rejected: self.rejected.load(Ordering::Relaxed),
+            max_bytes: self.max_bytes,
+            ..CacheStats::default()
+        };
+        for Padded(shard) in &self.shards {
+            let shard = shard.lock().unwrap();
+            stats.hits += shard.counts.hits;
+            stats.evictions += shard.counts.evictions;
+            stats.expirations += shard.counts.expirations;
+            stats.entries += shard.len();
+            stats.bytes += shard.bytes;
+        }
+        stats
+    }
+
+    fn home(&self, key: &Key<'_>) -> usize {
+        // The table in the shard takes the hash's lowest and its highest bits; these are between.
+        (key.hash >> 40) as usize & (self.shards.len() - 1)
+    }
+
+    fn shard(&self, index: usize) -> &Mutex<Shard> {
+        &self.shards[index].0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::record::OVERHEAD;
+    use super::*;
+    use std::time::Duration;
+
+    struct Fixture {
+        cache: Cache,
+        hasher: Hasher,
+        clock: Clock,
+    }
+
+    /// Room for `entries` entries of a one-byte key and a one-byte value.
+    fn room_for(entries: usize) -> Fixture {
+        with_budget(entries * (OVERHEAD + 2))
+    }
+
+    fn with_budget(max_bytes: usize) -> Fixture {
+        let (hasher, clock) = (Hasher::default(), Clock::by_hand());
+        Fixture { cache: Cache::new(max_bytes, hasher.clone(), clock.clone()), hasher, clock }
+    }
+
+    impl Fixture {
+        fn put(&self, key: &str, value: &[u8]) {
+            let record = Record::new(key, value, None);
+            self.cache.insert(&Key::new(key, &self.hasher), record);
+        }
+
+        fn get(&self, key: &str) -> Option<String> {
+            self.cache.get(&Key::new(key, &self.hasher)).map(|r| r.into_value().to_string())
+        }
+
+        /// Which of the keys A to E are held, without touching them.
+        fn held(&self) -> String {
+            let has = |key: &&str| self.cache.peek(&Key::new(key, &self.hasher)).is_some();
+            ["A", "B", "C", "D", "E"].into_iter().filter(has).collect()
+        }
+    }
+
+    #[test]
+    fn the_least_recently_used_is_evicted_first() {
+        let fixture = room_for(3);
+        for key in ["A", "B", "C"] {
+            fixture.put(key, b"x");
+        }
+        assert!(fixture.get("A").is_some());
+        fixture.put("D", b"x");
+        assert_eq!(fixture.held(), "ACD");
+        assert_eq!(fixture.cache.stats().evictions, 1);
+    }
+
+    #[test]
+    fn replacing_a_thousand_times_leaves_the_byte_count_exact() {
+        let fixture = with_budget(1 << 20);
+        for length in 0..1_000 {
+            fixture.put("A", &vec![0; length]);
+        }
+        let stats = fixture.cache.stats();
+        assert_eq!((stats.entries, stats.bytes, stats.evictions), (1, 1 + 999 + OVERHEAD, 0));
+        assert_eq!(fixture.cache.bytes.load(Ordering::Relaxed), stats.bytes);
+    }
+
+    #[test]
+    fn a_value_above_the_budget_is_not_kept_and_flushes_nothing() {
+        let fixture = room_for(3);
+        fixture.put("A", b"x");
+        fixture.put("B", &vec![0; 3 * (OVERHEAD + 2)]);
+        assert_eq!(fixture.held(), "A");
+        let stats = fixture.cache.stats();
+        assert_eq!((stats.rejected, stats.evictions), (1, 0));
+    }
+
+    #[test]
+    fn a_value_as_large_as_the_budget_is_kept_though_there_are_many_shards() {
+        let fixture = with_budget(1 << 20);
+        assert!(fixture.cache.shards.len() > 1);
+        for i in 0..1_000 {
+            fixture.put(&i.to_string(), b"x");
+        }
+        fixture.put("A", &vec![b'x'; (1 << 20) - OVERHEAD - 1]);
+        assert_eq!(fixture.get("A").map(|value| value.len()), Some((1 << 20) - OVERHEAD - 1));
+        assert_eq!(fixture.cache.stats().entries, 1);
+    }
+
+    #[test]
+    fn an_expired_entry_is_never_returned_and_its_bytes_are_given_back() {
+        let fixture = room_for(3);
+        let key = Key::new("A", &fixture.hasher);
+        fixture.cache.insert(&key, Record::new("A", b"x", Some(Duration::from_millis(5))));
+        fixture.clock.advance(Duration::from_millis(4));
+        assert!(fixture.get("A").is_some());
+        fixture.clock.advance(Duration::from_millis(1));
+        assert!(fixture.get("A").is_none());
+        let stats = fixture.cache.stats();
+        assert_eq!((stats.expirations, stats.bytes, stats.hits), (1, 0, 1));
+    }
+
+    #[test]
+    fn the_budget_holds_under_threads_and_the_sums_agree() {
+        let fixture = with_budget(256 << 10);
+        thread::scope(|scope| {
+            for thread in 0..4_usize {
+                let fixture = &fixture;
+                scope.spawn(move || {
+                    for i in 0..20_000_usize {
+                        let i = i.wrapping_mul(2_654_435_761 + thread) % 5_000;
+                        match i % 3 {
+                            0 => drop(fixture.get(&i.to_string())),
+                            _ => fixture.put(&i.to_string(), &vec![0; i % 300]),
+                        }
+                    }
+                });
+            }
+        });
+        let stats = fixture.cache.stats();
+        assert!(stats.bytes <= stats.max_bytes);
+        assert_eq!(fixture.cache.bytes.load(Ordering::Relaxed), stats.bytes);
+        for Padded(shard) in &fixture.cache.shards {
+            shard.lock().unwrap().validate();
+        }
+    }
+}

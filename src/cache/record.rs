@@ -1,0 +1,96 @@
+//! `Record`: an entry's expiry, key and value in one allocation.
+//!
+//! Small entries are the common case, and for them the allocator's own bookkeeping weighs more
+//! than the data. One allocation instead of two halves that, and a look-up that compares the
+//! key has already fetched the cache line on which a short value lies.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 6 | when it expires, in milliseconds of the group's [`Clock`](crate::Clock); all ones: never |
+//! | 2 | the length of the key |
+//! | … | the key |
+//! | … | the value |
+
+use std::iter::repeat_n;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ByteView;
+
+const HEAD: usize = 8;
+const NEVER: u64 = (1 << 48) - 1; // 8,900 years of milliseconds
+
+/// What the cache charges for an entry besides its key and value: the record's head (8), its
+/// reference counts (16), the allocator's header and rounding (16 on the average), and its
+/// places in the shard's slab, list and table (32).
+pub(crate) const OVERHEAD: usize = 72;
+
+/// Immutable; clones share it.
+#[derive(Clone)]
+pub(crate) struct Record(Arc<[u8]>);
+
+impl Record {
+    /// `key` must be no longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
+    pub(crate) fn new(key: &str, value: &[u8], expires: Option<Duration>) -> Self {
+        let expires = expires.map_or(NEVER, |at| (at.as_millis() as u64).min(NEVER - 1));
+        let key_length = u16::try_from(key.len()).expect("the group checks keys");
+        let mut bytes: Arc<[u8]> = repeat_n(0, HEAD + key.len() + value.len()).collect();
+        let (head, rest) = Arc::get_mut(&mut bytes).expect("not shared yet").split_at_mut(HEAD);
+        head[..6].copy_from_slice(&expires.to_le_bytes()[..6]);
+        head[6..].copy_from_slice(&key_length.to_le_bytes());
+        rest[..key.len()].copy_from_slice(key.as_bytes());
+        rest[key.len()..].copy_from_slice(value);
+        Self(bytes)
+    }
+
+    /// When the entry expires, in the group's time.
+    pub(crate) fn expires(&self) -> Option<Duration> {
+        let mut millis = [0; 8];
+        millis[..6].copy_from_slice(&self.0[..6]);
+        let millis = u64::from_le_bytes(millis);
+        (millis != NEVER).then(|| Duration::from_millis(millis))
+    }
+
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.0[HEAD..self.value_start()]
+    }
+
+    pub(crate) fn into_value(self) -> ByteView {
+        let start = self.value_start();
+        ByteView::tail(self.0, start)
+    }
+
+    /// What the entry is charged for in a cache's budget, in bytes.
+    pub(crate) fn cost(&self) -> usize {
+        self.0.len() - HEAD + OVERHEAD
+    }
+
+    fn value_start(&self) -> usize {
+        HEAD + usize::from(u16::from_le_bytes([self.0[6], self.0[7]]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_gives_back_what_it_was_made_of() {
+        for (key, value) in [("Tom", "630"), ("é", ""), (&*"k".repeat(16_384), "v")] {
+            for expires in [None, Some(Duration::ZERO), Some(Duration::from_millis(1 << 47))] {
+                let record = Record::new(key, value.as_bytes(), expires);
+                assert_eq!(record.key(), key.as_bytes());
+                assert_eq!(record.expires(), expires);
+                assert_eq!(record.cost(), key.len() + value.len() + OVERHEAD);
+                assert_eq!(record.into_value(), value);
+            }
+        }
+    }
+
+    #[test]
+    fn an_expiry_is_never_late() {
+        let at = |expires| Record::new("k", b"", Some(expires)).expires().unwrap();
+        assert_eq!(at(Duration::from_micros(1_999)), Duration::from_millis(1));
+        assert!(at(Duration::MAX) < Duration::MAX);
+    }
+}

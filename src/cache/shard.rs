@@ -1,0 +1,159 @@
+//! `Shard`: the map, the entries, their bytes and their order; one thread at a time.
+//!
+//! The cache is cut into shards so that threads seldom meet at the same lock. A shard never
+//! drops a record by itself: what leaves is returned, and dropped outside of the lock.
+
+use hashbrown::HashTable;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use super::list::{Links, List};
+use super::{Hasher, Key, Record};
+
+pub(crate) struct Shard {
+    hasher: Hasher,
+    // Places of records, found by the hash of their key.
+    table: HashTable<u32>,
+    // The slab. An emptied place is listed in `vacant` until it is used again.
+    records: Vec<Option<Record>>,
+    vacant: Vec<u32>,
+    links: Links,
+    // Least recently used is oldest.
+    order: List,
+    pub(crate) bytes: usize,
+    pub(crate) counts: Counts,
+}
+
+/// What a shard counts under its lock, so that threads share no counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) hits: u64,
+    pub(crate) evictions: u64,
+    pub(crate) expirations: u64,
+}
+
+/// What a look-up finds.
+pub(crate) enum Found {
+    Hit(Record),
+    /// The entry was there but past its time; it has been taken out.
+    Expired(Record),
+    Nothing,
+}
+
+impl Shard {
+    pub(crate) fn new(hasher: Hasher) -> Self {
+        Self {
+            hasher,
+            table: HashTable::new(),
+            records: Vec::new(),
+            vacant: Vec::new(),
+            links: Links::default(),
+            order: List::new(),
+            bytes: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Looks `key` up; `now` is asked only where the entry can expire.
+    pub(crate) fn get(&mut self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Found {
+        let Some(&place) = self.table.find(key.hash, |&place| self.is_at(place, key)) else {
+            return Found::Nothing;
+        };
+        let record = self.record(place);
+        if record.expires().is_some_and(|at| at <= now()) {
+            self.counts.expirations += 1;
+            return Found::Expired(self.take(place, key.hash));
+        }
+        let hit = record.clone();
+        self.counts.hits += 1;
+        self.order.remove(&mut self.links, place);
+        self.order.push(&mut self.links, place);
+        Found::Hit(hit)
+    }
+
+    /// What [`get`](Self::get) would find, without counting or touching it.
+    pub(crate) fn peek(&self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Option<Record> {
+        let &place = self.table.find(key.hash, |&place| self.is_at(place, key))?;
+        let record = self.record(place);
+        record.expires().is_none_or(|at| at > now()).then(|| record.clone())
+    }
+
+    /// Puts `record` in as the newest, and returns the one of the same key that it replaces.
+    pub(crate) fn insert(&mut self, key: &Key<'_>, record: Record) -> Option<Record> {
+        let replaced = self.remove(key);
+        let place = self.vacant.pop().unwrap_or_else(|| self.grow());
+        self.bytes += record.cost();
+        self.records[place as usize] = Some(record);
+        self.order.push(&mut self.links, place);
+        let (records, hasher) = (&self.records, &self.hasher);
+        self.table.insert_unique(key.hash, place, |&place| {
+            hasher.hash_one(records[place as usize].as_ref().expect("listed").key())
+        });
+        replaced
+    }
+
+    pub(crate) fn remove(&mut self, key: &Key<'_>) -> Option<Record> {
+        let place = *self.table.find(key.hash, |&place| self.is_at(place, key))?;
+        Some(self.take(place, key.hash))
+    }
+
+    /// Takes out the entry that is first in the order of eviction.
+    #[doc(alias = "RemoveOldest")]
+    pub(crate) fn evict(&mut self) -> Option<Record> {
+        let place = self.order.oldest()?;
+        self.counts.evictions += 1;
+        let hash = self.hasher.hash_one(self.record(place).key());
+        Some(self.take(place, hash))
+    }
+
+    fn take(&mut self, place: u32, hash: u64) -> Record {
+        let listed = self.table.find_entry(hash, |&other| other == place);
+        listed.expect("every record is in the table").remove();
+        self.order.remove(&mut self.links, place);
+        self.vacant.push(place);
+        let record = self.records[place as usize].take().expect("listed");
+        self.bytes -= record.cost();
+        record
+    }
+
+    fn record(&self, place: u32) -> &Record {
+        self.records[place as usize].as_ref().expect("listed places are filled")
+    }
+
+    fn is_at(&self, place: u32, key: &Key<'_>) -> bool {
+        self.record(place).key() == key.text.as_bytes()
+    }
+
+    fn grow(&mut self) -> u32 {
+        // By an eighth, not to twice the size: `max_bytes` is to mean what it says.
+        if self.records.len() == self.records.capacity() {
+            self.records.reserve_exact(self.records.len() / 8 + 16);
+        }
+        let place = u32::try_from(self.records.len()).expect("fewer than 2^32 entries a shard");
+        self.records.push(None);
+        self.links.reach(place);
+        place
+    }
+
+    /// Walks the whole structure and checks that its parts agree.
+    #[cfg(test)]
+    pub(crate) fn validate(&self) {
+        let filled: Vec<u32> = (0..self.records.len() as u32)
+            .filter(|&p| self.records[p as usize].is_some())
+            .collect();
+        let mut ordered = self.order.places(&self.links);
+        ordered.sort_unstable();
+        assert_eq!(ordered, filled, "each record is in the order once");
+        assert_eq!(self.table.len(), filled.len());
+        assert_eq!(self.vacant.len() + filled.len(), self.records.len());
+        assert_eq!(self.bytes, filled.iter().map(|&p| self.record(p).cost()).sum::<usize>());
+        for &place in &filled {
+            let hash = self.hasher.hash_one(self.record(place).key());
+            assert!(self.table.find(hash, |&other| other == place).is_some());
+        }
+    }
+}

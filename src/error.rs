@@ -1,0 +1,160 @@
+//! `Error`: why a get was not answered or a part refused its settings; `PeerError`: why a peer
+//! did not answer, which the group falls back from and only the log sees.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Why a call was refused or a get could not be answered.
+///
+/// "No such key" is none of these: it is `Ok(None)`. The error of one load is handed to all
+/// callers that waited for it, so it is `Clone`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A key has 1 to [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES) bytes; this many were given.
+    KeyLength(usize),
+    /// The getter failed. `source()` is its error.
+    Getter {
+        /// The key that was to be loaded.
+        key: String,
+        /// What the getter returned.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The getter panicked. The key is not poisoned: the next get calls it again.
+    GetterPanicked {
+        /// The key that was to be loaded.
+        key: String,
+        /// The message of the panic, where it was text.
+        message: String,
+    },
+    /// A getter asked its own group for the key that it is loading, on the same thread.
+    Recursive {
+        /// The key that is being loaded.
+        key: String,
+    },
+    /// Another thread has been loading the key for longer than
+    /// [`load_timeout`](crate::GroupBuilder::load_timeout).
+    LoadTimeout {
+        /// The key that is being loaded.
+        key: String,
+        /// How long this caller waited.
+        waited: Duration,
+    },
+    /// A setting that cannot work, with what to do about it.
+    Config(String),
+    /// The listener could not be set up, or a thread not started.
+    Io(Arc<std::io::Error>),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KeyLength(0) => write!(f, "the key is empty: a key is required"),
+            Self::KeyLength(n) => {
+                write!(f, "a key of {n} bytes: the longest key is {} bytes", crate::MAX_KEY_BYTES)
+            }
+            Self::Getter { key, source } => write!(f, "loading {key:?}: {source}"),
+            Self::GetterPanicked { key, message } => {
+                write!(f, "loading {key:?}: the getter panicked: {message}")
+            }
+            Self::Recursive { key } => write!(
+                f,
+                "loading {key:?}: the getter asked its own group for the key that it is loading"
+            ),
+            Self::LoadTimeout { key, waited } => {
+                write!(f, "loading {key:?}: another thread is still at it after {waited:?}")
+            }
+            Self::Config(what) => f.write_str(what),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Getter { source, .. } => Some(&**source),
+            Self::Io(error) => Some(&**error),
+            _ => None,
+        }
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
+}
+
+/// Why a peer did not answer a question.
+///
+/// Each of these makes the asking group fall back to its own getter. Those for which
+/// [`is_transport`](Self::is_transport) holds also send the peer into a cool-down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// No connection, a broken one, or something that is not HTTP.
+    Transport(String),
+    /// The deadline of the whole exchange passed.
+    Timeout,
+    /// The peer failed shortly before and is not asked again until its cool-down ends.
+    CoolingDown,
+    /// The peer answered with this status, other than a value or "no such key".
+    Status {
+        /// The HTTP status code.
+        code: u16,
+        /// The beginning of the answer's text.
+        text: String,
+    },
+    /// The value is larger than what may travel.
+    TooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+}
+
+impl PeerError {
+    /// Whether the peer itself could not be reached, rather than answered something else.
+    pub fn is_transport(&self) -> bool {
+        matches!(self, Self::Transport(_) | Self::Timeout)
+    }
+}
+
+impl fmt::Display for PeerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transport(what) => f.write_str(what),
+            Self::Timeout => write!(f, "no answer within the deadline"),
+            Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
+            Self::Status { code, text } => write!(f, "answered {code}: {text}"),
+            Self::TooLarge { limit } => {
+                write!(f, "the value is larger than the limit of {limit} bytes")
+            }
+        }
+    }
+}
+
+impl std::error::Error for PeerError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error as _;
+
+    #[test]
+    fn the_error_of_a_getter_keeps_its_source() {
+        let error = Error::Getter { key: "Tom".into(), source: Arc::from(Box::from("disk full")) };
+        assert_eq!(error.to_string(), "loading \"Tom\": disk full");
+        assert_eq!(error.source().unwrap().to_string(), "disk full");
+    }
+
+    #[test]
+    fn only_an_unreachable_peer_is_a_transport_error() {
+        assert!(PeerError::Timeout.is_transport());
+        assert!(PeerError::Transport("refused".into()).is_transport());
+        assert!(!PeerError::CoolingDown.is_transport());
+        assert!(!PeerError::Status { code: 503, text: String::new() }.is_transport());
+        assert!(!PeerError::TooLarge { limit: 1 }.is_transport());
+    }
+}

@@ -1,0 +1,214 @@
+//! `Flight`: of all threads that want the same work at the same time one does it, and the
+//! others wait for what it finds. Knows nothing of caching.
+//!
+//! What keeps a thousand callers of a key that just expired from asking a slow origin a
+//! thousand times? One of them, the *leader*, runs; the others, its *followers*, sleep on a
+//! condition variable and share its answer. Nothing is remembered: who comes later leads anew.
+//! Read on in [`Group`](crate::Group), which has two flights and says why one is not enough.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+/// Work under way, by key.
+#[doc(alias = "singleflight")]
+pub(crate) struct Flight<T> {
+    // Guards the table alone. The leader works, and followers wait, without it.
+    calls: Mutex<HashMap<Box<str>, Arc<Call<T>>>>,
+}
+
+/// Why a follower has no answer to share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unanswered {
+    /// The leader panicked.
+    LeaderPanicked,
+    /// The leader is this very thread, further up its stack: it would wait for itself.
+    Recursive,
+    /// The leader took longer than this follower wanted to wait.
+    TimedOut,
+}
+
+struct Call<T> {
+    leader: ThreadId,
+    // Guards what the leader found; `None` while it works.
+    outcome: Mutex<Option<Result<T, Unanswered>>>,
+    done: Condvar,
+}
+
+impl<T: Clone> Flight<T> {
+    pub(crate) fn new() -> Self {
+        Self { calls: Mutex::default() }
+    }
+
+    /// Runs `work`, unless another thread is at it for the same `key`: then waits for that
+    /// one's answer, but no longer than `patience`.
+    ///
+    /// The leader always publishes. If `work` panics, the followers are told, the key is free
+    /// again, and the panic goes on in the leader.
+    #[doc(alias = "Do")]
+    pub(crate) fn run(
+        &self,
+        key: &str,
+        patience: Duration,
+        work: impl FnOnce() -> T,
+    ) -> Result<T, Unanswered> {
+        let lead = match self.calls.lock().unwrap().entry(key.into()) {
+            Entry::Occupied(call) => Err(call.get().clone()),
+            Entry::Vacant(place) => Ok(place.insert(Arc::new(Call::led_by_this_thread())).clone()),
+        };
+        match lead {
+            Ok(call) => {
+                let mut landing = Landing {
+                    flight: self,
+                    key,
+                    call: &call,
+                    outcome: Err(Unanswered::LeaderPanicked),
+                };
+                landing.outcome = Ok(work());
+                landing.outcome.clone()
+            }
+            Err(call) => call.wait(patience),
+        }
+    }
+}
+
+impl<T: Clone> Call<T> {
+    fn led_by_this_thread() -> Self {
+        Self { leader: thread::current().id(), outcome: Mutex::default(), done: Condvar::new() }
+    }
+
+    fn wait(&self, patience: Duration) -> Result<T, Unanswered> {
+        if self.leader == thread::current().id() {
+            return Err(Unanswered::Recursive);
+        }
+        // No wake-up can be missed: the outcome is looked at under the lock under which the
+        // leader sets it, and the wait releases that lock only once this thread is listed.
+        let outcome = self.outcome.lock().unwrap();
+        let (outcome, _) =
+            self.done.wait_timeout_while(outcome, patience, |outcome| outcome.is_none()).unwrap();
+        outcome.clone().unwrap_or(Err(Unanswered::TimedOut))
+    }
+}
+
+/// Ends a call when it is dropped, so that a leader that unwinds ends it too.
+struct Landing<'f, T: Clone> {
+    flight: &'f Flight<T>,
+    key: &'f str,
+    call: &'f Call<T>,
+    outcome: Result<T, Unanswered>,
+}
+
+impl<T: Clone> Drop for Landing<'_, T> {
+    fn drop(&mut self) {
+        // Off the table first: who comes from now on leads anew and is not told of a panic
+        // that was not his.
+        self.flight.calls.lock().unwrap().remove(self.key);
+        *self.call.outcome.lock().unwrap() = Some(self.outcome.clone());
+        self.call.done.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Instant;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    /// Spins, politely, until `condition` holds; gives up after `LONG`.
+    fn eventually(condition: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < LONG, "waited in vain");
+            thread::yield_now();
+        }
+    }
+
+    fn followers<T>(flight: &Flight<T>, key: &str) -> usize {
+        // The table and the leader hold one each.
+        flight.calls.lock().unwrap().get(key).map_or(0, |call| Arc::strong_count(call) - 2)
+    }
+
+    #[test]
+    fn followers_share_what_the_leader_finds() {
+        let flight = Flight::new();
+        let runs = AtomicUsize::new(0);
+        let (open, gate) = bounded(0);
+        thread::scope(|scope| {
+            let leader = scope.spawn(|| {
+                flight.run("k", LONG, || {
+                    gate.recv_timeout(LONG).unwrap();
+                    runs.fetch_add(1, Ordering::SeqCst) + 42
+                })
+            });
+            eventually(|| flight.calls.lock().unwrap().contains_key("k"));
+            let others: Vec<_> =
+                (0..10).map(|_| scope.spawn(|| flight.run("k", LONG, || unreachable!()))).collect();
+            eventually(|| followers(&flight, "k") == 10);
+            open.send(()).unwrap();
+            assert_eq!(leader.join().unwrap(), Ok(42));
+            for other in others {
+                assert_eq!(other.join().unwrap(), Ok(42));
+            }
+        });
+        assert_eq!(flight.run("k", LONG, || 7), Ok(7), "nothing is remembered");
+    }
+
+    #[test]
+    fn different_keys_do_not_wait_for_each_other() {
+        let flight = Flight::new();
+        assert_eq!(flight.run("a", LONG, || 1 + flight.run("b", LONG, || 1).unwrap()), Ok(2));
+    }
+
+    #[test]
+    fn a_leader_that_panics_releases_its_followers_and_the_key() {
+        let flight: Flight<u8> = Flight::new();
+        let (open, gate) = bounded::<()>(0);
+        thread::scope(|scope| {
+            let leader = scope.spawn(|| {
+                catch_unwind(AssertUnwindSafe(|| {
+                    flight.run("k", LONG, || {
+                        gate.recv_timeout(LONG).unwrap();
+                        panic!("on purpose")
+                    })
+                }))
+            });
+            eventually(|| flight.calls.lock().unwrap().contains_key("k"));
+            let follower = scope.spawn(|| flight.run("k", LONG, || unreachable!()));
+            eventually(|| followers(&flight, "k") == 1);
+            open.send(()).unwrap();
+            assert!(leader.join().unwrap().is_err());
+            assert_eq!(follower.join().unwrap(), Err(Unanswered::LeaderPanicked));
+        });
+        assert_eq!(flight.run("k", LONG, || 7), Ok(7));
+    }
+
+    #[test]
+    fn a_leader_that_asks_for_its_own_key_is_told() {
+        let flight: Flight<Result<(), Unanswered>> = Flight::new();
+        let inner = flight.run("k", LONG, || match flight.run("k", LONG, || Ok(())) {
+            Err(unanswered) => Err(unanswered),
+            Ok(_) => Ok(()),
+        });
+        assert_eq!(inner, Ok(Err(Unanswered::Recursive)));
+    }
+
+    #[test]
+    fn patience_ends() {
+        let flight = Flight::new();
+        let (open, gate) = bounded(0);
+        thread::scope(|scope| {
+            let leader = scope.spawn(|| flight.run("k", LONG, || gate.recv_timeout(LONG).unwrap()));
+            eventually(|| flight.calls.lock().unwrap().contains_key("k"));
+            let impatient = flight.run("k", Duration::from_millis(1), || unreachable!());
+            assert_eq!(impatient, Err(Unanswered::TimedOut));
+            open.send(()).unwrap();
+            assert_eq!(leader.join().unwrap(), Ok(()));
+        });
+    }
+}

@@ -1,0 +1,102 @@
+//! `Getter`: the origin, the slow source of data behind the cache; `Loaded`: what it gives.
+//!
+//! Who knows how to load a key that nobody has? The user of the cache. A closure will do, and
+//! whatever it returns that is bytes or text becomes a [`Loaded`].
+//! Read on in [`Group`](crate::Group), which calls it.
+
+use std::time::Duration;
+
+use crate::ByteView;
+
+/// The error of a getter, of any kind.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Loads a key from the origin.
+///
+/// Every closure `Fn(&str) -> Result<Option<V>, E>` is one, where `V` is bytes, text or
+/// [`Loaded`], and `E` is any error. It is called by several threads at once, but never by two
+/// for the same key in the same process.
+///
+/// ```
+/// # use geecache::Group;
+/// let squares = Group::builder("squares", |key: &str| {
+///     key.parse::<u64>().map(|n| Some((n * n).to_string()))
+/// })
+/// .build()?;
+/// assert_eq!(squares.get("12")?.unwrap(), "144");
+/// assert!(squares.get("twelve").is_err());
+/// # Ok::<(), geecache::Error>(())
+/// ```
+#[doc(alias = "GetterFunc")]
+pub trait Getter: Send + Sync {
+    /// The value of `key`; `Ok(None)` when the origin has no such key; an error when that could
+    /// not be found out. Errors are handed to the callers and never cached.
+    fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError>;
+}
+
+impl<F, V, E> Getter for F
+where
+    F: Fn(&str) -> Result<Option<V>, E> + Send + Sync,
+    V: Into<Loaded>,
+    E: Into<BoxError>,
+{
+    fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError> {
+        match self(key) {
+            Ok(value) => Ok(value.map(Into::into)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A value as it comes from the origin or from a peer, with its time to live.
+///
+/// ```
+/// # use geecache::Loaded;
+/// # use std::time::Duration;
+/// let token = Loaded::from("abc").ttl(Duration::from_secs(60));
+/// assert_eq!(token.ttl, Some(Duration::from_secs(60)));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The value.
+    pub value: Vec<u8>,
+    /// How long the value may be kept, from now on; `None` (the default): as the group says.
+    pub ttl: Option<Duration>,
+}
+
+impl Loaded {
+    /// The same value with a time to live.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        Self { ttl: Some(ttl), ..self }
+    }
+}
+
+impl From<Vec<u8>> for Loaded {
+    fn from(value: Vec<u8>) -> Self {
+        Self { value, ttl: None }
+    }
+}
+
+impl From<&[u8]> for Loaded {
+    fn from(value: &[u8]) -> Self {
+        value.to_vec().into()
+    }
+}
+
+impl From<String> for Loaded {
+    fn from(value: String) -> Self {
+        value.into_bytes().into()
+    }
+}
+
+impl From<&str> for Loaded {
+    fn from(value: &str) -> Self {
+        value.as_bytes().into()
+    }
+}
+
+impl From<ByteView> for Loaded {
+    fn from(value: ByteView) -> Self {
+        value.to_vec().into()
+    }
+}

@@ -1,0 +1,116 @@
+//! `GroupBuilder`: a group's settings and their defaults.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::doorkeeper::Doorkeeper;
+use super::{Group, Hasher};
+use crate::cache::Cache;
+use crate::flight::Flight;
+use crate::peer::NoPeers;
+use crate::stats::Counters;
+use crate::{Clock, Error, Getter, PeerPicker};
+
+/// Settings of a [`Group`]; each has a default.
+pub struct GroupBuilder {
+    name: String,
+    getter: Box<dyn Getter>,
+    peers: Option<Box<dyn PeerPicker>>,
+    max_bytes: usize,
+    hot_bytes: Option<usize>,
+    ttl: Option<Duration>,
+    hot_ttl: Duration,
+    load_timeout: Duration,
+    clock: Clock,
+}
+
+impl GroupBuilder {
+    pub(super) fn new(name: String, getter: Box<dyn Getter>) -> Self {
+        Self {
+            name,
+            getter,
+            peers: None,
+            max_bytes: 64 << 20,
+            hot_bytes: None,
+            ttl: None,
+            hot_ttl: Duration::from_secs(30),
+            load_timeout: Duration::from_secs(60),
+            clock: Clock::real(),
+        }
+    }
+
+    /// The budget of both caches together, in bytes: keys, values and 72 bytes for each entry.
+    /// Default: 64 MiB.
+    #[doc(alias = "cacheBytes")]
+    pub fn max_bytes(self, max_bytes: usize) -> Self {
+        Self { max_bytes, ..self }
+    }
+
+    /// The part of [`max_bytes`](Self::max_bytes) for copies of other nodes' keys; 0 keeps none.
+    /// Default: an eighth of it, or nothing where there are no [`peers`](Self::peers).
+    pub fn hot_bytes(self, hot_bytes: usize) -> Self {
+        Self { hot_bytes: Some(hot_bytes), ..self }
+    }
+
+    /// How long values live whose getter does not say. Default: until they are evicted.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        Self { ttl: Some(ttl), ..self }
+    }
+
+    /// The longest time that a copy of another node's key lives. Default: 30 seconds.
+    pub fn hot_ttl(self, hot_ttl: Duration) -> Self {
+        Self { hot_ttl, ..self }
+    }
+
+    /// How long a get waits for another thread that is loading the same key. Default: 60
+    /// seconds. The load itself goes on.
+    pub fn load_timeout(self, load_timeout: Duration) -> Self {
+        Self { load_timeout, ..self }
+    }
+
+    /// Who knows the owners of keys. Default: nobody; this process owns all.
+    #[doc(alias = "RegisterPeers")]
+    pub fn peers(self, peers: impl PeerPicker + 'static) -> Self {
+        Self { peers: Some(Box::new(peers)), ..self }
+    }
+
+    /// The time by which entries expire. Default: [`Clock::real`].
+    pub fn clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Makes the group.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the name is empty or `hot_bytes` is more than `max_bytes`.
+    pub fn build(self) -> Result<Arc<Group>, Error> {
+        if self.name.is_empty() {
+            return Err(Error::Config("a group needs a name".into()));
+        }
+        let default_hot = if self.peers.is_some() { self.max_bytes / 8 } else { 0 };
+        let hot_bytes = self.hot_bytes.unwrap_or(default_hot);
+        let Some(main_bytes) = self.max_bytes.checked_sub(hot_bytes) else {
+            return Err(Error::Config(format!(
+                "group {}: hot_bytes ({hot_bytes}) is a part of max_bytes ({}) and cannot be more",
+                self.name, self.max_bytes
+            )));
+        };
+        let hasher = Hasher::default();
+        Ok(Arc::new(Group {
+            main: Cache::new(main_bytes, hasher.clone(), self.clock.clone()),
+            hot: Cache::new(hot_bytes, hasher.clone(), self.clock.clone()),
+            name: self.name,
+            getter: self.getter,
+            peers: self.peers.unwrap_or_else(|| Box::new(NoPeers)),
+            hasher,
+            doorkeeper: Doorkeeper::new(),
+            asking: Flight::new(),
+            loading: Flight::new(),
+            ttl: self.ttl,
+            hot_ttl: self.hot_ttl,
+            load_timeout: self.load_timeout,
+            clock: self.clock,
+            counters: Counters::default(),
+        }))
+    }
+}

@@ -1,0 +1,280 @@
+//! `Group`: one get, from the question to the answer.
+//!
+//! ```text
+//!  get(key) ── main cache? ── hot cache? ── hit ───────────────────────────▶ value
+//!                  │ miss
+//!                  ▼
+//!       who owns the key? (ring, under the Mutex)
+//!         │ a remote node                             │ this node, or no peers
+//!         ▼                                           │
+//!    ask the owner over HTTP ── answered? ─ yes ─▶ value, or "no such key"
+//!         │ no (refused, timed out, overloaded, …)    │
+//!         └───────────── fall back ──────────────────▶│
+//!                                                     ▼
+//!                                   load from the origin ─▶ keep ─▶ value
+//! ```
+//!
+//! [`Group::get`] and `Group::load` below are this picture. Two flights, not one, keep the
+//! threads apart: `asking` wraps "ask the owner, else fall back", and `loading` wraps "call the
+//! getter". With one table for both, two nodes whose peer lists differ for a moment could wait
+//! for each other until a deadline ends it:
+//!
+//! 1. node A believes that B owns the key, and its thread asks B, leading the flight;
+//! 2. node B believes that A owns it, and its thread asks A, leading a flight of its own;
+//! 3. B's question arrives at A and joins A's flight, which waits for B;
+//! 4. A's question arrives at B and joins B's flight, which waits for A.
+//!
+//! Here a peer's question ([`Group::answer_peer`]) only ever joins `loading`, and what leads
+//! there calls the getter and asks no peer. So no question goes round, and a full worker pool
+//! on one node never waits for a full worker pool on another.
+
+mod builder;
+mod doorkeeper;
+
+use log::{Level, debug, log};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::{Cache, Hasher, Key, Record};
+use crate::clock::Clock;
+use crate::flight::{Flight, Unanswered};
+use crate::stats::{Counters, Stats};
+use crate::{ByteView, Error, Getter, Loaded, PeerError, PeerGetter, PeerPicker};
+pub use builder::GroupBuilder;
+use doorkeeper::Doorkeeper;
+
+/// The longest key in bytes. Also, a key has at least one.
+pub const MAX_KEY_BYTES: usize = 16 << 10;
+
+/// A namespace of keys with the getter that loads them and the caches that keep them.
+///
+/// Groups of the same name in several processes are one cache: see [`HttpPool`](crate::HttpPool)
+/// and [`HttpServer`](crate::HttpServer). A group is used from many threads at once.
+///
+/// ```
+/// use geecache::Group;
+///
+/// let scores = Group::builder("scores", |key: &str| {
+///     Ok::<_, std::io::Error>((key == "Tom").then_some("630"))
+/// })
+/// .build()?;
+/// assert_eq!(scores.get("Tom")?.unwrap(), "630"); // asks the closure
+/// assert_eq!(scores.get("Tom")?.unwrap(), "630"); // does not
+/// assert_eq!(scores.get("kkk")?, None);
+/// assert_eq!(scores.stats().main.hits, 1);
+/// # Ok::<(), geecache::Error>(())
+/// ```
+pub struct Group {
+    name: String,
+    getter: Box<dyn Getter>,
+    peers: Box<dyn PeerPicker>,
+    hasher: Hasher,
+    // Keys that this node owns.
+    main: Cache,
+    // Other nodes' keys: copies of what is asked for again and again, and what was loaded in
+    // place of an owner that did not answer.
+    hot: Cache,
+    doorkeeper: Doorkeeper,
+    asking: Flight<Answer>,
+    loading: Flight<Answer>,
+    ttl: Option<Duration>,
+    hot_ttl: Duration,
+    load_timeout: Duration,
+    clock: Clock,
+    counters: Counters,
+}
+
+type Answer = Result<Option<Record>, Error>;
+
+impl Group {
+    /// Begins a group: its name, by which its other processes know it, and its getter.
+    #[doc(alias = "NewGroup")]
+    pub fn builder(name: impl Into<String>, getter: impl Getter + 'static) -> GroupBuilder {
+        GroupBuilder::new(name.into(), Box::new(getter))
+    }
+
+    /// The value of `key`; `Ok(None)` if the origin has no such key.
+    ///
+    /// # Errors
+    /// [`Error::KeyLength`] for a key that is empty or too long; else what befell the getter. A
+    /// peer that does not answer is no error: this process then loads by itself.
+    pub fn get(&self, key: &str) -> Result<Option<ByteView>, Error> {
+        let key = self.key(key)?;
+        let found = match self.look_up(&key) {
+            Some(record) => Some(record),
+            None => self.load(&key)?,
+        };
+        Ok(found.map(Record::into_value))
+    }
+
+    fn load(&self, key: &Key<'_>) -> Answer {
+        self.counters.misses.add_one();
+        let Some(owner) = self.peers.pick(key.text) else {
+            return self.load_locally(key, &self.main);
+        };
+        self.fly(&self.asking, key, || match self.load_from_peer(&*owner, key) {
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                self.log_fallback(&*owner, key, &error);
+                self.counters.fallbacks.add_one();
+                self.load_locally(key, &self.hot)
+            }
+        })
+    }
+
+    #[doc(alias = "getFromPeer")]
+    fn load_from_peer(
+        &self,
+        owner: &dyn PeerGetter,
+        key: &Key<'_>,
+    ) -> Result<Option<Record>, PeerError> {
+        debug!("[{}] {:?}: pick peer {}, fetch from it", self.name, key.text, owner.name());
+        let answer =
+            owner.get(&self.name, key.text).inspect_err(|_| self.counters.peer_errors.add_one())?;
+        self.counters.peer_loads.add_one();
+        Ok(answer.map(|loaded| {
+            let record = self.record(key, loaded, Some(self.hot_ttl));
+            if self.doorkeeper.has_seen(key.hash) {
+                self.hot.insert(key, record.clone());
+            }
+            record
+        }))
+    }
+
+    /// Loads from the origin, into the cache that the asker says.
+    #[doc(alias = "getLocally")]
+    fn load_locally(&self, key: &Key<'_>, cache: &Cache) -> Answer {
+        self.fly(&self.loading, key, || {
+            debug!("[{}] {:?}: search the origin", self.name, key.text);
+            let answer =
+                self.ask_getter(key).inspect_err(|_| self.counters.local_load_errors.add_one())?;
+            self.counters.local_loads.add_one();
+            Ok(answer.map(|loaded| self.fill(cache, key, loaded)))
+        })
+    }
+
+    /// Answers a peer that takes this node for the key's owner: the value and the time to live
+    /// that remains, or `None` if the origin has no such key. Never asks another peer.
+    ///
+    /// [`HttpServer`](crate::HttpServer) calls this; a transport of your own would.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    #[doc(alias = "ServeHTTP")]
+    pub fn answer_peer(&self, key: &str) -> Result<Option<(ByteView, Option<Duration>)>, Error> {
+        let key = self.key(key)?;
+        self.counters.peer_requests.add_one();
+        let found = match self.look_up(&key) {
+            Some(record) => Some(record),
+            None => {
+                self.counters.misses.add_one();
+                self.load_locally(&key, &self.main)?
+            }
+        };
+        Ok(found.map(|record| {
+            let remaining = record.expires().map(|at| at.saturating_sub(self.clock.now()));
+            (record.into_value(), remaining)
+        }))
+    }
+
+    /// The group's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the group has counted until now.
+    pub fn stats(&self) -> Stats {
+        self.counters.snapshot(self.main.stats(), self.hot.stats())
+    }
+
+    fn key<'k>(&self, key: &'k str) -> Result<Key<'k>, Error> {
+        match key.len() {
+            1..=MAX_KEY_BYTES => Ok(Key::new(key, &self.hasher)),
+            length => Err(Error::KeyLength(length)),
+        }
+    }
+
+    fn look_up(&self, key: &Key<'_>) -> Option<Record> {
+        let record = self.main.get(key).or_else(|| self.hot.get(key))?;
+        debug!("[{}] {:?}: hit", self.name, key.text);
+        Some(record)
+    }
+
+    /// Runs `work` in a flight, unless a cache has the answer by now or another thread is
+    /// working on it.
+    ///
+    /// The look into the caches is not idle. Without it a key can be loaded twice:
+    ///
+    /// 1. thread A misses and leads; thread B misses;
+    /// 2. A keeps the value and its flight lands;
+    /// 3. B, which was held up, comes to the flight, finds nobody there and leads as well.
+    fn fly(&self, flight: &Flight<Answer>, key: &Key<'_>, work: impl FnOnce() -> Answer) -> Answer {
+        let mut worked = false;
+        let answer = flight.run(key.text, self.load_timeout, || {
+            match self.main.peek(key).or_else(|| self.hot.peek(key)) {
+                Some(record) => Ok(Some(record)),
+                None => {
+                    worked = true;
+                    work()
+                }
+            }
+        });
+        if !worked {
+            self.counters.shared.add_one();
+        }
+        answer.unwrap_or_else(|unanswered| {
+            let key = key.text.to_string();
+            Err(match unanswered {
+                Unanswered::Recursive => Error::Recursive { key },
+                Unanswered::TimedOut => Error::LoadTimeout { key, waited: self.load_timeout },
+                Unanswered::LeaderPanicked => {
+                    Error::GetterPanicked { key, message: "in another thread".into() }
+                }
+            })
+        })
+    }
+
+    /// Calls the getter; its panic ends here.
+    fn ask_getter(&self, key: &Key<'_>) -> Result<Option<Loaded>, Error> {
+        match catch_unwind(AssertUnwindSafe(|| self.getter.get(key.text))) {
+            Ok(Ok(loaded)) => Ok(loaded),
+            Ok(Err(error)) => Err(Error::Getter { key: key.text.into(), source: Arc::from(error) }),
+            Err(panic) => {
+                Err(Error::GetterPanicked { key: key.text.into(), message: text_of(&*panic) })
+            }
+        }
+    }
+
+    #[doc(alias = "populateCache")]
+    fn fill(&self, cache: &Cache, key: &Key<'_>, loaded: Loaded) -> Record {
+        let most = std::ptr::eq(cache, &self.hot).then_some(self.hot_ttl);
+        let record = self.record(key, Loaded { ttl: loaded.ttl.or(self.ttl), ..loaded }, most);
+        cache.insert(key, record.clone());
+        record
+    }
+
+    /// A record of what was loaded, that lives for its own time to live and `most` at the most.
+    fn record(&self, key: &Key<'_>, loaded: Loaded, most: Option<Duration>) -> Record {
+        let ttl = loaded.ttl.into_iter().chain(most).min();
+        Record::new(key.text, &loaded.value, ttl.map(|ttl| self.clock.now().saturating_add(ttl)))
+    }
+
+    fn log_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {
+        // What comes by the thousand while a peer is down or overloaded is for debugging only.
+        let level = match error {
+            PeerError::CoolingDown | PeerError::Status { code: 503, .. } => Level::Debug,
+            _ => Level::Warn,
+        };
+        log!(level, "[{}] {:?}: peer {}: {error}; fall back", self.name, key.text, owner.name());
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").into()
+}
+
+#[cfg(test)]
+mod tests;

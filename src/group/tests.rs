@@ -1,0 +1,324 @@
+//! The flow of a get with peers written by hand; the same over HTTP is in `tests/it`.
+
+use super::*;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+type Fails = Box<dyn std::error::Error + Send + Sync>;
+
+/// The scores of the source, and how often they were asked for.
+fn scores(loads: &Arc<AtomicUsize>) -> impl Getter + 'static {
+    let loads = loads.clone();
+    move |key: &str| {
+        loads.fetch_add(1, Ordering::SeqCst);
+        match key {
+            "Tom" => Ok(Some("630")),
+            "Jack" => Ok(Some("589")),
+            "bad" => Err(Fails::from("disk full")),
+            "panic" => panic!("on purpose"),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A single peer that owns every key and answers from a script.
+struct Owner(Mutex<Vec<Result<Option<Loaded>, PeerError>>>);
+
+impl Owner {
+    fn answering(
+        answers: impl IntoIterator<Item = Result<Option<Loaded>, PeerError>>,
+    ) -> Arc<Self> {
+        let mut answers: Vec<_> = answers.into_iter().collect();
+        answers.reverse();
+        Arc::new(Self(Mutex::new(answers)))
+    }
+}
+
+struct PickOwner(Arc<Owner>);
+
+impl PeerPicker for PickOwner {
+    fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+        Some(self.0.clone())
+    }
+}
+
+impl PeerGetter for Owner {
+    fn name(&self) -> &str {
+        "owner"
+    }
+
+    fn get(&self, group: &str, _key: &str) -> Result<Option<Loaded>, PeerError> {
+        assert_eq!(group, "scores");
+        self.0.lock().unwrap().pop().expect("not asked more often than the script says")
+    }
+}
+
+fn check_identities(stats: &Stats) {
+    assert_eq!(stats.gets, stats.main.hits + stats.hot.hits + stats.misses);
+    let outcomes = stats.peer_loads + stats.local_loads + stats.local_load_errors + stats.shared;
+    assert_eq!(stats.misses, outcomes, "{stats:?}");
+    assert_eq!(stats.peer_errors, stats.fallbacks);
+}
+
+#[test]
+fn a_miss_loads_and_a_hit_does_not() {
+    let loads = Arc::default();
+    let group = Group::builder("scores", scores(&loads)).build().unwrap();
+    for _ in 0..3 {
+        assert_eq!(group.get("Tom").unwrap().unwrap(), "630");
+    }
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+    let stats = group.stats();
+    assert_eq!((stats.gets, stats.misses, stats.local_loads, stats.main.hits), (3, 1, 1, 2));
+    check_identities(&stats);
+}
+
+#[test]
+fn an_absent_key_is_an_answer_and_not_an_error() {
+    let group = Group::builder("scores", scores(&Arc::default())).build().unwrap();
+    assert_eq!(group.get("kkk").unwrap(), None);
+    assert_eq!(group.stats().local_load_errors, 0);
+}
+
+#[test]
+fn a_getter_that_fails_is_an_error_that_nobody_caches() {
+    let loads = Arc::default();
+    let group = Group::builder("scores", scores(&loads)).build().unwrap();
+    for _ in 0..2 {
+        assert_eq!(group.get("bad").unwrap_err().to_string(), "loading \"bad\": disk full");
+    }
+    assert_eq!(loads.load(Ordering::SeqCst), 2);
+    check_identities(&group.stats());
+}
+
+#[test]
+fn a_getter_that_panics_is_an_error_and_the_key_is_usable_after() {
+    let first = AtomicUsize::new(0);
+    let group = Group::builder("scores", move |_: &str| {
+        assert!(first.fetch_add(1, Ordering::SeqCst) > 0, "on purpose");
+        Ok::<_, Fails>(Some("630"))
+    })
+    .build()
+    .unwrap();
+    let error = group.get("Tom").unwrap_err();
+    assert_eq!(error.to_string(), "loading \"Tom\": the getter panicked: on purpose");
+    assert_eq!(group.get("Tom").unwrap().unwrap(), "630");
+    check_identities(&group.stats());
+}
+
+#[test]
+fn keys_have_1_to_16384_bytes() {
+    let group = Group::builder("scores", scores(&Arc::default())).build().unwrap();
+    assert!(matches!(group.get(""), Err(Error::KeyLength(0))));
+    assert!(group.get(&"k".repeat(MAX_KEY_BYTES)).is_ok());
+    assert!(matches!(group.get(&"k".repeat(MAX_KEY_BYTES + 1)), Err(Error::KeyLength(16_385))));
+    assert!(matches!(group.answer_peer(""), Err(Error::KeyLength(0))));
+    assert_eq!(group.stats().gets, 1);
+}
+
+/// A getter that reports each call and waits for its turn.
+fn gated() -> (impl Getter + 'static, Receiver<String>, Sender<&'static str>) {
+    let (called, calls) = bounded(100);
+    let (open, gate) = bounded::<&str>(0);
+    let getter = move |key: &str| {
+        called.send(key.to_string()).unwrap();
+        gate.recv_timeout(Duration::from_secs(30)).map(Some)
+    };
+    (getter, calls, open)
+}
+
+#[test]
+fn concurrent_gets_of_a_cold_key_make_one_load() {
+    let (getter, calls, open) = gated();
+    let group = Group::builder("scores", getter).build().unwrap();
+    thread::scope(|scope| {
+        let gets: Vec<_> = (0..50).map(|_| scope.spawn(|| group.get("Tom"))).collect();
+        calls.recv_timeout(Duration::from_secs(30)).unwrap();
+        open.send_timeout("630", Duration::from_secs(30)).unwrap();
+        for get in gets {
+            assert_eq!(get.join().unwrap().unwrap().unwrap(), "630");
+        }
+    });
+    assert!(calls.is_empty());
+    let stats = group.stats();
+    assert_eq!((stats.gets, stats.local_loads), (50, 1));
+    check_identities(&stats);
+}
+
+#[test]
+fn a_getter_may_ask_its_group_for_another_key_but_not_for_the_same() {
+    let own: Arc<Mutex<Option<Arc<Group>>>> = Arc::default();
+    let group = Group::builder("scores", {
+        let own = own.clone();
+        move |key: &str| {
+            let group = own.lock().unwrap().clone().unwrap();
+            match key {
+                "sum" => group.get("Tom"),
+                "itself" => group.get("itself"),
+                _ => Ok(Some(ByteView::from("630"))),
+            }
+        }
+    })
+    .build()
+    .unwrap();
+    *own.lock().unwrap() = Some(group.clone());
+    assert_eq!(group.get("sum").unwrap().unwrap(), "630");
+    let error = group.get("itself").unwrap_err();
+    assert!(error.to_string().contains("asked its own group for the key"), "{error}");
+    own.lock().unwrap().take();
+}
+
+#[test]
+fn a_load_that_another_thread_does_not_finish_is_waited_for_only_so_long() {
+    let (getter, calls, open) = gated();
+    let group =
+        Group::builder("scores", getter).load_timeout(Duration::from_millis(1)).build().unwrap();
+    thread::scope(|scope| {
+        let leader = scope.spawn(|| group.get("Tom"));
+        calls.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert!(matches!(group.get("Tom"), Err(Error::LoadTimeout { .. })));
+        open.send_timeout("630", Duration::from_secs(30)).unwrap();
+        assert_eq!(leader.join().unwrap().unwrap().unwrap(), "630");
+    });
+}
+
+#[test]
+fn the_owner_is_asked_and_its_absent_is_final() {
+    let loads = Arc::default();
+    let owner = Owner::answering([Ok(Some("from the owner".into())), Ok(None)]);
+    let group = Group::builder("scores", scores(&loads)).peers(PickOwner(owner)).build().unwrap();
+    assert_eq!(group.get("Tom").unwrap().unwrap(), "from the owner");
+    assert_eq!(group.get("Tom").unwrap(), None);
+    assert_eq!(loads.load(Ordering::SeqCst), 0);
+    assert_eq!(group.stats().peer_loads, 2);
+    check_identities(&group.stats());
+}
+
+#[test]
+fn a_key_fetched_twice_is_kept_in_the_hot_cache_until_its_time_ends() {
+    let clock = Clock::by_hand();
+    let answers = ["1", "2", "3"].map(|v| Ok(Some(Loaded::from(v))));
+    let group = Group::builder("scores", scores(&Arc::default()))
+        .peers(PickOwner(Owner::answering(answers)))
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    let get = || group.get("Tom").unwrap().unwrap().to_string();
+    assert_eq!([get(), get(), get(), get()], ["1", "2", "2", "2"]);
+    clock.advance(Duration::from_secs(30));
+    assert_eq!(get(), "3");
+    check_identities(&group.stats());
+}
+
+#[test]
+fn a_copy_never_outlives_what_the_owner_says_remains() {
+    let clock = Clock::by_hand();
+    let answers = ["1", "2", "3"].map(|v| Ok(Some(Loaded::from(v).ttl(Duration::from_secs(5)))));
+    let group = Group::builder("scores", scores(&Arc::default()))
+        .peers(PickOwner(Owner::answering(answers)))
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    let get = || group.get("Tom").unwrap().unwrap().to_string();
+    assert_eq!([get(), get(), get()], ["1", "2", "2"]);
+    clock.advance(Duration::from_millis(4_999));
+    assert_eq!(get(), "2");
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(get(), "3");
+}
+
+#[test]
+fn an_owner_that_fails_is_replaced_by_the_getter_and_the_value_is_hot_for_a_while() {
+    let loads = Arc::default();
+    let clock = Clock::by_hand();
+    let failing = [Err(PeerError::Timeout), Err(PeerError::CoolingDown)];
+    let group = Group::builder("scores", scores(&loads))
+        .peers(PickOwner(Owner::answering(failing)))
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        assert_eq!(group.get("Tom").unwrap().unwrap(), "630");
+    }
+    clock.advance(Duration::from_secs(30));
+    assert_eq!(group.get("Tom").unwrap().unwrap(), "630");
+    assert_eq!(loads.load(Ordering::SeqCst), 2);
+    let stats = group.stats();
+    assert_eq!((stats.fallbacks, stats.hot.hits, stats.main.entries), (2, 2, 0));
+    check_identities(&stats);
+}
+
+#[test]
+fn a_peers_question_is_answered_without_asking_a_peer() {
+    // The list of this node says that another owns the key; the asking peer's list differs.
+    let group = Group::builder("scores", scores(&Arc::default()))
+        .peers(PickOwner(Owner::answering([])))
+        .ttl(Duration::from_secs(300))
+        .clock(Clock::by_hand())
+        .build()
+        .unwrap();
+    let (value, ttl) = group.answer_peer("Tom").unwrap().unwrap();
+    assert_eq!((value.to_string().as_str(), ttl), ("630", Some(Duration::from_secs(300))));
+    assert_eq!(group.answer_peer("kkk").unwrap(), None);
+    assert_eq!(group.stats().peer_requests, 2);
+    check_identities(&group.stats());
+}
+
+#[test]
+fn values_expire_by_the_getters_time_or_else_the_groups() {
+    let clock = Clock::by_hand();
+    let loads = Arc::new(AtomicUsize::new(0));
+    let group = Group::builder("scores", {
+        let loads = loads.clone();
+        move |key: &str| {
+            loads.fetch_add(1, Ordering::SeqCst);
+            let loaded = Loaded::from("630");
+            Ok::<_, Fails>(Some(if key == "brief" {
+                loaded.ttl(Duration::from_secs(1))
+            } else {
+                loaded
+            }))
+        }
+    })
+    .ttl(Duration::from_secs(10))
+    .clock(clock.clone())
+    .build()
+    .unwrap();
+    let get_both = || ["brief", "Tom"].map(|key| group.get(key).unwrap().unwrap());
+    get_both();
+    clock.advance(Duration::from_secs(1));
+    get_both();
+    assert_eq!(loads.load(Ordering::SeqCst), 3);
+    clock.advance(Duration::from_secs(9));
+    get_both();
+    assert_eq!(loads.load(Ordering::SeqCst), 5);
+    assert_eq!(group.stats().main.expirations, 3);
+}
+
+#[test]
+fn the_defaults_are_those_of_the_docs() {
+    let alone = Group::builder("scores", scores(&Arc::default())).build().unwrap();
+    let stats = alone.stats();
+    assert_eq!((stats.main.max_bytes, stats.hot.max_bytes), (64 << 20, 0));
+    let peers = PickOwner(Owner::answering([]));
+    let group = Group::builder("scores", scores(&Arc::default())).peers(peers).build().unwrap();
+    let stats = group.stats();
+    assert_eq!((stats.main.max_bytes, stats.hot.max_bytes), (56 << 20, 8 << 20));
+    assert_eq!(group.ttl, None);
+    assert_eq!(group.hot_ttl, Duration::from_secs(30));
+    assert_eq!(group.load_timeout, Duration::from_secs(60));
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused() {
+    let build = |name: &str, hot| {
+        let getter = scores(&Arc::default());
+        let built = Group::builder(name, getter).max_bytes(100).hot_bytes(hot).build();
+        built.err().map(|error| error.to_string())
+    };
+    assert_eq!(build("scores", 100), None);
+    assert_eq!(build("", 0).unwrap(), "a group needs a name");
+    assert!(build("scores", 101).unwrap().contains("hot_bytes (101)"));
+}

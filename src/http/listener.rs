@@ -1,0 +1,274 @@
+//! The accepting side of the HTTP server: tiny_http 0.12 with its flaws cured.
+//!
+//! tiny_http turns a socket into [`Request`]s, one thread per connection. Four things it leaves
+//! to its user, and they are done here.
+//!
+//! **Nothing times out.** A client that sends nothing, or reads nothing, holds its thread for
+//! ever. Linux lets an accepted socket inherit the timeouts of the listening one, so they are set
+//! there. `accept` itself then times out as well, but the knocks (below) never let it come to that.
+//!
+//! **Connections are left without a thread.** tiny_http's pool counts a thread as idle until it
+//! has really woken. Of a burst of connections some are thus queued for threads that are already
+//! taken, and the queue is looked at again only when another connection ends. So we *knock*: we
+//! connect to ourselves and send an empty line, which a pool thread answers with a 400 and is
+//! then free for the queue. A knock that found no idle thread makes the pool start one more; as
+//! long as that happens somebody may be queued, and we knock again. Nobody is queued where nobody
+//! came, so an idle listener only looks at its number of open files, and knocks rarely.
+//!
+//! **The acceptor dies of its first error.** Without file descriptors it ends, or panics and does
+//! not even tell. The process lives on, deaf. But then no knock is answered either, and we put a
+//! new [`Server`] on the same socket. Clients of the old one are not forgotten: a thread hands
+//! their requests over, until every connection that is still silent must have timed out.
+//!
+//! **It cannot stop accepting alone.** Dropping a [`Server`] also orphans its open connections.
+//! Shutting the listening socket down ends only the acceptor, and frees the port.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::linux::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use std::{fs, mem};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use socket2::SockRef;
+use tiny_http::{Request, Server};
+
+/// Connections the kernel holds for us until they are accepted; std asks for 128 only.
+const BACKLOG: i32 = 1024;
+/// How often the keeper looks whether somebody came.
+const TICK: Duration = Duration::from_millis(20);
+/// It knocks this often in any case: as many may have come as have gone.
+const ROUND: Duration = Duration::from_millis(100);
+/// Knocks in one round at most, so that threads started elsewhere cannot keep us knocking.
+const KNOCKS: usize = 64;
+/// Time a knock has to be answered. One that takes longer is queued behind somebody.
+const KNOCK_TIMEOUT: Duration = Duration::from_millis(10);
+/// After this long without an answered knock the acceptor is taken for dead.
+const DEAF: Duration = Duration::from_secs(1);
+/// How often a thread that waits for a request looks whether its server is still the right one.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long `close` waits for the threads that hand over requests.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A source of HTTP requests that survives bursts, idle clients and lack of file descriptors.
+pub(crate) struct Listener {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+    /// Requests on connections of replaced servers.
+    late: Receiver<Request>,
+    /// The keeper, and the channel whose end tells it to stop.
+    keeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
+}
+
+struct Shared {
+    closed: AtomicBool,
+    /// The server that accepts.
+    server: RwLock<Arc<Server>>,
+}
+
+impl Shared {
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    fn server(&self) -> Arc<Server> {
+        self.server.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace_server(&self, new: Arc<Server>) -> Arc<Server> {
+        mem::replace(&mut self.server.write().unwrap_or_else(PoisonError::into_inner), new)
+    }
+}
+
+impl Listener {
+    /// Starts accepting. A client may stay silent, or not read, for `idle_timeout`.
+    pub(crate) fn new(socket: TcpListener, idle_timeout: Duration) -> io::Result<Listener> {
+        let inherited = SockRef::from(&socket);
+        inherited.set_read_timeout(Some(idle_timeout))?;
+        inherited.set_write_timeout(Some(idle_timeout))?;
+        inherited.set_tcp_nodelay(true)?;
+        inherited.listen(BACKLOG)?;
+
+        let addr = socket.local_addr()?;
+        let shared = Arc::new(Shared {
+            closed: AtomicBool::new(false),
+            server: RwLock::new(serve(&socket)?),
+        });
+        let (sender, late) = unbounded();
+        let keeper =
+            Keeper { socket, door: door(addr), idle_timeout, shared: shared.clone(), late: sender };
+        let (stop, stopped) = bounded(0);
+        let thread = thread::Builder::new()
+            .name("http-keeper".into())
+            .spawn(move || keeper.run(&stopped))?;
+        Ok(Listener { addr, shared, late, keeper: Mutex::new(Some((stop, thread))) })
+    }
+
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The next request; waits for it. `None` once the listener is closed.
+    pub(crate) fn recv(&self) -> Option<Request> {
+        while !self.shared.is_closed() {
+            if let Ok(request) = self.late.try_recv() {
+                return Some(request);
+            }
+            // An error is the end of the acceptor; the keeper finds that out by itself.
+            if let Ok(Some(request)) = self.shared.server().recv_timeout(LOOK) {
+                return Some(request);
+            }
+        }
+        // One `unblock` wakes one thread, so each passes it on.
+        self.shared.server().unblock();
+        None
+    }
+
+    /// Refuses new connections from now on and frees the port. Requests on open connections
+    /// still come out of [`recv`](Self::recv), so that they can be told that we leave.
+    pub(crate) fn stop_accepting(&self) {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((stop, thread)) = keeper.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
+
+    /// Ends everything: every `recv` returns `None`, and open connections are answered no more.
+    pub(crate) fn close(&self) {
+        self.stop_accepting();
+        self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.server().unblock();
+        // Each handing-over thread holds a sender: the channel ends with the last of them.
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        while self.late.recv_deadline(deadline).is_ok() {}
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// The thread that owns the listening socket, knocks, and replaces a dead server.
+struct Keeper {
+    socket: TcpListener,
+    /// Where to knock.
+    door: SocketAddr,
+    idle_timeout: Duration,
+    shared: Arc<Shared>,
+    late: Sender<Request>,
+}
+
+impl Keeper {
+    fn run(self, stopped: &Receiver<()>) {
+        let mut files = 0;
+        let mut round = Instant::now();
+        let mut answered = Instant::now();
+        let mut warned = false;
+        while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            let files_before = mem::replace(&mut files, open_files());
+            if files == files_before && round.elapsed() < ROUND {
+                continue;
+            }
+            round = Instant::now();
+            match self.knock_round() {
+                Ok(()) => (answered, warned) = (Instant::now(), false),
+                Err(error) if answered.elapsed() > DEAF => {
+                    if !warned {
+                        log::warn!("{}: not accepting ({error}), starting anew", self.door);
+                    }
+                    // Without a descriptor this fails too, and is tried again.
+                    let r = self.replace();
+                    eprintln!("replace {r:?} after {error}");
+                    (answered, warned) = (Instant::now(), true);
+                }
+                Err(_) => {}
+            }
+        }
+        // Later there is nobody to accept a knock, so the queue is emptied now.
+        let _ = self.knock_round();
+        let _ = SockRef::from(&self.socket).shutdown(Shutdown::Read);
+    }
+
+    /// Knocks until no connection is left without a thread.
+    fn knock_round(&self) -> io::Result<()> {
+        let mut answer = Ok(());
+        for _ in 0..KNOCKS {
+            let before = threads();
+            answer = knock(self.door);
+            if answer.is_ok() && threads() <= before {
+                break;
+            }
+        }
+        answer
+    }
+
+    /// Puts a new server in the place of one that does not accept any more.
+    fn replace(&self) -> io::Result<()> {
+        // Should the old one be alive after all, this ends it: two would share the knocks.
+        let socket = SockRef::from(&self.socket);
+        let a = socket.shutdown(Shutdown::Read);
+        let b = socket.listen(BACKLOG);
+        eprintln!("shut {a:?} listen {b:?}");
+        let old = self.shared.replace_server(serve(&self.socket)?);
+        // Somebody should wait at the new one at once; the others follow.
+        old.unblock();
+
+        let (shared, late) = (self.shared.clone(), self.late.clone());
+        // Twice the timeout: a connection may be silent for one before, and one after a request.
+        let linger = 2 * self.idle_timeout;
+        thread::Builder::new().name("http-late".into()).spawn(move || {
+            let mut last = Instant::now();
+            while !shared.is_closed() && last.elapsed() < linger {
+                if let Ok(Some(request)) = old.recv_timeout(LOOK) {
+                    last = Instant::now();
+                    let _ = late.send(request);
+                    shared.server().unblock();
+                }
+            }
+        })?;
+        Ok(())
+    }
+}
+
+/// Starts a server on a socket that stays ours.
+fn serve(socket: &TcpListener) -> io::Result<Arc<Server>> {
+    Server::from_listener(socket.try_clone()?, None).map(Arc::new).map_err(io::Error::other)
+}
+
+/// The address to knock at: a wildcard address is reached by the loopback of its family.
+fn door(mut addr: SocketAddr) -> SocketAddr {
+    if addr.ip().is_unspecified() {
+        addr.set_ip(match addr {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        });
+    }
+    addr
+}
+
+/// Has one pool thread say 400 to an empty line.
+fn knock(door: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&door, KNOCK_TIMEOUT)?;
+    // Closing resets the connection: 50 a second would fill the kernel with TIME_WAITs.
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    stream.set_read_timeout(Some(KNOCK_TIMEOUT))?;
+    stream.write_all(b"\r\n")?;
+    // The end of the answer, not its start: now the thread is about to look into the queue.
+    stream.read_to_end(&mut Vec::new()).map(drop)
+}
+
+/// The number of threads in this process, up to a constant: the link count of its task folder.
+fn threads() -> u64 {
+    fs::metadata("/proc/self/task").map_or(0, |folder| folder.st_nlink())
+}
+
+/// The number of open files, which grows with each connection (0 before Linux 6.2).
+fn open_files() -> u64 {
+    fs::metadata("/proc/self/fd").map_or(0, |folder| folder.st_size())
+}

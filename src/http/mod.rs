@@ -1,0 +1,24 @@
+//! The network: everything that names `tiny_http` or `ureq`.
+//!
+//! | file | what |
+//! |---|---|
+//! | `wire` | paths, escapes and headers, for both ends |
+//! | `pool` | [`HttpPool`]: the ring, and a getter for each other node |
+//! | `client` | `HttpGetter`: asks one peer |
+//! | `cooldown` | dead peers cost once |
+//! | `listener` | tiny_http's accepting side, with its flaws cured |
+//! | `workers` | the pool of threads and its bounded queue |
+//! | `routes` | which question gets which answer |
+//! | `server` | [`HttpServer`]: the three together, and their end |
+
+mod client;
+mod cooldown;
+mod listener;
+mod pool;
+mod routes;
+mod server;
+mod wire;
+mod workers;
+
+pub use pool::{HttpPool, PoolOptions};
+pub use server::{HttpServer, ServerOptions};

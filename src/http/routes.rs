@@ -1,0 +1,99 @@
+//! `Routes`: which question gets which answer.
+//!
+//! The other end of [`client`](super::client); `lib.rs` has the protocol as a table.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tiny_http::{Method, Request, ResponseBox};
+
+use super::wire;
+use super::workers::{bytes, header, text};
+use crate::stats::{Counter, head, prometheus};
+use crate::{Error, Group};
+
+pub(super) struct Routes {
+    pub(super) groups: HashMap<String, Arc<Group>>,
+    pub(super) base_path: String,
+    pub(super) token: Option<String>,
+    pub(super) shed: Arc<Counter>,
+}
+
+impl Routes {
+    pub(super) fn answer(&self, request: &Request) -> ResponseBox {
+        let path = request.url().split('?').next().unwrap_or_default();
+        match path.strip_prefix(&*self.base_path) {
+            Some(rest) => self.answer_peer(request, rest),
+            None => match path {
+                "/healthz" => text(200, "ok\n"),
+                "/metrics" => text(200, &self.metrics()),
+                _ => text(404, "no such page\n"),
+            },
+        }
+    }
+
+    fn answer_peer(&self, request: &Request, path: &str) -> ResponseBox {
+        if !self.may_ask(request) {
+            return text(401, "a token is required\n")
+                .with_header(header("WWW-Authenticate", "Bearer"));
+        }
+        if *request.method() != Method::Get {
+            return text(405, "peers are asked by GET\n").with_header(header("Allow", "GET"));
+        }
+        let (group, key) = match wire::parse(path) {
+            Ok(parts) => parts,
+            Err(what) => return text(400, &format!("{what}\n")),
+        };
+        let Some(group) = self.groups.get(&group) else {
+            return text(404, &format!("no such group: {group}\n"));
+        };
+        match group.answer_peer(&key) {
+            Ok(Some((value, ttl))) => {
+                let answer = bytes(200, value)
+                    .with_header(header("Content-Type", "application/octet-stream"));
+                match ttl {
+                    Some(ttl) => {
+                        answer.with_header(header(wire::TTL_MS, &wire::ttl_to_header(ttl)))
+                    }
+                    None => answer,
+                }
+            }
+            Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT)),
+            Err(error @ Error::KeyLength(_)) => text(400, &format!("{error}\n")),
+            Err(error) => text(502, &format!("{error}\n")),
+        }
+    }
+
+    fn may_ask(&self, request: &Request) -> bool {
+        let Some(token) = &self.token else { return true };
+        let sent = request.headers().iter().find(|header| header.field.equiv("Authorization"));
+        let sent = sent.and_then(|header| header.value.as_str().strip_prefix("Bearer "));
+        sent.is_some_and(|sent| are_equal(sent.as_bytes(), token.as_bytes()))
+    }
+
+    fn metrics(&self) -> String {
+        let mut metrics =
+            prometheus(self.groups.values().map(|group| (group.name(), group.stats())));
+        head(&mut metrics, "geecache_shed_total", "counter", "Requests refused with 503.");
+        metrics + &format!("geecache_shed_total {}\n", self.shed.get())
+    }
+}
+
+/// Compares without telling by the time it takes how much of a guess is right.
+fn are_equal(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len()
+        && std::hint::black_box(a.iter().zip(b).fold(0, |bits, (a, b)| bits | (a ^ b))) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::are_equal;
+
+    #[test]
+    fn tokens_are_compared_whole() {
+        assert!(are_equal(b"secret", b"secret"));
+        for other in [&b"Secret"[..], b"secreT", b"secre", b"secrets", b""] {
+            assert!(!are_equal(other, b"secret"));
+        }
+    }
+}

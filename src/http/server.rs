@@ -1,0 +1,209 @@
+//! `HttpServer`: one node's listening side, from the socket to the last answer.
+//!
+//! One thread takes requests from the listener and hands them to the workers. A shutdown goes
+//! the other way round: nobody new, then what was accepted, then the threads.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tiny_http::{Request, ResponseBox};
+
+use super::listener::Listener;
+use super::pool::check_base_path;
+use super::routes::Routes;
+use super::wire::DEFAULT_BASE_PATH;
+use super::workers::Workers;
+use crate::stats::Counter;
+use crate::{Error, Group};
+
+/// How an [`HttpServer`] works.
+#[derive(Clone)]
+pub struct ServerOptions {
+    /// How many requests are answered at the same time; each may wait for the origin.
+    /// Default: 16.
+    pub workers: usize,
+    /// How many requests wait for a worker before further ones get `503`. Default: 256.
+    pub queue: usize,
+    /// How long a connection may be silent, or not take an answer, before it is closed. Longer
+    /// than the 15 s for which peers keep theirs. Default: 60 s.
+    pub idle_timeout: Duration,
+    /// The path under which peers ask. Default: `/_geecache/`.
+    pub base_path: String,
+    /// The secret that peers must present, see [`PoolOptions::token`](crate::PoolOptions::token).
+    /// Default: none.
+    pub token: Option<String>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            workers: 16,
+            queue: 256,
+            idle_timeout: Duration::from_secs(60),
+            base_path: DEFAULT_BASE_PATH.into(),
+            token: None,
+        }
+    }
+}
+
+/// Shows everything but the token.
+impl fmt::Debug for ServerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerOptions")
+            .field("workers", &self.workers)
+            .field("queue", &self.queue)
+            .field("idle_timeout", &self.idle_timeout)
+            .field("base_path", &self.base_path)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .finish()
+    }
+}
+
+/// Answers peers over HTTP, on a pool of worker threads, until it is
+/// [shut down](Self::shutdown) or dropped.
+///
+/// Besides the questions of peers it answers `GET /healthz` and `GET /metrics`.
+///
+/// ```
+/// use geecache::{Group, HttpServer, ServerOptions};
+/// use std::{net::TcpListener, time::Duration};
+///
+/// let scores = Group::builder("scores", |_: &str| Ok::<_, std::io::Error>(Some("630"))).build()?;
+/// let listener = TcpListener::bind("127.0.0.1:0")?;
+/// let server = HttpServer::start(listener, [scores], ServerOptions::default())?;
+/// println!("listening on {}", server.local_addr());
+/// assert!(server.shutdown(Duration::from_secs(5)));
+/// # Ok::<(), geecache::Error>(())
+/// ```
+#[doc(alias = "ServeHTTP")]
+pub struct HttpServer {
+    listener: Arc<Listener>,
+    workers: Arc<Workers>,
+    receiver: Option<JoinHandle<()>>,
+}
+
+impl HttpServer {
+    /// Serves `groups` to peers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if two groups have the same name or an option cannot work; [`Error::Io`]
+    /// if the listener cannot be set up.
+    pub fn start(
+        listener: TcpListener,
+        groups: impl IntoIterator<Item = Arc<Group>>,
+        options: ServerOptions,
+    ) -> Result<Self, Error> {
+        check_base_path(&options.base_path)?;
+        let mut by_name = HashMap::new();
+        for group in groups {
+            if let Some(twin) = by_name.insert(group.name().to_string(), group) {
+                return Err(Error::Config(format!("two groups are named {:?}", twin.name())));
+            }
+        }
+        let shed = Arc::new(Counter::default());
+        let routes = Routes {
+            groups: by_name,
+            base_path: options.base_path.clone(),
+            token: options.token.clone(),
+            shed: shed.clone(),
+        };
+        Self::run(listener, &options, shed, move |request| routes.answer(request))
+    }
+
+    /// Serves anything, with the same listener, workers and shutdown: a front of your own, say.
+    /// `base_path` and `token` are not looked at.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn serve(
+        listener: TcpListener,
+        options: ServerOptions,
+        handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        Self::run(listener, &options, Arc::default(), handler)
+    }
+
+    fn run(
+        listener: TcpListener,
+        options: &ServerOptions,
+        shed: Arc<Counter>,
+        handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        if options.workers == 0 || options.idle_timeout.is_zero() {
+            return Err(Error::Config("a server needs a worker and an idle timeout".into()));
+        }
+        let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
+        let workers = Arc::new(Workers::start(options.workers, options.queue, shed, handler)?);
+        let receiver = thread::Builder::new().name("geecache-receiver".into()).spawn({
+            let (listener, workers) = (listener.clone(), workers.clone());
+            move || {
+                while let Some(request) = listener.recv() {
+                    workers.hand(request);
+                }
+            }
+        })?;
+        Ok(Self { listener, workers, receiver: Some(receiver) })
+    }
+
+    /// The address that is listened on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// Accepts no more connections, answers new requests with `503`, finishes what is in flight
+    /// for up to `grace`, and ends the threads. Whether all that was accepted has been answered;
+    /// a worker whose getter takes longer ends when that returns.
+    pub fn shutdown(mut self, grace: Duration) -> bool {
+        self.stop(grace)
+    }
+
+    fn stop(&mut self, grace: Duration) -> bool {
+        let Some(receiver) = self.receiver.take() else { return true };
+        self.listener.stop_accepting();
+        let finished = self.workers.drain(grace);
+        self.listener.close();
+        let _ = receiver.join();
+        finished
+    }
+}
+
+/// Shuts down with a grace of 5 seconds.
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.stop(Duration::from_secs(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_docs() {
+        let options = ServerOptions::default();
+        assert_eq!((options.workers, options.queue), (16, 256));
+        assert_eq!(options.idle_timeout, Duration::from_secs(60));
+        assert_eq!((&*options.base_path, options.token), ("/_geecache/", None));
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let start = |groups: Vec<Arc<Group>>, options| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            HttpServer::start(listener, groups, options).err().map(|error| error.to_string())
+        };
+        let group =
+            || Group::builder("scores", |_: &str| Ok::<_, Error>(Some("630"))).build().unwrap();
+        let default = ServerOptions::default;
+        assert_eq!(
+            start(vec![group(), group()], default()).unwrap(),
+            "two groups are named \"scores\""
+        );
+        assert!(start(vec![], ServerOptions { workers: 0, ..default() }).is_some());
+        assert!(start(vec![], ServerOptions { base_path: "/x".into(), ..default() }).is_some());
+    }
+}

@@ -1,0 +1,156 @@
+//! What travels between nodes: paths, headers, status codes. Both ends use this.
+//!
+//! A key is any UTF-8 text, a path is not. Each of `{group}` and `{key}` is percent-encoded by
+//! itself, every byte but RFC 3986's unreserved ones, so `/`, `+`, `?` and `#` in a key cannot
+//! be mistaken for the path's own. The server splits the raw path first and decodes each part
+//! once: a path that is decoded before it is split, or twice, gives the wrong key.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+/// Under which path peers are asked, unless told otherwise: `/_geecache/`.
+pub(crate) const DEFAULT_BASE_PATH: &str = "/_geecache/";
+
+/// On a `404`: the origin has no such key, in distinction to a server that has no such group.
+pub(crate) const RESULT: &str = "Geecache-Result";
+pub(crate) const ABSENT: &str = "absent";
+
+/// On a `200`: for how many milliseconds from now the value lives.
+pub(crate) const TTL_MS: &str = "Geecache-Ttl-Ms";
+
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The path of a key, from the base path on.
+pub(crate) fn path(base_path: &str, group: &str, key: &str) -> String {
+    format!("{base_path}{}/{}", Segment(group), Segment(key))
+}
+
+/// A part of a path. Dots alone would be taken for "here" and "above" on the way.
+struct Segment<'s>(&'s str);
+
+impl fmt::Display for Segment<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.bytes().all(|byte| byte == b'.') {
+            return f.write_str(&self.0.replace('.', "%2E"));
+        }
+        utf8_percent_encode(self.0, RESERVED).fmt(f)
+    }
+}
+
+/// The group and the key of a raw path behind the base path; or what is wrong with it.
+///
+/// A bare `+` is a space, since Go's GeeCache clients encode as for a query.
+pub(crate) fn parse(path: &str) -> Result<(String, String), &'static str> {
+    let (group, key) = path.split_once('/').ok_or("a path is {group}/{key}")?;
+    let (group, key) = (decode(group)?, decode(key)?);
+    if group.is_empty() || key.is_empty() {
+        return Err("group and key must not be empty");
+    }
+    Ok((group, key))
+}
+
+fn decode(part: &str) -> Result<String, &'static str> {
+    let mut rest = part.as_bytes();
+    while let Some(at) = rest.iter().position(|&byte| byte == b'%') {
+        match rest[at + 1..] {
+            [a, b, ref after @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {
+                rest = after
+            }
+            _ => return Err("a percent sign begins an escape of two hexadecimal digits"),
+        }
+    }
+    let spaced = part.replace('+', " ");
+    let text = percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned);
+    text.map_err(|_| "the path is not UTF-8")
+}
+
+/// A time to live as a header's value, rounded down so that no copy lives too long.
+pub(crate) fn ttl_to_header(ttl: Duration) -> String {
+    ttl.as_millis().to_string()
+}
+
+pub(crate) fn ttl_from_header(value: &str) -> Option<Duration> {
+    value.trim().parse().ok().map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AWKWARD: &[&str] = &[
+        "Tom",
+        "a b",
+        "a+b",
+        "a/b/c",
+        "/",
+        "//",
+        "//x",
+        ".",
+        "..",
+        "...",
+        "./..",
+        "100%",
+        "%2F",
+        "?q=1&r=2",
+        "#frag",
+        "\0",
+        "\r\n",
+        "\x7f",
+        "键",
+        "😀",
+        "~tilde",
+        "é",
+        ":@!$&'()*,;=[]",
+    ];
+
+    #[test]
+    fn every_key_and_group_comes_back_and_only_unreserved_bytes_travel() {
+        let long = "ключ/ ".repeat(372);
+        for group in AWKWARD {
+            for key in AWKWARD.iter().copied().chain([&*long]) {
+                let path = path(DEFAULT_BASE_PATH, group, key);
+                let rest = path.strip_prefix(DEFAULT_BASE_PATH).unwrap();
+                assert_eq!(parse(rest), Ok((group.to_string(), key.to_string())));
+                assert!(rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%/".contains(&b)));
+                assert_eq!(rest.matches('/').count(), 1);
+                assert!(rest.split('/').all(|part| part.bytes().any(|b| b != b'.')));
+            }
+        }
+    }
+
+    #[test]
+    fn the_escapes_of_go_clients_are_understood() {
+        assert_eq!(parse("scores/a+b%2Bc"), Ok(("scores".into(), "a b+c".into())));
+        assert_eq!(parse("my+group/%E9%94%AE"), Ok(("my group".into(), "键".into())));
+    }
+
+    #[test]
+    fn a_slash_after_the_first_belongs_to_the_key() {
+        assert_eq!(parse("scores//a/b"), Ok(("scores".into(), "/a/b".into())));
+    }
+
+    #[test]
+    fn bad_paths_say_what_is_wrong() {
+        for path in [
+            "scores",
+            "scores/",
+            "/Tom",
+            "scores/%",
+            "scores/%4",
+            "scores/%zz",
+            "scores/%FF",
+            "%C3/x",
+        ] {
+            assert!(parse(path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_time_to_live_travels_as_whole_milliseconds() {
+        assert_eq!(ttl_to_header(Duration::from_micros(1_999)), "1");
+        assert_eq!(ttl_from_header("1500"), Some(Duration::from_millis(1_500)));
+        assert_eq!(ttl_from_header("soon"), None);
+    }
+}

@@ -1,0 +1,45 @@
+//! `PeerPicker` and `PeerGetter`: the seam between the story of a get and the network.
+//!
+//! What does a group need to know of the other processes? Which of them owns a key, and how to
+//! ask it. [`HttpPool`](crate::HttpPool) is the implementation that comes with the crate;
+//! `examples/by_hand.rs` writes one without a network.
+
+use std::sync::Arc;
+
+use crate::{Loaded, PeerError};
+
+/// Knows which peer owns a key.
+pub trait PeerPicker: Send + Sync {
+    /// The peer that owns `key`; `None` if this process does, or if there are no peers.
+    #[doc(alias = "PickPeer")]
+    fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>>;
+}
+
+/// Asks one peer.
+///
+/// An implementation must come back within a bounded time, with an error if need be: every
+/// caller of the key waits for it.
+pub trait PeerGetter: Send + Sync {
+    /// The peer's name, as logs and errors are to show it.
+    fn name(&self) -> &str;
+
+    /// The value of `key` in `group`, with the time to live that remains; `Ok(None)` if the
+    /// peer knows that there is no such key. After an error the group falls back to its own
+    /// getter.
+    fn get(&self, group: &str, key: &str) -> Result<Option<Loaded>, PeerError>;
+}
+
+impl<P: PeerPicker + ?Sized> PeerPicker for Arc<P> {
+    fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
+        (**self).pick(key)
+    }
+}
+
+/// For a group that is alone: this process owns every key.
+pub(crate) struct NoPeers;
+
+impl PeerPicker for NoPeers {
+    fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+        None
+    }
+}

@@ -1,0 +1,230 @@
+//! `Ring`: the consistent-hash ring. Immutable; knows nothing of caching.
+//!
+//! Which node owns a key, so that all agree without asking one another, and so that a node
+//! that joins or leaves moves only the keys near its own points? Karger et al., *Consistent
+//! Hashing and Random Trees*, STOC 1997: nodes and keys are hashed onto a circle, and a key
+//! belongs to the first node point at or after its own.
+//! Read on in [`HttpPool`](crate::HttpPool), which swaps one ring for the next.
+
+use std::collections::BTreeSet;
+
+/// The hash that places nodes and keys on the circle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RingHash {
+    /// CRC-32 (IEEE), as Go's GeeCache has it: owners agree with Go nodes. 50 points a node.
+    ///
+    /// CRC-32 is linear, so nodes whose names are equally long get point sets that are copies
+    /// of each other, moved by an exclusive or; more points hardly even out their shares.
+    #[default]
+    Crc32,
+    /// CRC-32 passed through the 32-bit finaliser of MurmurHash3, for even shares where no Go
+    /// node takes part. 160 points a node.
+    Crc32Mixed,
+}
+
+impl RingHash {
+    /// How many points a node gets unless told otherwise: 50, or 160 where mixed.
+    pub fn default_points(self) -> usize {
+        match self {
+            Self::Crc32 => 50,
+            Self::Crc32Mixed => 160,
+        }
+    }
+
+    fn of(self, bytes: &[u8]) -> u32 {
+        let crc = crc32fast::hash(bytes);
+        match self {
+            Self::Crc32 => crc,
+            Self::Crc32Mixed => fmix32(crc),
+        }
+    }
+}
+
+/// The finaliser of MurmurHash3 (Austin Appleby, public domain): each bit of the input changes
+/// each bit of the output with a probability near one half.
+fn fmix32(mut h: u32) -> u32 {
+    h = (h ^ (h >> 16)).wrapping_mul(0x85eb_ca6b);
+    h = (h ^ (h >> 13)).wrapping_mul(0xc2b2_ae35);
+    h ^ (h >> 16)
+}
+
+/// Who owns which key.
+///
+/// Point `i` of node `n` lies at `hash(decimal(i) + n)`. The owner of a key depends on the set
+/// of nodes alone, never on their order: where two points fall on the same place, the node
+/// with the greater name has it.
+///
+/// ```
+/// use geecache::{Ring, RingHash};
+/// let nodes = ["http://localhost:8001", "http://localhost:8002", "http://localhost:8003"];
+/// let ring = Ring::new(nodes, 50, RingHash::Crc32);
+/// assert_eq!(ring.owner("Tom"), Some("http://localhost:8001"));
+/// ```
+#[doc(alias = "consistenthash")]
+#[derive(Clone, Debug)]
+pub struct Ring {
+    hash: RingHash,
+    nodes: Box<[String]>,
+    // Sorted by place, one point a place.
+    points: Box<[Point]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    place: u32,
+    node: u32,
+}
+
+impl Ring {
+    /// A ring of `nodes` with `points_per_node` points each. Names given twice count once.
+    #[doc(alias = "replicas")]
+    pub fn new<N: Into<String>>(
+        nodes: impl IntoIterator<Item = N>,
+        points_per_node: usize,
+        hash: RingHash,
+    ) -> Self {
+        let nodes: BTreeSet<String> = nodes.into_iter().map(Into::into).collect();
+        let nodes: Box<[String]> = nodes.into_iter().collect();
+        let mut points = Vec::with_capacity(nodes.len() * points_per_node);
+        // The nodes come in falling order and the sort is stable, so of equal places the one
+        // of the greater name comes first and stays.
+        for (node, name) in nodes.iter().enumerate().rev() {
+            points.extend((0..points_per_node).map(|i| Point {
+                place: hash.of(format!("{i}{name}").as_bytes()),
+                node: node as u32,
+            }));
+        }
+        points.sort_by_key(|point| point.place);
+        points.dedup_by_key(|point| point.place);
+        Self { hash, nodes, points: points.into() }
+    }
+
+    /// The node that owns `key`; `None` if the ring has no points.
+    pub fn owner(&self, key: &str) -> Option<&str> {
+        let place = self.hash.of(key.as_bytes());
+        let next = self.points.partition_point(|point| point.place < place);
+        let point = self.points.get(next).or(self.points.first())?;
+        Some(&self.nodes[point.node as usize])
+    }
+
+    /// The nodes, in rising order of their names.
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.nodes.iter().map(String::as_str)
+    }
+
+    /// Where the points lie on the circle of 2³² places, in rising order, with their nodes.
+    pub fn points(&self) -> impl ExactSizeIterator<Item = (u32, &str)> {
+        self.points.iter().map(|point| (point.place, &*self.nodes[point.node as usize]))
+    }
+
+    /// The part of the circle that each node owns, in rising order of their names; the sum is 1.
+    pub fn shares(&self) -> Vec<(&str, f64)> {
+        let mut owned = vec![0_u64; self.nodes.len()];
+        if let [only] = &*self.points {
+            owned[only.node as usize] = 1 << 32;
+        }
+        let mut previous = self.points.last();
+        for point in &self.points {
+            // An arc ends at its owner's point; the first one wraps around.
+            let arc = point.place.wrapping_sub(previous.map_or(0, |p| p.place));
+            owned[point.node as usize] += u64::from(arc);
+            previous = Some(point);
+        }
+        let share = |owned: u64| owned as f64 / (1_u64 << 32) as f64;
+        self.nodes().zip(owned.into_iter().map(share)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring(nodes: &[&str]) -> Ring {
+        Ring::new(nodes.iter().copied(), 50, RingHash::Crc32)
+    }
+
+    #[test]
+    fn owners_are_those_that_go_computes_in_any_order_of_the_list() {
+        let rows: Vec<&str> = include_str!("../tests/ring-vectors.tsv")
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .collect();
+        assert_eq!(rows.len(), 240);
+        for row in rows {
+            let [nodes, key, owner] = row.split('\t').collect::<Vec<_>>()[..] else {
+                panic!("three columns expected: {row:?}");
+            };
+            let mut nodes: Vec<&str> = nodes.split(',').collect();
+            for _ in 0..nodes.len() {
+                nodes.rotate_left(1);
+                assert_eq!(ring(&nodes).owner(key), Some(owner), "{key:?} of {nodes:?}");
+                nodes.reverse();
+                assert_eq!(ring(&nodes).owner(key), Some(owner), "{key:?} of {nodes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn where_points_collide_the_greater_name_wins() {
+        // Points "1" + "1host" and "11" + "host" are the same text.
+        for order in [["host", "1host"], ["1host", "host"]] {
+            let ring = Ring::new(order, 20, RingHash::Crc32);
+            let place = crc32fast::hash(b"11host");
+            let owner = ring.points().find(|&(at, _)| at == place).unwrap().1;
+            assert_eq!(owner, "host");
+        }
+    }
+
+    #[test]
+    fn a_key_beyond_the_last_point_belongs_to_the_first() {
+        let ring = ring(&["a", "b", "c"]);
+        let last = ring.points().last().unwrap().0;
+        let key = (0..).map(|i| i.to_string()).find(|k| crc32fast::hash(k.as_bytes()) > last);
+        assert_eq!(ring.owner(&key.unwrap()), ring.points().next().map(|(_, node)| node));
+    }
+
+    #[test]
+    fn an_empty_ring_owns_nothing() {
+        assert_eq!(ring(&[]).owner("Tom"), None);
+        assert!(ring(&[]).shares().is_empty());
+    }
+
+    #[test]
+    fn a_node_that_leaves_moves_only_its_own_keys() {
+        let (three, two) = (ring(&["a", "b", "c"]), ring(&["a", "b"]));
+        for key in (0..10_000).map(|i| i.to_string()) {
+            let owner = three.owner(&key).unwrap();
+            assert!(owner == "c" || two.owner(&key) == Some(owner));
+        }
+    }
+
+    #[test]
+    fn shares_are_the_part_of_the_keys_and_sum_to_one() {
+        let ring =
+            ring(&["http://localhost:8001", "http://localhost:8002", "http://localhost:8003"]);
+        let keys: Vec<String> = (0..100_000).map(|i| format!("user:{i:08}")).collect();
+        for (node, share) in ring.shares() {
+            let owned = keys.iter().filter(|k| ring.owner(k) == Some(node)).count();
+            assert!(
+                (owned as f64 / keys.len() as f64 - share).abs() < 0.05,
+                "{node} {share} {owned}"
+            );
+        }
+        let sum: f64 = ring.shares().iter().map(|(_, share)| share).sum();
+        assert!((sum - 1.0).abs() < 1e-9);
+        assert_eq!(Ring::new(["only"], 1, RingHash::Crc32).shares(), [("only", 1.0)]);
+    }
+
+    #[test]
+    fn mixing_evens_the_shares_of_similar_names() {
+        let nodes = || (0..10).map(|i| format!("http://10.0.0.{i}:8001"));
+        let busiest = |hash: RingHash| {
+            let ring = Ring::new(nodes(), 160, hash);
+            ring.shares().iter().map(|(_, share)| share * 10.0).fold(0.0, f64::max)
+        };
+        assert!(busiest(RingHash::Crc32Mixed) < 1.3);
+        assert!(busiest(RingHash::Crc32Mixed) < busiest(RingHash::Crc32));
+        assert_eq!(RingHash::Crc32.default_points(), 50);
+        assert_eq!(RingHash::Crc32Mixed.default_points(), 160);
+    }
+}
