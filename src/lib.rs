@@ -12,7 +12,7 @@ mod ring;
 mod stats;
 
 pub use byte_view::ByteView;
-pub use cache::CacheStats;
+pub use cache::{CacheStats, Eviction};
 pub use clock::Clock;
 pub use error::{Error, PeerError};
 pub use getter::{BoxError, Getter, Loaded};

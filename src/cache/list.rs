@@ -43,6 +43,11 @@ impl List {
         (self.oldest != NONE).then_some(self.oldest)
     }
 
+    /// The place that is alone in the list.
+    pub(crate) fn only(&self) -> Option<u32> {
+        self.oldest().filter(|_| self.oldest == self.newest)
+    }
+
     /// Adds a place that is in no list, as the newest.
     pub(crate) fn push(&mut self, links: &mut Links, place: u32) {
         links.0[place as usize] = Link { newer: NONE, older: self.newest };

@@ -7,8 +7,11 @@
 //! way first, so shards stay equally full, and yet a single value may be as large as the whole
 //! budget.
 
+mod ghosts;
 mod list;
+mod order;
 mod record;
+mod s3fifo;
 mod shard;
 
 use std::hash::BuildHasher;
@@ -17,6 +20,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::clock::Clock;
+pub use order::Eviction;
 pub(crate) use record::Record;
 use shard::{Found, Shard};
 
@@ -72,10 +76,10 @@ pub struct CacheStats {
 const LEAST_PART: usize = 64 << 10;
 
 impl Cache {
-    pub(crate) fn new(max_bytes: usize, hasher: Hasher, clock: Clock) -> Self {
+    pub(crate) fn new(max_bytes: usize, eviction: Eviction, hasher: Hasher, clock: Clock) -> Self {
         let threads = thread::available_parallelism().map_or(4, usize::from);
         let shards = (4 * threads).clamp(8, 256).min((max_bytes / LEAST_PART).max(1));
-        let shard = || Padded(Mutex::new(Shard::new(hasher.clone())));
+        let shard = || Padded(Mutex::new(Shard::new(eviction, hasher.clone())));
         Self {
             // A power of two, rounded down.
             shards: (0..1 << shards.ilog2()).map(|_| shard()).collect(),
@@ -179,14 +183,15 @@ mod tests {
         clock: Clock,
     }
 
-    /// Room for `entries` entries of a one-byte key and a one-byte value.
-    fn room_for(entries: usize) -> Fixture {
-        with_budget(entries * (OVERHEAD + 2))
+    /// Room for three entries of a one-byte key and a one-byte value.
+    fn room_for_three(eviction: Eviction) -> Fixture {
+        with_budget(3 * (OVERHEAD + 2), eviction)
     }
 
-    fn with_budget(max_bytes: usize) -> Fixture {
+    fn with_budget(max_bytes: usize, eviction: Eviction) -> Fixture {
         let (hasher, clock) = (Hasher::default(), Clock::by_hand());
-        Fixture { cache: Cache::new(max_bytes, hasher.clone(), clock.clone()), hasher, clock }
+        let cache = Cache::new(max_bytes, eviction, hasher.clone(), clock.clone());
+        Fixture { cache, hasher, clock }
     }
 
     impl Fixture {
@@ -206,21 +211,55 @@ mod tests {
         }
     }
 
+    /// Asks for each key, puts it in where it is missing, and tells what is held after each.
+    fn story(eviction: Eviction, keys: &str) -> Vec<String> {
+        let fixture = room_for_three(eviction);
+        keys.split("")
+            .filter(|key| !key.is_empty())
+            .map(|key| {
+                if fixture.get(key).is_none() {
+                    fixture.put(key, b"x");
+                }
+                fixture.held()
+            })
+            .collect()
+    }
+
     #[test]
-    fn the_least_recently_used_is_evicted_first() {
-        let fixture = room_for(3);
-        for key in ["A", "B", "C"] {
-            fixture.put(key, b"x");
+    fn lru_evicts_the_least_recently_used() {
+        let held = story(Eviction::Lru, "ABCADBE");
+        assert_eq!(held, ["A", "AB", "ABC", "ABC", "ACD", "ABD", "BDE"]);
+    }
+
+    #[test]
+    fn s3fifo_evicts_what_was_asked_for_once_and_keeps_what_came_back() {
+        // B and C pass through the small queue; A, hit twice, moves to main and outlives D.
+        let held = story(Eviction::S3Fifo, "AAABCDE");
+        assert_eq!(held, ["A", "A", "A", "AB", "ABC", "ACD", "ADE"]);
+        // B comes back as a ghost and goes to main, where it outlives C, D and A.
+        let held = story(Eviction::S3Fifo, "ABCDEAC");
+        assert_eq!(held, ["A", "AB", "ABC", "BCD", "CDE", "ADE", "ACE"]);
+    }
+
+    #[test]
+    fn a_scan_empties_an_lru_cache_and_not_the_default_one() {
+        for (eviction, survivors) in [(Eviction::Lru, 0), (Eviction::S3Fifo, 900)] {
+            let fixture = with_budget(1_000 * (OVERHEAD + 9), eviction);
+            let popular: Vec<String> = (0..900).map(|i| format!("pop{i:05}")).collect();
+            for key in popular.iter().chain(&popular).chain(&popular) {
+                if fixture.get(key).is_none() {
+                    fixture.put(key, b"x");
+                }
+            }
+            (0..10_000).for_each(|i| fixture.put(&format!("{i:08}"), b"x"));
+            let held = popular.iter().filter(|key| fixture.get(key).is_some()).count();
+            assert_eq!(held, survivors, "{eviction:?}");
         }
-        assert!(fixture.get("A").is_some());
-        fixture.put("D", b"x");
-        assert_eq!(fixture.held(), "ACD");
-        assert_eq!(fixture.cache.stats().evictions, 1);
     }
 
     #[test]
     fn replacing_a_thousand_times_leaves_the_byte_count_exact() {
-        let fixture = with_budget(1 << 20);
+        let fixture = with_budget(1 << 20, Eviction::S3Fifo);
         for length in 0..1_000 {
             fixture.put("A", &vec![0; length]);
         }
@@ -231,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_value_above_the_budget_is_not_kept_and_flushes_nothing() {
-        let fixture = room_for(3);
+        let fixture = room_for_three(Eviction::S3Fifo);
         fixture.put("A", b"x");
         fixture.put("B", &vec![0; 3 * (OVERHEAD + 2)]);
         assert_eq!(fixture.held(), "A");
@@ -241,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_value_as_large_as_the_budget_is_kept_though_there_are_many_shards() {
-        let fixture = with_budget(1 << 20);
+        let fixture = with_budget(1 << 20, Eviction::S3Fifo);
         assert!(fixture.cache.shards.len() > 1);
         for i in 0..1_000 {
             fixture.put(&i.to_string(), b"x");
@@ -253,7 +292,7 @@ mod tests {
 
     #[test]
     fn an_expired_entry_is_never_returned_and_its_bytes_are_given_back() {
-        let fixture = room_for(3);
+        let fixture = room_for_three(Eviction::S3Fifo);
         let key = Key::new("A", &fixture.hasher);
         fixture.cache.insert(&key, Record::new("A", b"x", Some(Duration::from_millis(5))));
         fixture.clock.advance(Duration::from_millis(4));
@@ -266,26 +305,30 @@ mod tests {
 
     #[test]
     fn the_budget_holds_under_threads_and_the_sums_agree() {
-        let fixture = with_budget(256 << 10);
-        thread::scope(|scope| {
-            for thread in 0..4_usize {
-                let fixture = &fixture;
-                scope.spawn(move || {
-                    for i in 0..20_000_usize {
-                        let i = i.wrapping_mul(2_654_435_761 + thread) % 5_000;
-                        match i % 3 {
-                            0 => drop(fixture.get(&i.to_string())),
-                            _ => fixture.put(&i.to_string(), &vec![0; i % 300]),
-                        }
-                    }
-                });
+        for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+            let fixture = with_budget(256 << 10, eviction);
+            thread::scope(|scope| {
+                for thread in 0..4 {
+                    let fixture = &fixture;
+                    scope.spawn(move || churn(fixture, thread));
+                }
+            });
+            let stats = fixture.cache.stats();
+            assert!(stats.bytes <= stats.max_bytes);
+            assert_eq!(fixture.cache.bytes.load(Ordering::Relaxed), stats.bytes);
+            for Padded(shard) in &fixture.cache.shards {
+                shard.lock().unwrap().validate();
             }
-        });
-        let stats = fixture.cache.stats();
-        assert!(stats.bytes <= stats.max_bytes);
-        assert_eq!(fixture.cache.bytes.load(Ordering::Relaxed), stats.bytes);
-        for Padded(shard) in &fixture.cache.shards {
-            shard.lock().unwrap().validate();
+        }
+    }
+
+    fn churn(fixture: &Fixture, thread: usize) {
+        for i in 0..20_000_usize {
+            let i = i.wrapping_mul(2_654_435_761 + thread) % 5_000;
+            match i % 3 {
+                0 => drop(fixture.get(&i.to_string())),
+                _ => fixture.put(&i.to_string(), &vec![0; i % 300]),
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-use super::list::{Links, List};
+use super::order::{Eviction, Order};
 use super::{Hasher, Key, Record};
 
 pub(crate) struct Shard {
@@ -17,9 +17,7 @@ pub(crate) struct Shard {
     // The slab. An emptied place is listed in `vacant` until it is used again.
     records: Vec<Option<Record>>,
     vacant: Vec<u32>,
-    links: Links,
-    // Least recently used is oldest.
-    order: List,
+    order: Order,
     pub(crate) bytes: usize,
     pub(crate) counts: Counts,
 }
@@ -41,14 +39,13 @@ pub(crate) enum Found {
 }
 
 impl Shard {
-    pub(crate) fn new(hasher: Hasher) -> Self {
+    pub(crate) fn new(eviction: Eviction, hasher: Hasher) -> Self {
         Self {
             hasher,
             table: HashTable::new(),
             records: Vec::new(),
             vacant: Vec::new(),
-            links: Links::default(),
-            order: List::new(),
+            order: Order::new(eviction),
             bytes: 0,
             counts: Counts::default(),
         }
@@ -70,8 +67,7 @@ impl Shard {
         }
         let hit = record.clone();
         self.counts.hits += 1;
-        self.order.remove(&mut self.links, place);
-        self.order.push(&mut self.links, place);
+        self.order.touch(place);
         Found::Hit(hit)
     }
 
@@ -87,8 +83,8 @@ impl Shard {
         let replaced = self.remove(key);
         let place = self.vacant.pop().unwrap_or_else(|| self.grow());
         self.bytes += record.cost();
+        self.order.push(place, record.cost(), key.hash);
         self.records[place as usize] = Some(record);
-        self.order.push(&mut self.links, place);
         let (records, hasher) = (&self.records, &self.hasher);
         self.table.insert_unique(key.hash, place, |&place| {
             hasher.hash_one(records[place as usize].as_ref().expect("listed").key())
@@ -104,18 +100,19 @@ impl Shard {
     /// Takes out the entry that is first in the order of eviction.
     #[doc(alias = "RemoveOldest")]
     pub(crate) fn evict(&mut self) -> Option<Record> {
-        let place = self.order.oldest()?;
+        let record = |place: u32| self.records[place as usize].as_ref().expect("listed");
+        let (place, hash) =
+            self.order.victim(|p| record(p).cost(), |p| self.hasher.hash_one(record(p).key()))?;
         self.counts.evictions += 1;
-        let hash = self.hasher.hash_one(self.record(place).key());
         Some(self.take(place, hash))
     }
 
     fn take(&mut self, place: u32, hash: u64) -> Record {
         let listed = self.table.find_entry(hash, |&other| other == place);
         listed.expect("every record is in the table").remove();
-        self.order.remove(&mut self.links, place);
-        self.vacant.push(place);
         let record = self.records[place as usize].take().expect("listed");
+        self.order.remove(place, record.cost());
+        self.vacant.push(place);
         self.bytes -= record.cost();
         record
     }
@@ -135,7 +132,6 @@ impl Shard {
         }
         let place = u32::try_from(self.records.len()).expect("fewer than 2^32 entries a shard");
         self.records.push(None);
-        self.links.reach(place);
         place
     }
 
@@ -145,7 +141,7 @@ impl Shard {
         let filled: Vec<u32> = (0..self.records.len() as u32)
             .filter(|&p| self.records[p as usize].is_some())
             .collect();
-        let mut ordered = self.order.places(&self.links);
+        let mut ordered = self.order.places();
         ordered.sort_unstable();
         assert_eq!(ordered, filled, "each record is in the order once");
         assert_eq!(self.table.len(), filled.len());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::doorkeeper::Doorkeeper;
 use super::{Group, Hasher};
-use crate::cache::Cache;
+use crate::cache::{Cache, Eviction};
 use crate::flight::Flight;
 use crate::peer::NoPeers;
 use crate::stats::Counters;
@@ -18,6 +18,7 @@ pub struct GroupBuilder {
     peers: Option<Box<dyn PeerPicker>>,
     max_bytes: usize,
     hot_bytes: Option<usize>,
+    eviction: Eviction,
     ttl: Option<Duration>,
     hot_ttl: Duration,
     load_timeout: Duration,
@@ -32,6 +33,7 @@ impl GroupBuilder {
             peers: None,
             max_bytes: 64 << 20,
             hot_bytes: None,
+            eviction: Eviction::default(),
             ttl: None,
             hot_ttl: Duration::from_secs(30),
             load_timeout: Duration::from_secs(60),
@@ -50,6 +52,11 @@ impl GroupBuilder {
     /// Default: an eighth of it, or nothing where there are no [`peers`](Self::peers).
     pub fn hot_bytes(self, hot_bytes: usize) -> Self {
         Self { hot_bytes: Some(hot_bytes), ..self }
+    }
+
+    /// Which entries give way when the budget is used up. Default: [`Eviction::S3Fifo`].
+    pub fn eviction(self, eviction: Eviction) -> Self {
+        Self { eviction, ..self }
     }
 
     /// How long values live whose getter does not say. Default: until they are evicted.
@@ -96,9 +103,10 @@ impl GroupBuilder {
             )));
         };
         let hasher = Hasher::default();
+        let cache = |bytes| Cache::new(bytes, self.eviction, hasher.clone(), self.clock.clone());
         Ok(Arc::new(Group {
-            main: Cache::new(main_bytes, hasher.clone(), self.clock.clone()),
-            hot: Cache::new(hot_bytes, hasher.clone(), self.clock.clone()),
+            main: cache(main_bytes),
+            hot: cache(hot_bytes),
             name: self.name,
             getter: self.getter,
             peers: self.peers.unwrap_or_else(|| Box::new(NoPeers)),

@@ -19,13 +19,14 @@
 //! not even tell. The process lives on, deaf. But then no knock is answered either, and we put a
 //! new [`Server`] on the same socket. Clients of the old one are not forgotten: a thread hands
 //! their requests over, until every connection that is still silent must have timed out.
+//! Whoever was waiting to be accepted is sent away, or the new acceptor would die of them, too.
 //!
 //! **It cannot stop accepting alone.** Dropping a [`Server`] also orphans its open connections.
 //! Shutting the listening socket down ends only the acceptor, and frees the port.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
@@ -46,8 +47,9 @@ const ROUND: Duration = Duration::from_millis(100);
 const KNOCKS: usize = 64;
 /// Time a knock has to be answered. One that takes longer is queued behind somebody.
 const KNOCK_TIMEOUT: Duration = Duration::from_millis(10);
-/// After this long without an answered knock the acceptor is taken for dead.
-const DEAF: Duration = Duration::from_secs(1);
+/// After so many missed knocks in a row, about a second, the acceptor is taken for dead. They are
+/// counted, not timed, so that a process that was suspended does not suspect itself.
+const DEAF: u32 = 30;
 /// How often a thread that waits for a request looks whether its server is still the right one.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long `close` waits for the threads that hand over requests.
@@ -168,25 +170,29 @@ impl Keeper {
     fn run(self, stopped: &Receiver<()>) {
         let mut files = 0;
         let mut round = Instant::now();
-        let mut answered = Instant::now();
-        let mut warned = false;
+        let mut settled = false;
+        let mut missed = 0;
         while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
             let files_before = mem::replace(&mut files, open_files());
-            if files == files_before && round.elapsed() < ROUND {
+            if settled && files == files_before && round.elapsed() < ROUND {
                 continue;
             }
             round = Instant::now();
-            match self.knock_round() {
-                Ok(()) => (answered, warned) = (Instant::now(), false),
-                Err(error) if answered.elapsed() > DEAF => {
-                    if !warned {
-                        log::warn!("{}: not accepting ({error}), starting anew", self.door);
+            let knocked = self.knock_round();
+            settled = matches!(knocked, Ok(true));
+            match knocked {
+                Ok(_) => missed = 0,
+                Err(error) if is_timeout(&error) => {
+                    missed += 1;
+                    if missed == DEAF {
+                        log::warn!("{} does not answer, accepting anew", self.door);
                     }
-                    // Without a descriptor this fails too, and is tried again.
-                    let r = self.replace();
-                    eprintln!("replace {r:?} after {error}");
-                    (answered, warned) = (Instant::now(), true);
+                    if missed % DEAF == 0 {
+                        // Without descriptors this fails, and is tried again.
+                        let _ = self.replace();
+                    }
                 }
+                // We could not even knock, for lack of descriptors: that tells nothing.
                 Err(_) => {}
             }
         }
@@ -195,26 +201,31 @@ impl Keeper {
         let _ = SockRef::from(&self.socket).shutdown(Shutdown::Read);
     }
 
-    /// Knocks until no connection is left without a thread.
-    fn knock_round(&self) -> io::Result<()> {
-        let mut answer = Ok(());
+    /// Knocks until no connection is left without a thread; `false` if that takes more rounds.
+    fn knock_round(&self) -> io::Result<bool> {
         for _ in 0..KNOCKS {
             let before = threads();
-            answer = knock(self.door);
-            if answer.is_ok() && threads() <= before {
-                break;
+            knock(self.door)?;
+            if threads() <= before {
+                return Ok(true);
             }
         }
-        answer
+        Ok(false)
     }
 
     /// Puts a new server in the place of one that does not accept any more.
     fn replace(&self) -> io::Result<()> {
-        // Should the old one be alive after all, this ends it: two would share the knocks.
-        let socket = SockRef::from(&self.socket);
-        let a = socket.shutdown(Shutdown::Read);
-        let b = socket.listen(BACKLOG);
-        eprintln!("shut {a:?} listen {b:?}");
+        // Whoever waits is sent away: all of them at once would use up the descriptors again.
+        self.socket.set_nonblocking(true)?;
+        let error = loop {
+            if let Err(error) = self.socket.accept() {
+                break error;
+            }
+        };
+        self.socket.set_nonblocking(false)?;
+        if !is_timeout(&error) {
+            return Err(error);
+        }
         let old = self.shared.replace_server(serve(&self.socket)?);
         // Somebody should wait at the new one at once; the others follow.
         old.unblock();
@@ -263,12 +274,19 @@ fn knock(door: SocketAddr) -> io::Result<()> {
     stream.read_to_end(&mut Vec::new()).map(drop)
 }
 
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 /// The number of threads in this process, up to a constant: the link count of its task folder.
 fn threads() -> u64 {
-    fs::metadata("/proc/self/task").map_or(0, |folder| folder.st_nlink())
+    fs::metadata("/proc/self/task").map_or(0, |folder| folder.nlink())
 }
 
 /// The number of open files, which grows with each connection (0 before Linux 6.2).
 fn open_files() -> u64 {
-    fs::metadata("/proc/self/fd").map_or(0, |folder| folder.st_size())
+    fs::metadata("/proc/self/fd").map_or(0, |folder| folder.size())
 }
+
+#[cfg(test)]
+mod tests;
