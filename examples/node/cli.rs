@@ -1,0 +1,91 @@
+//! The options of a node, and what is said about those that cannot be used.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Parser, value_parser};
+
+/// One process of a geecache cluster, with a SQLite file as the origin of the group `scores`.
+#[derive(Parser)]
+#[command(name = "node", after_help = AFTER_HELP)]
+pub(crate) struct Options {
+    /// This node as the others know it, like http://localhost:8001
+    #[arg(long, value_name = "URL")]
+    pub(crate) self_url: String,
+
+    /// All nodes of the cluster, this one among them, written alike everywhere
+    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',', required = true)]
+    pub(crate) peers: Vec<String>,
+
+    /// Where to listen for peers [default: the host and port of --self-url]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+
+    /// Where to serve the front, like localhost:9999 [default: nowhere]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) api: Option<String>,
+
+    /// The database; a missing file is created, with Tom, Jack, Sam and 10,000 users
+    #[arg(long, value_name = "FILE", default_value = "scores.db")]
+    pub(crate) db: PathBuf,
+
+    /// The budget of the cache
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub(crate) max_bytes: ByteSize,
+
+    /// Make each search of the database slower by this much
+    #[arg(long, value_name = "TIME", default_value = "0ms")]
+    #[arg(value_parser = humantime::parse_duration)]
+    pub(crate) origin_delay: Duration,
+
+    /// Requests answered at the same time, by the peers' side and the front each
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(value_parser = value_parser!(u16).range(1..=4096))]
+    pub(crate) workers: u16,
+
+    /// Requests that wait for a worker before further ones get 503
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) queue: u16,
+
+    /// Log the story of each get
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+const AFTER_HELP: &str = "\
+A cluster of two, each in a terminal of its own:
+  node --self-url http://localhost:8001 --peers http://localhost:8001,http://localhost:8002 -v
+  node --self-url http://localhost:8002 --peers http://localhost:8001,http://localhost:8002 -v \\
+       --api localhost:9999
+  curl \"http://localhost:9999/api?key=Tom\"
+
+Ctrl-C or SIGTERM ends a node once the requests in flight are answered. The status is then 0,
+and 2 if the node could not start.";
+
+impl Options {
+    /// Where to listen for peers.
+    pub(crate) fn listen(&self) -> &str {
+        let from_url = || self.self_url.strip_prefix("http://").unwrap_or(&self.self_url);
+        self.listen.as_deref().unwrap_or_else(from_url)
+    }
+}
+
+/// The gist of a complaint about options: its first paragraph, as one line.
+pub(crate) fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let gist = text.trim_start_matches("error: ").lines().take_while(|line| !line.is_empty());
+    gist.map(str::trim).collect::<Vec<_>>().join(" ") + "; --help tells more"
+}
+
+/// Listens on `host:port`. A host with several addresses, such as `localhost`, is listened to on
+/// one, IPv4 first: were the next one tried when a port is taken, two nodes could share it.
+pub(crate) fn bind(addr: &str) -> Result<TcpListener, String> {
+    let wrong = |error| format!("cannot listen on {addr}: {error}");
+    let found = addr.to_socket_addrs();
+    let found = found.map_err(|error| wrong(format!("{error}, write it like localhost:8001")))?;
+    let first = found.min_by_key(SocketAddr::is_ipv6);
+    let first = first.ok_or_else(|| wrong("the host has no address".into()))?;
+    TcpListener::bind(first).map_err(|error| wrong(error.to_string()))
+}

@@ -1,0 +1,108 @@
+//! One process of a cluster, over a SQLite file as the origin.
+//!
+//! Type `cargo run --example node -- --help`, or `make cluster` for three of them. A node is two
+//! servers over one group: one that peers ask, and a front with workers of its own, so that
+//! callers who wait for a peer never keep a peer waiting.
+//!
+//! Read [`run`] first; then `front.rs`, `database.rs` and `cli.rs`.
+
+mod cli;
+mod database;
+mod front;
+
+use std::error::Error;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use geecache::{Group, HttpPool, HttpServer, PoolOptions, ServerOptions};
+use log::{LevelFilter, info, warn};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use simplelog::{ColorChoice, ConfigBuilder, TermLogger, TerminalMode};
+
+use cli::{Options, bind};
+use database::Database;
+use front::Front;
+
+/// How long requests in flight may take when the node is told to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let ended = match Options::try_parse() {
+        Ok(options) => run(&options).map_err(|error| error.to_string()),
+        Err(error) if error.use_stderr() => Err(cli::one_line(&error)),
+        Err(help) => help.print().map_err(|error| error.to_string()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("node: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    // First, so that a signal which comes early is not lost.
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+
+    let default = PoolOptions::default();
+    // The owner may have to ask the origin before it answers.
+    let timeout = default.timeout + options.origin_delay;
+    let pool = HttpPool::with_options(&options.self_url, PoolOptions { timeout, ..default })?;
+    pool.set_peers(&options.peers)?;
+    let listener = bind(options.listen())?;
+    let front_listener = options.api.as_deref().map(bind).transpose()?;
+    let database = Database::open(&options.db, options.origin_delay)
+        .map_err(|error| format!("database {}: {error}", options.db.display()))?;
+
+    let scores = Group::builder("scores", move |name: &str| database.search(name))
+        .max_bytes(usize::try_from(options.max_bytes.as_u64())?)
+        .peers(pool.clone())
+        .build()?;
+
+    log_to_stderr(options.verbose)?;
+    let server_options = ServerOptions {
+        workers: options.workers.into(),
+        queue: options.queue.into(),
+        ..ServerOptions::default()
+    };
+    let server = HttpServer::start(listener, [scores.clone()], server_options.clone())?;
+    info!("node {} listens on {}", pool.self_url(), server.local_addr());
+    let front = match front_listener {
+        Some(listener) => {
+            let front = Front { scores, pool };
+            let serve = move |request: &mut _| front.answer(request);
+            let front = HttpServer::serve(listener, server_options, serve)?;
+            info!("front on http://{}/", front.local_addr());
+            Some(front)
+        }
+        None => None,
+    };
+
+    signals.forever().next();
+    info!("ending");
+    // The front first: what it has in flight may need the other side's answers.
+    let all_answered = front.is_none_or(|front| front.shutdown(GRACE)) & server.shutdown(GRACE);
+    if !all_answered {
+        warn!("some requests were not answered within {GRACE:?}");
+    }
+    Ok(())
+}
+
+/// The library's story and ours; what others log is left out.
+fn log_to_stderr(verbose: bool) -> Result<(), log::SetLoggerError> {
+    let level = if verbose { LevelFilter::Debug } else { LevelFilter::Info };
+    let config = ConfigBuilder::new()
+        .add_filter_allow_str("geecache")
+        .add_filter_allow_str("node")
+        .set_target_level(LevelFilter::Off)
+        .set_thread_level(LevelFilter::Off)
+        .set_location_level(LevelFilter::Off)
+        .build();
+    let is_terminal = io::stderr().is_terminal();
+    let colours = if is_terminal { ColorChoice::Auto } else { ColorChoice::Never };
+    TermLogger::init(level, config, TerminalMode::Stderr, colours)
+}
