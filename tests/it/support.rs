@@ -1,0 +1,453 @@
+//! Nodes, stand-ins for nodes, a client that writes HTTP by hand, and ways to wait.
+
+use std::array;
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use geecache::{
+    BoxError, Getter, Group, GroupBuilder, HttpPool, HttpServer, Loaded, PoolOptions,
+    ServerOptions, Stats,
+};
+
+/// No wait in a test is longer; what is not there by then does not come.
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+
+/// Looks again and again until `condition` holds.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < LONG, "waited in vain: {what}");
+        thread::yield_now();
+    }
+}
+
+/// Runs `work` on `n` threads that start at once, and collects what they return.
+pub(crate) fn together<T: Send>(n: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let start = Barrier::new(n);
+    let run = |i| {
+        start.wait();
+        work(i)
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..n).map(|i| scope.spawn(move || run(i))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Holds those who come until it is opened.
+#[derive(Clone, Default)]
+pub(crate) struct Gate(Arc<(Mutex<GateState>, Condvar)>);
+
+#[derive(Default)]
+struct GateState {
+    open: bool,
+    waiting: usize,
+}
+
+impl Gate {
+    pub(crate) fn wait(&self) {
+        let (state, opened) = &*self.0;
+        let mut state = state.lock().unwrap();
+        state.waiting += 1;
+        let (mut state, _) = opened.wait_timeout_while(state, LONG, |state| !state.open).unwrap();
+        state.waiting -= 1;
+        assert!(state.open, "the gate was never opened");
+    }
+
+    pub(crate) fn open(&self) {
+        self.0.0.lock().unwrap().open = true;
+        self.0.1.notify_all();
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.0.lock().unwrap().waiting
+    }
+}
+
+type Answering = dyn Fn(&str) -> Result<Option<Loaded>, BoxError> + Send + Sync;
+
+/// The source of data that the nodes share, and how often it was asked.
+#[derive(Clone)]
+pub(crate) struct Origin {
+    answer: Arc<Answering>,
+    loads: Arc<AtomicUsize>,
+}
+
+impl Origin {
+    pub(crate) fn new<G: Getter + 'static>(getter: G) -> Self {
+        Self { answer: Arc::new(move |key| getter.get(key)), loads: Arc::default() }
+    }
+
+    /// Has the value [`value_of`] for every key.
+    pub(crate) fn of_all() -> Self {
+        Self::new(|key: &str| Ok::<_, BoxError>(Some(value_of(key))))
+    }
+
+    pub(crate) fn loads(&self) -> usize {
+        self.loads.load(Ordering::SeqCst)
+    }
+}
+
+impl Getter for Origin {
+    fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        (self.answer)(key)
+    }
+}
+
+pub(crate) fn value_of(key: &str) -> String {
+    format!("the value of {key}")
+}
+
+/// Nodes to be: what they have in common.
+pub(crate) struct Cluster {
+    origin: Origin,
+    host: &'static str,
+    pool: PoolOptions,
+    server: ServerOptions,
+    groups: Vec<String>,
+    strangers: Vec<String>,
+    settings: Box<dyn Fn(usize, GroupBuilder) -> GroupBuilder>,
+}
+
+impl Cluster {
+    /// The group `scores` over `origin`. Peers have so long to answer that even a busy machine
+    /// makes none seem dead.
+    pub(crate) fn over(origin: &Origin) -> Self {
+        Self {
+            origin: origin.clone(),
+            host: "127.0.0.1",
+            pool: PoolOptions { timeout: LONG, connect_timeout: LONG, ..PoolOptions::default() },
+            server: ServerOptions::default(),
+            groups: vec!["scores".into()],
+            strangers: Vec::new(),
+            settings: Box::new(|_, builder| builder),
+        }
+    }
+
+    /// Peers have `timeout` to answer.
+    pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
+        (self.pool.timeout, self.pool.connect_timeout) = (timeout, timeout);
+        self
+    }
+
+    /// The largest value that is taken from a peer.
+    pub(crate) fn max_value_bytes(mut self, bytes: u64) -> Self {
+        self.pool.max_value_bytes = bytes;
+        self
+    }
+
+    /// The secret that all nodes share.
+    pub(crate) fn token(mut self, token: &str) -> Self {
+        self.pool.token = Some(token.into());
+        self.server.token = Some(token.into());
+        self
+    }
+
+    pub(crate) fn workers(mut self, workers: usize, queue: usize) -> Self {
+        (self.server.workers, self.server.queue) = (workers, queue);
+        self
+    }
+
+    pub(crate) fn groups<'g>(mut self, names: impl IntoIterator<Item = &'g str>) -> Self {
+        self.groups = names.into_iter().map(String::from).collect();
+        self
+    }
+
+    /// A member that is not started here.
+    pub(crate) fn peer(mut self, url: &str) -> Self {
+        self.strangers.push(url.into());
+        self
+    }
+
+    /// Another address of the loopback network. A port that is given up there is still free
+    /// when it is wanted again, since nobody else uses that address.
+    pub(crate) fn host(self, host: &'static str) -> Self {
+        Self { host, ..self }
+    }
+
+    /// The groups' settings, by the place of their node.
+    pub(crate) fn settings(
+        self,
+        settings: impl Fn(usize, GroupBuilder) -> GroupBuilder + 'static,
+    ) -> Self {
+        Self { settings: Box::new(settings), ..self }
+    }
+
+    pub(crate) fn start<const N: usize>(self) -> [Node; N] {
+        let mut listeners: Vec<_> =
+            (0..N).map(|_| TcpListener::bind((self.host, 0)).unwrap()).collect();
+        let urls: Vec<_> = listeners.iter().map(|l| url_of(l.local_addr().unwrap())).collect();
+        let members: Vec<_> = urls.iter().chain(&self.strangers).cloned().collect();
+        array::from_fn(|i| {
+            let pool = HttpPool::with_options(&urls[i], self.pool.clone()).unwrap();
+            pool.set_peers(&members).unwrap();
+            let groups = self.groups.iter().map(|name| {
+                let builder = Group::builder(name, self.origin.clone()).peers(pool.clone());
+                (self.settings)(i, builder).build().unwrap()
+            });
+            let groups = groups.collect();
+            let mut node = Node {
+                url: urls[i].clone(),
+                pool,
+                groups,
+                options: self.server.clone(),
+                server: None,
+            };
+            node.serve(listeners.remove(0));
+            node
+        })
+    }
+}
+
+/// A node of its own in this process.
+pub(crate) struct Node {
+    pub(crate) url: String,
+    pub(crate) pool: Arc<HttpPool>,
+    groups: Vec<Arc<Group>>,
+    options: ServerOptions,
+    server: Option<HttpServer>,
+}
+
+impl Node {
+    /// The value of `key` as text, asked of this node. Panics if that is an error.
+    pub(crate) fn get(&self, key: &str) -> Option<String> {
+        self.group().get(key).unwrap().map(|value| value.to_string())
+    }
+
+    pub(crate) fn group(&self) -> &Group {
+        &self.groups[0]
+    }
+
+    pub(crate) fn groups(&self) -> &[Arc<Group>] {
+        &self.groups
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.group().stats()
+    }
+
+    /// The keys that `owner` owns, as this node sees it.
+    pub(crate) fn keys_of(&self, owner: &str) -> impl Iterator<Item = String> {
+        (0..).map(|i| format!("key {i}")).filter(move |key| self.pool.owner(key) == owner)
+    }
+
+    /// The first of them.
+    pub(crate) fn key_of(&self, owner: &str) -> String {
+        self.keys_of(owner).next().unwrap()
+    }
+
+    /// The same place, written with the host's name.
+    pub(crate) fn alias(&self) -> String {
+        self.url.replace("127.0.0.1", "localhost")
+    }
+
+    /// Whether the only peer answered when it was last asked.
+    pub(crate) fn believes_in_its_peer(&self) -> bool {
+        let [(_, is_well)] = self.pool.peers()[..] else { panic!("one peer expected") };
+        is_well
+    }
+
+    pub(crate) fn take_server(&mut self) -> HttpServer {
+        self.server.take().unwrap()
+    }
+
+    /// Listens again where it did before.
+    pub(crate) fn restart(&mut self) {
+        self.serve(TcpListener::bind(address_of(&self.url)).unwrap());
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
+        let server = HttpServer::start(listener, self.groups.clone(), self.options.clone());
+        self.server = Some(server.unwrap());
+    }
+}
+
+/// What the counters promise once no get is under way.
+pub(crate) fn check_identities<'n>(nodes: impl IntoIterator<Item = &'n Node>) {
+    for node in nodes {
+        let stats = node.stats();
+        assert_eq!(stats.gets, stats.main.hits + stats.hot.hits + stats.misses, "{stats:?}");
+        let outcomes =
+            stats.peer_loads + stats.local_loads + stats.local_load_errors + stats.shared;
+        assert_eq!(stats.misses, outcomes, "{stats:?}");
+    }
+}
+
+pub(crate) fn url_of(address: SocketAddr) -> String {
+    format!("http://{address}")
+}
+
+fn address_of(url: &str) -> &str {
+    url.strip_prefix("http://").unwrap()
+}
+
+/// Something that listens where a node should be.
+pub(crate) struct Stub {
+    pub(crate) url: String,
+    connections: Arc<AtomicUsize>,
+    closed: Arc<AtomicBool>,
+}
+
+impl Stub {
+    /// Gives each connection to `serve`, on a thread of its own.
+    pub(crate) fn raw(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = url_of(listener.local_addr().unwrap());
+        let (connections, closed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let serve = Arc::new(serve);
+        thread::spawn({
+            let (connections, closed) = (connections.clone(), closed.clone());
+            move || {
+                for stream in listener.incoming().map(Result::unwrap) {
+                    if closed.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    connections.fetch_add(1, Ordering::SeqCst);
+                    stream.set_read_timeout(Some(LONG)).unwrap();
+                    let serve = serve.clone();
+                    thread::spawn(move || serve(stream));
+                }
+            }
+        });
+        Self { url, connections, closed }
+    }
+
+    /// Answers each request with the bytes that `answer` has for its path.
+    pub(crate) fn http(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self::raw(move |mut stream| {
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            while let Some(Ok(first)) = lines.next() {
+                // The rest of the head; a question has no body.
+                while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+                let path = first.split(' ').nth(1).unwrap_or_default();
+                if stream.write_all(&answer(path)).is_err() {
+                    break;
+                }
+            }
+        })
+    }
+
+    /// Answers everything with this status and text, and marks nothing.
+    pub(crate) fn answering(status: u16, text: &'static str) -> Self {
+        Self::http(move |_| response(status, "text/plain", text))
+    }
+
+    /// Takes what is sent and says nothing.
+    pub(crate) fn mute() -> Self {
+        Self::raw(|mut stream| drop(io::copy(&mut stream, &mut io::sink())))
+    }
+
+    /// Sends `at_once`, and then one byte a second for ever.
+    pub(crate) fn dripping(at_once: &'static str) -> Self {
+        Self::raw(move |mut stream| {
+            let mut sent = stream.write_all(at_once.as_bytes());
+            // What the question has left over is no more than one read; the next ones time out.
+            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            while sent.is_ok() {
+                let _ = stream.read(&mut [0; 1024]);
+                sent = stream.write_all(b"H");
+            }
+        })
+    }
+
+    /// How many connections were made.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(address_of(&self.url)); // wakes the acceptor
+    }
+}
+
+/// The URL of a node that is not there: nobody listens, and nobody else will.
+pub(crate) fn dead_url() -> String {
+    url_of(TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap())
+}
+
+/// An HTTP response with a length.
+pub(crate) fn response(status: u16, content_type: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+    let body = body.as_ref();
+    let head = format!(
+        "HTTP/1.1 {status} Status\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
+/// A connection on which HTTP is written by hand.
+pub(crate) struct Client(BufReader<TcpStream>);
+
+impl Client {
+    pub(crate) fn connect(url: &str) -> Self {
+        let stream = TcpStream::connect(address_of(url)).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    /// Sends a request without a body: `GET /path`, and header lines.
+    pub(crate) fn send(&mut self, request: &str, headers: &[&str]) {
+        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let text = format!("{request} HTTP/1.1\r\nHost: node\r\n{headers}\r\n");
+        self.0.get_mut().write_all(text.as_bytes()).unwrap();
+    }
+
+    pub(crate) fn answer(&mut self) -> Answer {
+        self.try_answer().unwrap()
+    }
+
+    pub(crate) fn try_answer(&mut self) -> io::Result<Answer> {
+        let first = self.line()?;
+        let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let mut headers = HashMap::new();
+        loop {
+            let line = self.line()?;
+            let Some((name, value)) = line.split_once(": ") else { break };
+            headers.insert(name.to_ascii_lowercase(), value.to_string());
+        }
+        let mut body = vec![0; headers["content-length"].parse().unwrap()];
+        self.0.read_exact(&mut body)?;
+        Ok(Answer { status: status.unwrap_or_else(|| panic!("{first}")), headers, body })
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        match self.0.read_line(&mut line)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(line.trim_end().into()),
+        }
+    }
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    headers: HashMap<String, String>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(&name.to_ascii_lowercase()).map(String::as_str)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+/// Asks once, on a connection of its own.
+pub(crate) fn ask(url: &str, request: &str, headers: &[&str]) -> Answer {
+    let mut client = Client::connect(url);
+    client.send(request, headers);
+    client.answer()
+}
