@@ -41,6 +41,12 @@ pub enum Error {
         /// How long this caller waited.
         waited: Duration,
     },
+    /// A key was removed, but not everywhere: these peers could not be reached, and may serve the
+    /// old value until it expires there.
+    RemoveIncomplete {
+        /// The peers that were not reached, and why.
+        failed: Vec<(String, PeerError)>,
+    },
     /// A setting that cannot work, with what to do about it.
     Config(String),
     /// The listener could not be set up, or a thread not started.
@@ -64,6 +70,11 @@ impl fmt::Display for Error {
             ),
             Self::LoadTimeout { key, waited } => {
                 write!(f, "loading {key:?}: another thread is still at it after {waited:?}")
+            }
+            Self::RemoveIncomplete { failed } => {
+                write!(f, "removed, but not from")?;
+                let peers = failed.iter().map(|(peer, why)| format!(" {peer} ({why})"));
+                f.write_str(&peers.collect::<Vec<_>>().join(","))
             }
             Self::Config(what) => f.write_str(what),
             Self::Io(error) => error.fmt(f),
@@ -107,6 +118,8 @@ pub enum PeerError {
         /// The beginning of the answer's text.
         text: String,
     },
+    /// The peer does not know this kind of request.
+    Unsupported,
     /// The value is larger than what may travel.
     TooLarge {
         /// The limit in bytes.
@@ -128,6 +141,7 @@ impl fmt::Display for PeerError {
             Self::Timeout => write!(f, "no answer within the deadline"),
             Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
             Self::Status { code, text } => write!(f, "answered {code}: {text}"),
+            Self::Unsupported => write!(f, "does not know this kind of request"),
             Self::TooLarge { limit } => {
                 write!(f, "the value is larger than the limit of {limit} bytes")
             }

@@ -30,7 +30,8 @@ pub(crate) enum Unanswered {
     TimedOut,
 }
 
-struct Call<T> {
+/// Work under way for one key.
+pub(crate) struct Call<T> {
     leader: ThreadId,
     // Guards what the leader found; `None` while it works.
     outcome: Mutex<Option<Result<T, Unanswered>>>,
@@ -54,24 +55,47 @@ impl<T: Clone> Flight<T> {
         patience: Duration,
         work: impl FnOnce() -> T,
     ) -> Result<T, Unanswered> {
-        let lead = match self.calls.lock().unwrap().entry(key.into()) {
-            Entry::Occupied(call) => Err(call.get().clone()),
-            Entry::Vacant(place) => Ok(place.insert(Arc::new(Call::led_by_this_thread())).clone()),
-        };
-        match lead {
-            Ok(call) => {
-                let mut landing = Landing {
-                    flight: self,
-                    key,
-                    call: &call,
-                    outcome: Err(Unanswered::LeaderPanicked),
-                };
-                landing.outcome = Ok(work());
-                landing.outcome.clone()
+        match self.join(key) {
+            Seat::Leader(lead) => {
+                let answer = work();
+                lead.land(answer.clone());
+                Ok(answer)
             }
-            Err(call) => call.wait(patience),
+            Seat::Follower(call) => call.wait(patience),
         }
     }
+
+    /// Takes part in the work for `key`. Who leads several must land them all before it follows.
+    pub(crate) fn join<'f>(&'f self, key: &'f str) -> Seat<'f, T> {
+        match self.calls.lock().unwrap().entry(key.into()) {
+            Entry::Occupied(call) => Seat::Follower(call.get().clone()),
+            Entry::Vacant(place) => {
+                let call = place.insert(Arc::new(Call::led_by_this_thread())).clone();
+                Seat::Leader(Lead {
+                    flight: self,
+                    key,
+                    call,
+                    outcome: Err(Unanswered::LeaderPanicked),
+                })
+            }
+        }
+    }
+
+    /// From now on nobody follows the work that is under way for `key`: who comes leads anew.
+    pub(crate) fn forget(&self, key: &str) {
+        self.calls.lock().unwrap().remove(key);
+    }
+
+    /// The same for all keys.
+    pub(crate) fn forget_all(&self) {
+        self.calls.lock().unwrap().clear();
+    }
+}
+
+/// What [`Flight::join`] gives.
+pub(crate) enum Seat<'f, T: Clone> {
+    Leader(Lead<'f, T>),
+    Follower(Arc<Call<T>>),
 }
 
 impl<T: Clone> Call<T> {
@@ -79,33 +103,46 @@ impl<T: Clone> Call<T> {
         Self { leader: thread::current().id(), outcome: Mutex::default(), done: Condvar::new() }
     }
 
-    fn wait(&self, patience: Duration) -> Result<T, Unanswered> {
-        if self.leader == thread::current().id() {
+    pub(crate) fn wait(&self, patience: Duration) -> Result<T, Unanswered> {
+        let outcome = self.outcome.lock().unwrap();
+        if outcome.is_none() && self.leader == thread::current().id() {
             return Err(Unanswered::Recursive);
         }
         // No wake-up can be missed: the outcome is looked at under the lock under which the
         // leader sets it, and the wait releases that lock only once this thread is listed.
-        let outcome = self.outcome.lock().unwrap();
         let (outcome, _) =
             self.done.wait_timeout_while(outcome, patience, |outcome| outcome.is_none()).unwrap();
         outcome.clone().unwrap_or(Err(Unanswered::TimedOut))
     }
 }
 
-/// Ends a call when it is dropped, so that a leader that unwinds ends it too.
-struct Landing<'f, T: Clone> {
+/// The lead of a call. Ends it when dropped, so that a leader that unwinds ends it too.
+#[must_use]
+pub(crate) struct Lead<'f, T: Clone> {
     flight: &'f Flight<T>,
     key: &'f str,
-    call: &'f Call<T>,
+    call: Arc<Call<T>>,
     outcome: Result<T, Unanswered>,
 }
 
-impl<T: Clone> Drop for Landing<'_, T> {
+impl<T: Clone> Lead<'_, T> {
+    /// Publishes the answer.
+    pub(crate) fn land(mut self, answer: T) {
+        self.outcome = Ok(answer);
+    }
+}
+
+impl<T: Clone> Drop for Lead<'_, T> {
     fn drop(&mut self) {
         // Off the table first: who comes from now on leads anew and is not told of a panic
-        // that was not his.
-        self.flight.calls.lock().unwrap().remove(self.key);
-        *self.call.outcome.lock().unwrap() = Some(self.outcome.clone());
+        // that was not his. If the call was forgotten, the key may be another's by now.
+        let mut calls = self.flight.calls.lock().unwrap();
+        if calls.get(self.key).is_some_and(|call| Arc::ptr_eq(call, &self.call)) {
+            calls.remove(self.key);
+        }
+        drop(calls);
+        let outcome = std::mem::replace(&mut self.outcome, Err(Unanswered::LeaderPanicked));
+        *self.call.outcome.lock().unwrap() = Some(outcome);
         self.call.done.notify_all();
     }
 }
@@ -210,5 +247,22 @@ mod tests {
             open.send(()).unwrap();
             assert_eq!(leader.join().unwrap(), Ok(()));
         });
+    }
+
+    #[test]
+    fn what_is_forgotten_answers_its_own_callers_and_nobody_else() {
+        let flight = Flight::new();
+        let Seat::Leader(first) = flight.join("k") else { panic!("nobody else is here") };
+        let Seat::Follower(follower) = flight.join("k") else { panic!("somebody leads") };
+        flight.forget("k");
+        let Seat::Leader(second) = flight.join("k") else { panic!("the first is forgotten") };
+        thread::scope(|scope| {
+            let follower = scope.spawn(move || follower.wait(LONG));
+            first.land(1);
+            assert_eq!(follower.join().unwrap(), Ok(1));
+        });
+        assert!(matches!(flight.join("k"), Seat::Follower(_)), "the first left the second's place");
+        second.land(2);
+        assert_eq!(flight.run("k", LONG, || 3), Ok(3));
     }
 }

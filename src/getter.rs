@@ -32,6 +32,12 @@ pub trait Getter: Send + Sync {
     /// The value of `key`; `Ok(None)` when the origin has no such key; an error when that could
     /// not be found out. Errors are handed to the callers and never cached.
     fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError>;
+
+    /// The same for many keys at once, in their order, one answer for each. Default: one after
+    /// the other; where the origin is a database, one query does it.
+    fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
+        keys.iter().map(|key| self.get(key)).collect()
+    }
 }
 
 impl<F, V, E> Getter for F

@@ -13,6 +13,11 @@ pub trait PeerPicker: Send + Sync {
     /// The peer that owns `key`; `None` if this process does, or if there are no peers.
     #[doc(alias = "PickPeer")]
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>>;
+
+    /// All peers, without this process: those that a removal has to reach. Default: none.
+    fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
+        Vec::new()
+    }
 }
 
 /// Asks one peer.
@@ -27,11 +32,36 @@ pub trait PeerGetter: Send + Sync {
     /// peer knows that there is no such key. After an error the group falls back to its own
     /// getter.
     fn get(&self, group: &str, key: &str) -> Result<Option<Loaded>, PeerError>;
+
+    /// The same for many keys, in their order, one answer for each. Default: one after the other.
+    fn get_many(&self, group: &str, keys: &[&str]) -> Vec<Result<Option<Loaded>, PeerError>> {
+        keys.iter().map(|key| self.get(group, key)).collect()
+    }
+
+    /// Drops the peer's own copies of `key`; see [`Group::answer_removal`]. Default: an error.
+    ///
+    /// [`Group::answer_removal`]: crate::Group::answer_removal
+    fn remove(&self, group: &str, key: &str) -> Result<(), PeerError> {
+        let _ = (group, key);
+        Err(PeerError::Unsupported)
+    }
+
+    /// Drops all that the peer keeps of `group`; see [`Group::answer_clear`]. Default: an error.
+    ///
+    /// [`Group::answer_clear`]: crate::Group::answer_clear
+    fn clear(&self, group: &str) -> Result<(), PeerError> {
+        let _ = group;
+        Err(PeerError::Unsupported)
+    }
 }
 
 impl<P: PeerPicker + ?Sized> PeerPicker for Arc<P> {
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
         (**self).pick(key)
+    }
+
+    fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
+        (**self).others()
     }
 }
 

@@ -22,6 +22,7 @@ use std::thread;
 use crate::clock::Clock;
 pub use order::Eviction;
 pub(crate) use record::Record;
+pub(crate) use shard::Lease;
 use shard::{Found, Shard};
 
 pub(crate) type Hasher = hashbrown::DefaultHashBuilder;
@@ -44,6 +45,7 @@ pub(crate) struct Cache {
     // The bytes of all shards together.
     bytes: AtomicUsize,
     max_bytes: usize,
+    eviction: Eviction,
     rejected: AtomicU64,
     clock: Clock,
 }
@@ -52,7 +54,8 @@ pub(crate) struct Cache {
 #[repr(align(128))]
 struct Padded(Mutex<Shard>);
 
-/// A snapshot of a cache. Sizes are in bytes and count key, value and a fixed 72 for each entry.
+/// A snapshot of a cache. Sizes are in bytes and count key, value and a fixed 72 for each entry,
+/// 32 more where it expires.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStats {
@@ -85,6 +88,7 @@ impl Cache {
             shards: (0..1 << shards.ilog2()).map(|_| shard()).collect(),
             bytes: AtomicUsize::new(0),
             max_bytes,
+            eviction,
             rejected: AtomicU64::new(0),
             clock,
         }
@@ -95,7 +99,7 @@ impl Cache {
         match found {
             Found::Hit(record) => Some(record),
             Found::Expired(record) => {
-                self.bytes.fetch_sub(record.cost(), Ordering::Relaxed);
+                self.give_back(&record);
                 None
             }
             Found::Nothing => None,
@@ -107,9 +111,14 @@ impl Cache {
         self.shard(self.home(key)).lock().unwrap().peek(key, || self.clock.now())
     }
 
-    /// Keeps `record`, and evicts others until the budget holds. A record larger than the whole
-    /// budget is not kept.
-    pub(crate) fn insert(&self, key: &Key<'_>, record: Record) {
+    /// The right to keep what is loaded from now on, unless the key is removed meanwhile.
+    pub(crate) fn lease(&self, key: &Key<'_>) -> Lease {
+        self.shard(self.home(key)).lock().unwrap().lease(key)
+    }
+
+    /// Keeps `record`, if the lease still holds, and evicts others until the budget does. A
+    /// record larger than the whole budget is not kept.
+    pub(crate) fn insert(&self, key: &Key<'_>, record: Record, lease: Lease) {
         let cost = record.cost();
         if cost > self.max_bytes {
             self.rejected.fetch_add(1, Ordering::Relaxed);
@@ -117,11 +126,33 @@ impl Cache {
         }
         let home = self.home(key);
         self.bytes.fetch_add(cost, Ordering::Relaxed);
-        let replaced = self.shard(home).lock().unwrap().insert(key, record);
-        if let Some(replaced) = replaced {
-            self.bytes.fetch_sub(replaced.cost(), Ordering::Relaxed);
+        let inserted = self.shard(home).lock().unwrap().insert(key, record, lease);
+        match inserted {
+            Ok(None) => {}
+            Ok(Some(replaced)) => self.give_back(&replaced),
+            Err(refused) => self.give_back(&refused),
         }
         self.make_room(home);
+    }
+
+    /// Removes `key`, and sees to it that what is being loaded for it now is not kept.
+    pub(crate) fn remove(&self, key: &Key<'_>) {
+        let removed = self.shard(self.home(key)).lock().unwrap().remove(key);
+        if let Some(removed) = removed {
+            self.give_back(&removed);
+        }
+    }
+
+    /// Removes all keys in the same way.
+    pub(crate) fn clear(&self) {
+        for Padded(shard) in &self.shards {
+            let cleared = shard.lock().unwrap().clear(self.eviction);
+            self.bytes.fetch_sub(cleared.bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn give_back(&self, record: &Record) {
+        self.bytes.fetch_sub(record.cost(), Ordering::Relaxed);
     }
 
     /// Evicts until the budget holds: from shards above their fair part first, beginning at the
@@ -136,9 +167,9 @@ impl Cache {
                     if shard.bytes <= part || shard.len() < least_entries {
                         break;
                     }
-                    let evicted = shard.evict();
+                    let evicted = shard.evict(|| self.clock.now());
                     drop(shard);
-                    self.bytes.fetch_sub(evicted.map_or(0, |r| r.cost()), Ordering::Relaxed);
+                    evicted.iter().for_each(|record| self.give_back(record));
                 }
             }
         }
@@ -173,7 +204,7 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
-    use super::record::OVERHEAD;
+    use super::record::{EXPIRY_OVERHEAD, OVERHEAD};
     use super::*;
     use std::time::Duration;
 
@@ -196,12 +227,19 @@ mod tests {
 
     impl Fixture {
         fn put(&self, key: &str, value: &[u8]) {
-            let record = Record::new(key, value, None);
-            self.cache.insert(&Key::new(key, &self.hasher), record);
+            self.put_until(key, value, None);
+        }
+
+        fn put_until(&self, key: &str, value: &[u8], expires: Option<Duration>) {
+            let record = Record::new(key, Some(value), expires);
+            let key = Key::new(key, &self.hasher);
+            self.cache.insert(&key, record, self.cache.lease(&key));
         }
 
         fn get(&self, key: &str) -> Option<String> {
-            self.cache.get(&Key::new(key, &self.hasher)).map(|r| r.into_value().to_string())
+            self.cache
+                .get(&Key::new(key, &self.hasher))
+                .map(|r| r.into_value().unwrap().to_string())
         }
 
         /// Which of the keys A to E are held, without touching them.
@@ -243,7 +281,8 @@ mod tests {
 
     #[test]
     fn a_scan_empties_an_lru_cache_and_not_the_default_one() {
-        for (eviction, survivors) in [(Eviction::Lru, 0), (Eviction::S3Fifo, 900)] {
+        // Two keys of 32,768 look like the same ghost, so a few of the popular may go.
+        for (eviction, survivors) in [(Eviction::Lru, 0..=0), (Eviction::S3Fifo, 880..=900)] {
             let fixture = with_budget(1_000 * (OVERHEAD + 9), eviction);
             let popular: Vec<String> = (0..900).map(|i| format!("pop{i:05}")).collect();
             for key in popular.iter().chain(&popular).chain(&popular) {
@@ -253,7 +292,7 @@ mod tests {
             }
             (0..10_000).for_each(|i| fixture.put(&format!("{i:08}"), b"x"));
             let held = popular.iter().filter(|key| fixture.get(key).is_some()).count();
-            assert_eq!(held, survivors, "{eviction:?}");
+            assert!(survivors.contains(&held), "{eviction:?}: {held}");
         }
     }
 
@@ -293,14 +332,47 @@ mod tests {
     #[test]
     fn an_expired_entry_is_never_returned_and_its_bytes_are_given_back() {
         let fixture = room_for_three(Eviction::S3Fifo);
-        let key = Key::new("A", &fixture.hasher);
-        fixture.cache.insert(&key, Record::new("A", b"x", Some(Duration::from_millis(5))));
+        fixture.put_until("A", b"x", Some(Duration::from_millis(5)));
         fixture.clock.advance(Duration::from_millis(4));
         assert!(fixture.get("A").is_some());
         fixture.clock.advance(Duration::from_millis(1));
         assert!(fixture.get("A").is_none());
         let stats = fixture.cache.stats();
         assert_eq!((stats.expirations, stats.bytes, stats.hits), (1, 0, 1));
+    }
+
+    #[test]
+    fn expired_entries_give_way_before_live_ones() {
+        for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+            let fixture = with_budget(3 * (OVERHEAD + EXPIRY_OVERHEAD + 2), eviction);
+            fixture.put("A", b"x");
+            fixture.put_until("B", b"x", Some(Duration::from_secs(2)));
+            fixture.put_until("C", b"x", Some(Duration::from_secs(1)));
+            assert!(fixture.get("B").is_some() && fixture.get("C").is_some());
+            fixture.clock.advance(Duration::from_secs(1));
+            fixture.put_until("D", b"x", Some(Duration::from_secs(9)));
+            assert_eq!(fixture.held(), "ABD", "{eviction:?}");
+            let stats = fixture.cache.stats();
+            assert_eq!((stats.expirations, stats.evictions), (1, 0));
+        }
+    }
+
+    #[test]
+    fn a_removal_ends_the_leases_that_were_taken_before_it() {
+        let fixture = room_for_three(Eviction::S3Fifo);
+        let key = Key::new("A", &fixture.hasher);
+        let record = || Record::new("A", Some(b"x"), None);
+        let before = fixture.cache.lease(&key);
+        fixture.cache.remove(&key);
+        fixture.cache.insert(&key, record(), before);
+        assert_eq!(fixture.held(), "");
+        let before = fixture.cache.lease(&key);
+        fixture.put("A", b"x");
+        fixture.cache.clear();
+        fixture.cache.insert(&key, record(), before);
+        assert_eq!((fixture.held().as_str(), fixture.cache.stats().bytes), ("", 0));
+        fixture.cache.insert(&key, record(), fixture.cache.lease(&key));
+        assert_eq!(fixture.held(), "A");
     }
 
     #[test]
@@ -325,8 +397,10 @@ mod tests {
     fn churn(fixture: &Fixture, thread: usize) {
         for i in 0..20_000_usize {
             let i = i.wrapping_mul(2_654_435_761 + thread) % 5_000;
-            match i % 3 {
-                0 => drop(fixture.get(&i.to_string())),
+            match i % 7 {
+                0 | 1 => drop(fixture.get(&i.to_string())),
+                2 => fixture.cache.remove(&Key::new(&i.to_string(), &fixture.hasher)),
+                3 => fixture.put_until(&i.to_string(), b"x", Some(Duration::from_secs(i as u64))),
                 _ => fixture.put(&i.to_string(), &vec![0; i % 300]),
             }
         }

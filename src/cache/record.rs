@@ -7,7 +7,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 6 | when it expires, in milliseconds of the group's [`Clock`](crate::Clock); all ones: never |
-//! | 2 | the length of the key |
+//! | 2 | the length of the key; and a bit that says that there is no such key |
 //! | … | the key |
 //! | … | the value |
 
@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::ByteView;
 
 const HEAD: usize = 8;
+const ABSENT: u16 = 1 << 15;
 const NEVER: u64 = (1 << 48) - 1; // 8,900 years of milliseconds
 
 /// What the cache charges for an entry besides its key and value: the record's head (8), its
@@ -25,15 +26,20 @@ const NEVER: u64 = (1 << 48) - 1; // 8,900 years of milliseconds
 /// places in the shard's slab, list and table (32).
 pub(crate) const OVERHEAD: usize = 72;
 
-/// Immutable; clones share it.
+/// And besides for one that expires: its place in the order of expiry.
+pub(crate) const EXPIRY_OVERHEAD: usize = 32;
+
+/// A value, or the knowledge that there is none. Immutable; clones share it.
 #[derive(Clone)]
 pub(crate) struct Record(Arc<[u8]>);
 
 impl Record {
     /// `key` must be no longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
-    pub(crate) fn new(key: &str, value: &[u8], expires: Option<Duration>) -> Self {
+    pub(crate) fn new(key: &str, value: Option<&[u8]>, expires: Option<Duration>) -> Self {
         let expires = expires.map_or(NEVER, |at| (at.as_millis() as u64).min(NEVER - 1));
-        let key_length = u16::try_from(key.len()).expect("the group checks keys");
+        debug_assert!(key.len() < ABSENT.into(), "the group checks keys");
+        let key_length = key.len() as u16 | if value.is_none() { ABSENT } else { 0 };
+        let value = value.unwrap_or_default();
         let mut bytes: Arc<[u8]> = repeat_n(0, HEAD + key.len() + value.len()).collect();
         let (head, rest) = Arc::get_mut(&mut bytes).expect("not shared yet").split_at_mut(HEAD);
         head[..6].copy_from_slice(&expires.to_le_bytes()[..6]);
@@ -55,18 +61,24 @@ impl Record {
         &self.0[HEAD..self.value_start()]
     }
 
-    pub(crate) fn into_value(self) -> ByteView {
+    /// The value; `None` if the record says that there is none.
+    pub(crate) fn into_value(self) -> Option<ByteView> {
         let start = self.value_start();
-        ByteView::tail(self.0, start)
+        (self.key_length() & ABSENT == 0).then(|| ByteView::tail(self.0, start))
     }
 
     /// What the entry is charged for in a cache's budget, in bytes.
     pub(crate) fn cost(&self) -> usize {
-        self.0.len() - HEAD + OVERHEAD
+        let expiry = if self.expires().is_some() { EXPIRY_OVERHEAD } else { 0 };
+        self.0.len() - HEAD + OVERHEAD + expiry
     }
 
     fn value_start(&self) -> usize {
-        HEAD + usize::from(u16::from_le_bytes([self.0[6], self.0[7]]))
+        HEAD + usize::from(self.key_length() & !ABSENT)
+    }
+
+    fn key_length(&self) -> u16 {
+        u16::from_le_bytes([self.0[6], self.0[7]])
     }
 }
 
@@ -78,18 +90,26 @@ mod tests {
     fn a_record_gives_back_what_it_was_made_of() {
         for (key, value) in [("Tom", "630"), ("é", ""), (&*"k".repeat(16_384), "v")] {
             for expires in [None, Some(Duration::ZERO), Some(Duration::from_millis(1 << 47))] {
-                let record = Record::new(key, value.as_bytes(), expires);
+                let record = Record::new(key, Some(value.as_bytes()), expires);
+                let overhead = OVERHEAD + if expires.is_some() { EXPIRY_OVERHEAD } else { 0 };
                 assert_eq!(record.key(), key.as_bytes());
                 assert_eq!(record.expires(), expires);
-                assert_eq!(record.cost(), key.len() + value.len() + OVERHEAD);
-                assert_eq!(record.into_value(), value);
+                assert_eq!(record.cost(), key.len() + value.len() + overhead);
+                assert_eq!(record.into_value().unwrap(), value);
             }
         }
     }
 
     #[test]
+    fn an_absent_key_is_not_an_empty_value() {
+        assert_eq!(Record::new("kkk", None, None).into_value(), None);
+        assert_eq!(Record::new("kkk", None, None).key(), b"kkk");
+        assert_eq!(Record::new("kkk", Some(b""), None).into_value().unwrap(), "");
+    }
+
+    #[test]
     fn an_expiry_is_never_late() {
-        let at = |expires| Record::new("k", b"", Some(expires)).expires().unwrap();
+        let at = |expires| Record::new("k", None, Some(expires)).expires().unwrap();
         assert_eq!(at(Duration::from_micros(1_999)), Duration::from_millis(1));
         assert!(at(Duration::MAX) < Duration::MAX);
     }

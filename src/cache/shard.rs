@@ -4,6 +4,7 @@
 //! drops a record by itself: what leaves is returned, and dropped outside of the lock.
 
 use hashbrown::HashTable;
+use std::collections::BTreeSet;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
@@ -18,9 +19,26 @@ pub(crate) struct Shard {
     records: Vec<Option<Record>>,
     vacant: Vec<u32>,
     order: Order,
+    // When the entries that expire do, soonest first.
+    expiries: BTreeSet<(Duration, u32)>,
+    // How often keys were removed, counted for some keys together.
+    removals: [u32; LEASES],
     pub(crate) bytes: usize,
     pub(crate) counts: Counts,
 }
+
+/// Keys are spread over so many counts of removals, lest the removal of one end the leases of all.
+const LEASES: usize = 64;
+
+/// The right to put in what is loaded from now on. A removal of the key ends it, and now and then
+/// that of another key.
+///
+/// 1. Thread A misses, takes a lease and asks the origin, which says v1.
+/// 2. The origin turns to v2, and thread B removes the key.
+/// 3. A comes with v1. Its lease is from before the removal, so v1 is not put in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Lease(u32);
 
 /// What a shard counts under its lock, so that threads share no counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +64,8 @@ impl Shard {
             records: Vec::new(),
             vacant: Vec::new(),
             order: Order::new(eviction),
+            expiries: BTreeSet::new(),
+            removals: [0; LEASES],
             bytes: 0,
             counts: Counts::default(),
         }
@@ -78,28 +98,70 @@ impl Shard {
         record.expires().is_none_or(|at| at > now()).then(|| record.clone())
     }
 
-    /// Puts `record` in as the newest, and returns the one of the same key that it replaces.
-    pub(crate) fn insert(&mut self, key: &Key<'_>, record: Record) -> Option<Record> {
-        let replaced = self.remove(key);
+    /// A lease on `key`, to be taken before the origin is asked.
+    pub(crate) fn lease(&self, key: &Key<'_>) -> Lease {
+        Lease(self.removals[Self::leased_as(key)])
+    }
+
+    /// Puts `record` in as the newest, and returns the one of the same key that it replaces; or
+    /// gives it back, if the lease has ended.
+    pub(crate) fn insert(
+        &mut self,
+        key: &Key<'_>,
+        record: Record,
+        lease: Lease,
+    ) -> Result<Option<Record>, Record> {
+        if self.lease(key) != lease {
+            return Err(record);
+        }
+        let replaced = self.take_key(key);
         let place = self.vacant.pop().unwrap_or_else(|| self.grow());
         self.bytes += record.cost();
         self.order.push(place, record.cost(), key.hash);
+        self.expiries.extend(record.expires().map(|at| (at, place)));
         self.records[place as usize] = Some(record);
         let (records, hasher) = (&self.records, &self.hasher);
         self.table.insert_unique(key.hash, place, |&place| {
             hasher.hash_one(records[place as usize].as_ref().expect("listed").key())
         });
-        replaced
+        Ok(replaced)
     }
 
+    /// Takes the entry out and ends the leases on its key.
     pub(crate) fn remove(&mut self, key: &Key<'_>) -> Option<Record> {
+        let removals = &mut self.removals[Self::leased_as(key)];
+        *removals = removals.wrapping_add(1);
+        self.take_key(key)
+    }
+
+    /// Takes all entries out and ends all leases. What is returned is to be dropped.
+    pub(crate) fn clear(&mut self, eviction: Eviction) -> Self {
+        let mut empty = Self::new(eviction, self.hasher.clone());
+        empty.removals = self.removals.map(|removals| removals.wrapping_add(1));
+        empty.counts = self.counts;
+        std::mem::replace(self, empty)
+    }
+
+    fn take_key(&mut self, key: &Key<'_>) -> Option<Record> {
         let place = *self.table.find(key.hash, |&place| self.is_at(place, key))?;
         Some(self.take(place, key.hash))
     }
 
-    /// Takes out the entry that is first in the order of eviction.
+    fn leased_as(key: &Key<'_>) -> usize {
+        (key.hash >> 24) as usize % LEASES
+    }
+
+    /// Takes out the entry that is first in the order of eviction; but before a live one, one
+    /// that has expired.
     #[doc(alias = "RemoveOldest")]
-    pub(crate) fn evict(&mut self) -> Option<Record> {
+    pub(crate) fn evict(&mut self, now: impl FnOnce() -> Duration) -> Option<Record> {
+        if let Some(&(at, place)) = self.expiries.first()
+            && at <= now()
+        {
+            self.counts.expirations += 1;
+            let hash = self.hasher.hash_one(self.record(place).key());
+            return Some(self.take(place, hash));
+        }
         let record = |place: u32| self.records[place as usize].as_ref().expect("listed");
         let (place, hash) =
             self.order.victim(|p| record(p).cost(), |p| self.hasher.hash_one(record(p).key()))?;
@@ -112,6 +174,9 @@ impl Shard {
         listed.expect("every record is in the table").remove();
         let record = self.records[place as usize].take().expect("listed");
         self.order.remove(place, record.cost());
+        if let Some(at) = record.expires() {
+            self.expiries.remove(&(at, place));
+        }
         self.vacant.push(place);
         self.bytes -= record.cost();
         record
@@ -147,6 +212,8 @@ impl Shard {
         assert_eq!(self.table.len(), filled.len());
         assert_eq!(self.vacant.len() + filled.len(), self.records.len());
         assert_eq!(self.bytes, filled.iter().map(|&p| self.record(p).cost()).sum::<usize>());
+        let expiring = filled.iter().filter_map(|&p| Some((self.record(p).expires()?, p)));
+        assert_eq!(self.expiries, expiring.collect());
         for &place in &filled {
             let hash = self.hasher.hash_one(self.record(place).key());
             assert!(self.table.find(hash, |&other| other == place).is_some());

@@ -20,6 +20,8 @@ pub struct GroupBuilder {
     hot_bytes: Option<usize>,
     eviction: Eviction,
     ttl: Option<Duration>,
+    ttl_jitter: f64,
+    negative_ttl: Option<Duration>,
     hot_ttl: Duration,
     load_timeout: Duration,
     clock: Clock,
@@ -35,13 +37,16 @@ impl GroupBuilder {
             hot_bytes: None,
             eviction: Eviction::default(),
             ttl: None,
+            ttl_jitter: 0.0,
+            negative_ttl: None,
             hot_ttl: Duration::from_secs(30),
             load_timeout: Duration::from_secs(60),
             clock: Clock::real(),
         }
     }
 
-    /// The budget of both caches together, in bytes: keys, values and 72 bytes for each entry.
+    /// The budget of both caches together, in bytes: keys, values and 72 bytes for each entry,
+    /// 32 more where it expires.
     /// Default: 64 MiB.
     #[doc(alias = "cacheBytes")]
     pub fn max_bytes(self, max_bytes: usize) -> Self {
@@ -62,6 +67,18 @@ impl GroupBuilder {
     /// How long values live whose getter does not say. Default: until they are evicted.
     pub fn ttl(self, ttl: Duration) -> Self {
         Self { ttl: Some(ttl), ..self }
+    }
+
+    /// Lets each value live shorter by a random part of its time to live, up to this fraction (0
+    /// to 1), so that what was loaded together does not expire together. Default: 0.
+    pub fn ttl_jitter(self, fraction: f64) -> Self {
+        Self { ttl_jitter: fraction, ..self }
+    }
+
+    /// How long the owner of a key remembers that the origin has no such key; it counts against
+    /// the budget like a value. Default: not at all, each get asks the origin again.
+    pub fn negative_ttl(self, ttl: Duration) -> Self {
+        Self { negative_ttl: Some(ttl), ..self }
     }
 
     /// The longest time that a copy of another node's key lives. Default: 30 seconds.
@@ -89,10 +106,17 @@ impl GroupBuilder {
     /// Makes the group.
     ///
     /// # Errors
-    /// [`Error::Config`] if the name is empty or `hot_bytes` is more than `max_bytes`.
+    /// [`Error::Config`] if the name is empty, `hot_bytes` is more than `max_bytes`, or `ttl_jitter`
+    /// is no fraction.
     pub fn build(self) -> Result<Arc<Group>, Error> {
         if self.name.is_empty() {
             return Err(Error::Config("a group needs a name".into()));
+        }
+        if !(0.0..=1.0).contains(&self.ttl_jitter) {
+            return Err(Error::Config(format!(
+                "group {}: ttl_jitter ({}) is a fraction from 0 to 1",
+                self.name, self.ttl_jitter
+            )));
         }
         let default_hot = if self.peers.is_some() { self.max_bytes / 8 } else { 0 };
         let hot_bytes = self.hot_bytes.unwrap_or(default_hot);
@@ -115,6 +139,8 @@ impl GroupBuilder {
             asking: Flight::new(),
             loading: Flight::new(),
             ttl: self.ttl,
+            ttl_jitter: self.ttl_jitter,
+            negative_ttl: self.negative_ttl,
             hot_ttl: self.hot_ttl,
             load_timeout: self.load_timeout,
             clock: self.clock,

@@ -28,20 +28,24 @@
 //! there calls the getter and asks no peer. So no question goes round, and a full worker pool
 //! on one node never waits for a full worker pool on another.
 
+mod batch;
 mod builder;
 mod doorkeeper;
+mod remove;
 
 use log::{Level, debug, log};
 use std::any::Any;
+use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::{Cache, Hasher, Key, Record};
+use crate::cache::{Cache, Hasher, Key, Lease, Record};
 use crate::clock::Clock;
 use crate::flight::{Flight, Unanswered};
 use crate::stats::{Counters, Stats};
-use crate::{ByteView, Error, Getter, Loaded, PeerError, PeerGetter, PeerPicker};
+use crate::{BoxError, ByteView, Error, Getter, Loaded, PeerError, PeerGetter, PeerPicker};
+pub(crate) use batch::Told;
 pub use builder::GroupBuilder;
 use doorkeeper::Doorkeeper;
 
@@ -80,13 +84,15 @@ pub struct Group {
     asking: Flight<Answer>,
     loading: Flight<Answer>,
     ttl: Option<Duration>,
+    ttl_jitter: f64,
+    negative_ttl: Option<Duration>,
     hot_ttl: Duration,
     load_timeout: Duration,
     clock: Clock,
     counters: Counters,
 }
 
-type Answer = Result<Option<Record>, Error>;
+type Answer = Result<Record, Error>;
 
 impl Group {
     /// Begins a group: its name, by which its other processes know it, and its getter.
@@ -102,11 +108,11 @@ impl Group {
     /// peer that does not answer is no error: this process then loads by itself.
     pub fn get(&self, key: &str) -> Result<Option<ByteView>, Error> {
         let key = self.key(key)?;
-        let found = match self.look_up(&key) {
-            Some(record) => Some(record),
+        let record = match self.look_up(&key) {
+            Some(record) => record,
             None => self.load(&key)?,
         };
-        Ok(found.map(Record::into_value))
+        Ok(record.into_value())
     }
 
     fn load(&self, key: &Key<'_>) -> Answer {
@@ -125,22 +131,28 @@ impl Group {
     }
 
     #[doc(alias = "getFromPeer")]
-    fn load_from_peer(
-        &self,
-        owner: &dyn PeerGetter,
-        key: &Key<'_>,
-    ) -> Result<Option<Record>, PeerError> {
+    fn load_from_peer(&self, owner: &dyn PeerGetter, key: &Key<'_>) -> Result<Record, PeerError> {
         debug!("[{}] {:?}: pick peer {}, fetch from it", self.name, key.text, owner.name());
-        let answer =
-            owner.get(&self.name, key.text).inspect_err(|_| self.counters.peer_errors.add_one())?;
+        let lease = self.hot.lease(key);
+        let answer = owner.get(&self.name, key.text);
+        self.keep_copy(key, answer, lease)
+    }
+
+    /// Takes an owner's answer, and keeps a copy of a value that was asked for before.
+    fn keep_copy(
+        &self,
+        key: &Key<'_>,
+        answer: Result<Option<Loaded>, PeerError>,
+        lease: Lease,
+    ) -> Result<Record, PeerError> {
+        let answer = answer.inspect_err(|_| self.counters.peer_errors.add_one())?;
         self.counters.peer_loads.add_one();
-        Ok(answer.map(|loaded| {
-            let record = self.record(key, loaded, Some(self.hot_ttl));
-            if self.doorkeeper.has_seen(key.hash) {
-                self.hot.insert(key, record.clone());
-            }
-            record
-        }))
+        let ttl = answer.as_ref().and_then(|loaded| loaded.ttl);
+        let record = self.record(key, answer.as_ref(), ttl.into_iter().chain([self.hot_ttl]).min());
+        if answer.is_some() && self.doorkeeper.has_seen(key.hash) {
+            self.hot.insert(key, record.clone(), lease);
+        }
+        Ok(record)
     }
 
     /// Loads from the origin, into the cache that the asker says.
@@ -148,11 +160,39 @@ impl Group {
     fn load_locally(&self, key: &Key<'_>, cache: &Cache) -> Answer {
         self.fly(&self.loading, key, || {
             debug!("[{}] {:?}: search the origin", self.name, key.text);
-            let answer =
-                self.ask_getter(key).inspect_err(|_| self.counters.local_load_errors.add_one())?;
-            self.counters.local_loads.add_one();
-            Ok(answer.map(|loaded| self.fill(cache, key, loaded)))
+            let lease = cache.lease(key);
+            let loaded = catch_unwind(AssertUnwindSafe(|| self.getter.get(key.text)));
+            self.fill(cache, key, loaded.map_err(|panic| text_of(&*panic)), lease)
         })
+    }
+
+    /// Takes what came of a call of the getter, and keeps the value. A panic ends here.
+    #[doc(alias = "populateCache")]
+    fn fill(
+        &self,
+        cache: &Cache,
+        key: &Key<'_>,
+        loaded: Result<Result<Option<Loaded>, BoxError>, String>,
+        lease: Lease,
+    ) -> Answer {
+        let name = || key.text.to_string();
+        let loaded = match loaded {
+            Ok(Ok(loaded)) => Ok(loaded),
+            Ok(Err(error)) => Err(Error::Getter { key: name(), source: Arc::from(error) }),
+            Err(message) => Err(Error::GetterPanicked { key: name(), message }),
+        };
+        let loaded = loaded.inspect_err(|_| self.counters.local_load_errors.add_one())?;
+        self.counters.local_loads.add_one();
+        let ttl = match &loaded {
+            Some(loaded) => loaded.ttl.or(self.ttl).map(|ttl| self.jittered(ttl, key)),
+            None => self.negative_ttl,
+        };
+        let most = std::ptr::eq(cache, &self.hot).then_some(self.hot_ttl);
+        let record = self.record(key, loaded.as_ref(), ttl.into_iter().chain(most).min());
+        if loaded.is_some() || self.negative_ttl.is_some() {
+            cache.insert(key, record.clone(), lease);
+        }
+        Ok(record)
     }
 
     /// Answers a peer that takes this node for the key's owner: the value and the time to live
@@ -166,17 +206,19 @@ impl Group {
     pub fn answer_peer(&self, key: &str) -> Result<Option<(ByteView, Option<Duration>)>, Error> {
         let key = self.key(key)?;
         self.counters.peer_requests.add_one();
-        let found = match self.look_up(&key) {
-            Some(record) => Some(record),
+        let record = match self.look_up(&key) {
+            Some(record) => record,
             None => {
                 self.counters.misses.add_one();
                 self.load_locally(&key, &self.main)?
             }
         };
-        Ok(found.map(|record| {
-            let remaining = record.expires().map(|at| at.saturating_sub(self.clock.now()));
-            (record.into_value(), remaining)
-        }))
+        Ok(self.with_remaining_ttl(record))
+    }
+
+    fn with_remaining_ttl(&self, record: Record) -> Option<(ByteView, Option<Duration>)> {
+        let remaining = record.expires().map(|at| at.saturating_sub(self.clock.now()));
+        record.into_value().map(|value| (value, remaining))
     }
 
     /// The group's name.
@@ -214,7 +256,7 @@ impl Group {
         let mut worked = false;
         let answer = flight.run(key.text, self.load_timeout, || {
             match self.main.peek(key).or_else(|| self.hot.peek(key)) {
-                Some(record) => Ok(Some(record)),
+                Some(record) => Ok(record),
                 None => {
                     worked = true;
                     work()
@@ -224,41 +266,29 @@ impl Group {
         if !worked {
             self.counters.shared.add_one();
         }
-        answer.unwrap_or_else(|unanswered| {
-            let key = key.text.to_string();
-            Err(match unanswered {
-                Unanswered::Recursive => Error::Recursive { key },
-                Unanswered::TimedOut => Error::LoadTimeout { key, waited: self.load_timeout },
-                Unanswered::LeaderPanicked => {
-                    Error::GetterPanicked { key, message: "in another thread".into() }
-                }
-            })
-        })
+        answer.unwrap_or_else(|unanswered| Err(self.unanswered(key, unanswered)))
     }
 
-    /// Calls the getter; its panic ends here.
-    fn ask_getter(&self, key: &Key<'_>) -> Result<Option<Loaded>, Error> {
-        match catch_unwind(AssertUnwindSafe(|| self.getter.get(key.text))) {
-            Ok(Ok(loaded)) => Ok(loaded),
-            Ok(Err(error)) => Err(Error::Getter { key: key.text.into(), source: Arc::from(error) }),
-            Err(panic) => {
-                Err(Error::GetterPanicked { key: key.text.into(), message: text_of(&*panic) })
+    fn unanswered(&self, key: &Key<'_>, why: Unanswered) -> Error {
+        let key = key.text.to_string();
+        match why {
+            Unanswered::Recursive => Error::Recursive { key },
+            Unanswered::TimedOut => Error::LoadTimeout { key, waited: self.load_timeout },
+            Unanswered::LeaderPanicked => {
+                Error::GetterPanicked { key, message: "in another thread".into() }
             }
         }
     }
 
-    #[doc(alias = "populateCache")]
-    fn fill(&self, cache: &Cache, key: &Key<'_>, loaded: Loaded) -> Record {
-        let most = std::ptr::eq(cache, &self.hot).then_some(self.hot_ttl);
-        let record = self.record(key, Loaded { ttl: loaded.ttl.or(self.ttl), ..loaded }, most);
-        cache.insert(key, record.clone());
-        record
+    fn record(&self, key: &Key<'_>, loaded: Option<&Loaded>, ttl: Option<Duration>) -> Record {
+        let expires = ttl.map(|ttl| self.clock.now().saturating_add(ttl));
+        Record::new(key.text, loaded.map(|loaded| &*loaded.value), expires)
     }
 
-    /// A record of what was loaded, that lives for its own time to live and `most` at the most.
-    fn record(&self, key: &Key<'_>, loaded: Loaded, most: Option<Duration>) -> Record {
-        let ttl = loaded.ttl.into_iter().chain(most).min();
-        Record::new(key.text, &loaded.value, ttl.map(|ttl| self.clock.now().saturating_add(ttl)))
+    /// The ttl less a random part of up to `ttl_jitter`.
+    fn jittered(&self, ttl: Duration, key: &Key<'_>) -> Duration {
+        let random = self.hasher.hash_one((key.hash, self.clock.now())) as f64 / u64::MAX as f64;
+        ttl.mul_f64(1.0 - self.ttl_jitter * random)
     }
 
     fn log_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {

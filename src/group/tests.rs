@@ -322,3 +322,240 @@ fn settings_that_cannot_work_are_refused() {
     assert_eq!(build("", 0).unwrap(), "a group needs a name");
     assert!(build("scores", 101).unwrap().contains("hot_bytes (101)"));
 }
+
+#[test]
+fn an_absent_key_is_remembered_for_as_long_as_it_is_said() {
+    let (loads, clock) = (Arc::default(), Clock::by_hand());
+    let group = Group::builder("scores", scores(&loads))
+        .negative_ttl(Duration::from_secs(5))
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    let get = || group.get("kkk").unwrap();
+    assert_eq!([get(), get(), get()], [None, None, None]);
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+    assert_eq!((group.stats().main.hits, group.stats().main.entries), (2, 1));
+    assert_eq!(group.answer_peer("kkk").unwrap(), None);
+    clock.advance(Duration::from_secs(5));
+    get();
+    group.remove("kkk").unwrap();
+    get();
+    assert_eq!(loads.load(Ordering::SeqCst), 3);
+    check_identities(&group.stats());
+}
+
+#[test]
+fn jitter_shortens_a_life_by_its_fraction_at_the_most() {
+    let clock = Clock::by_hand();
+    let group = Group::builder("scores", |_: &str| Ok::<_, Fails>(Some("630")))
+        .ttl(Duration::from_secs(100))
+        .ttl_jitter(0.2)
+        .clock(clock)
+        .build()
+        .unwrap();
+    let lives: Vec<Duration> = (0..1_000)
+        .map(|i| group.answer_peer(&i.to_string()).unwrap().unwrap().1.unwrap())
+        .collect();
+    let (least, most) = (lives.iter().min().unwrap(), lives.iter().max().unwrap());
+    assert!((80..85).contains(&least.as_secs()), "{least:?}");
+    assert!((95..100).contains(&most.as_secs()), "{most:?}");
+    let build = |jitter| {
+        Group::builder("scores", |_: &str| Ok::<_, Fails>(Some("630"))).ttl_jitter(jitter).build()
+    };
+    assert!(
+        build(1.0).is_ok()
+            && build(1.1).is_err()
+            && build(-0.1).is_err()
+            && build(f64::NAN).is_err()
+    );
+}
+
+#[test]
+fn a_load_that_began_before_a_removal_answers_its_callers_and_is_not_kept() {
+    let removals: [fn(&Group); 3] = [
+        |group| group.remove("Tom").unwrap(),
+        |group| group.clear().unwrap(),
+        |group| group.answer_removal("Tom").unwrap(),
+    ];
+    for remove in removals {
+        let (getter, calls, open) = gated();
+        let group = Group::builder("scores", getter).build().unwrap();
+        thread::scope(|scope| {
+            let before = scope.spawn(|| group.get("Tom"));
+            calls.recv_timeout(Duration::from_secs(30)).unwrap();
+            remove(&group);
+            let after = scope.spawn(|| group.get("Tom"));
+            // It does not join the load from before, but asks the origin anew.
+            calls.recv_timeout(Duration::from_secs(30)).unwrap();
+            // Whichever call of the getter comes first through the gate, each get has the answer
+            // of its own call.
+            open.send_timeout("v1", Duration::from_secs(30)).unwrap();
+            open.send_timeout("v2", Duration::from_secs(30)).unwrap();
+            let (before, after) = (before.join().unwrap(), after.join().unwrap());
+            let (before, after) = (before.unwrap().unwrap(), after.unwrap().unwrap());
+            assert_ne!(before, after);
+            assert_eq!(
+                group.get("Tom").unwrap().unwrap(),
+                after,
+                "the one from before is not kept"
+            );
+        });
+        check_identities(&group.stats());
+    }
+}
+
+#[test]
+fn peers_that_cannot_be_reached_are_named_after_all_others_were() {
+    struct Deaf(&'static str, Arc<AtomicUsize>);
+    impl PeerGetter for Deaf {
+        fn name(&self) -> &str {
+            self.0
+        }
+        fn get(&self, _group: &str, _key: &str) -> Result<Option<Loaded>, PeerError> {
+            Err(PeerError::Timeout)
+        }
+        fn remove(&self, _group: &str, key: &str) -> Result<(), PeerError> {
+            assert_eq!(key, "Tom");
+            self.1.fetch_add(1, Ordering::SeqCst);
+            if self.0 == "well" { Ok(()) } else { Err(PeerError::Timeout) }
+        }
+    }
+    struct Three(Arc<AtomicUsize>);
+    impl PeerPicker for Three {
+        fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+            Some(Arc::new(Deaf("deaf owner", self.0.clone())))
+        }
+        fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
+            let peer = |name| Arc::new(Deaf(name, self.0.clone())) as Arc<dyn PeerGetter>;
+            ["deaf owner", "deaf", "well"].map(peer).to_vec()
+        }
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let group = Group::builder("scores", scores(&Arc::default()))
+        .peers(Three(asked.clone()))
+        .build()
+        .unwrap();
+    group.get("Tom").unwrap();
+    let error = group.remove("Tom").unwrap_err();
+    let Error::RemoveIncomplete { failed } = &error else { panic!("{error}") };
+    let names: Vec<&str> = failed.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(names, ["deaf owner", "deaf"]);
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+    assert_eq!(group.stats().hot.entries, 0);
+    assert!(error.to_string().contains("deaf owner (no answer within the deadline)"), "{error}");
+}
+
+/// A getter that answers each batch by one call.
+struct Batches(Sender<Vec<String>>);
+
+impl Getter for Batches {
+    fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError> {
+        self.get_many(&[key]).pop().unwrap()
+    }
+
+    fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
+        self.0.send(keys.iter().map(|key| key.to_string()).collect()).unwrap();
+        let answer = |key: &&str| match *key {
+            "bad" => Err(Fails::from("disk full")),
+            "kkk" => Ok(None),
+            "panic" => panic!("on purpose"),
+            key => Ok(Some(Loaded::from(key.to_uppercase()))),
+        };
+        let answers = keys.iter().map(answer).collect();
+        if keys.contains(&"short") { Vec::new() } else { answers }
+    }
+}
+
+fn batches() -> (Arc<Group>, Receiver<Vec<String>>) {
+    let (sender, calls) = bounded(100);
+    (Group::builder("scores", Batches(sender)).build().unwrap(), calls)
+}
+
+#[test]
+fn a_batch_is_answered_in_order_duplicates_included_by_one_call_for_what_is_missing() {
+    let (group, calls) = batches();
+    group.get("a").unwrap();
+    assert_eq!(calls.recv().unwrap(), ["a"]);
+    let answers = group.get_many(&["b", "a", "kkk", "b", "bad", ""]);
+    let texts: Vec<String> = answers
+        .into_iter()
+        .map(|answer| match answer {
+            Ok(value) => value.map_or("absent".into(), |value| value.to_string()),
+            Err(error) => error.to_string(),
+        })
+        .collect();
+    let empty = "the key is empty: a key is required";
+    assert_eq!(texts, ["B", "A", "absent", "B", "loading \"bad\": disk full", empty]);
+    assert_eq!(calls.recv().unwrap(), ["b", "kkk", "bad"]);
+    assert!(calls.is_empty());
+    assert!(group.get_many(&[]).is_empty());
+    let stats = group.stats();
+    assert_eq!((stats.gets, stats.misses, stats.shared), (6, 5, 1));
+    check_identities(&stats);
+}
+
+#[test]
+fn a_batch_and_single_gets_share_their_loads() {
+    let (getter, calls, open) = gated();
+    let group = Group::builder("scores", getter).build().unwrap();
+    thread::scope(|scope| {
+        let single = scope.spawn(|| group.get("a"));
+        assert_eq!(calls.recv_timeout(Duration::from_secs(30)).unwrap(), "a");
+        let batch = scope.spawn(|| group.get_many(&["a", "b"]));
+        assert_eq!(calls.recv_timeout(Duration::from_secs(30)).unwrap(), "b");
+        // Two calls wait at the gate, each of another key.
+        open.send_timeout("1", Duration::from_secs(30)).unwrap();
+        open.send_timeout("1", Duration::from_secs(30)).unwrap();
+        assert_eq!(single.join().unwrap().unwrap().unwrap(), "1");
+        assert!(batch.join().unwrap().into_iter().all(|answer| answer.unwrap().unwrap() == "1"));
+    });
+    assert!(calls.is_empty());
+    check_identities(&group.stats());
+}
+
+#[test]
+fn a_getter_that_fails_a_whole_batch_is_an_error_for_each_key_and_the_keys_are_usable_after() {
+    let (group, _calls) = batches();
+    let errors = |keys: &[&str]| -> Vec<String> {
+        group.get_many(keys).into_iter().map(|answer| answer.unwrap_err().to_string()).collect()
+    };
+    assert_eq!(
+        errors(&["a", "panic"]),
+        [
+            "loading \"a\": the getter panicked: on purpose",
+            "loading \"panic\": the getter panicked: on purpose"
+        ]
+    );
+    assert_eq!(errors(&["short"]), ["loading \"short\": get_many gave 0 answers for 1 keys"]);
+    assert_eq!(group.get("a").unwrap().unwrap(), "A");
+    check_identities(&group.stats());
+}
+
+#[test]
+fn a_batch_falls_back_for_those_keys_that_its_owner_did_not_answer() {
+    let owner = Owner::answering([Ok(Some("1".into())), Err(PeerError::Timeout), Ok(None)]);
+    let (sender, calls) = bounded(100);
+    let group = Group::builder("scores", Batches(sender)).peers(PickOwner(owner)).build().unwrap();
+    let answers = group.get_many(&["a", "b", "c"]).into_iter().map(Result::unwrap);
+    let texts: Vec<_> = answers.map(|value| value.map(|value| value.to_string())).collect();
+    assert_eq!(texts, [Some("1".into()), Some("B".into()), None]);
+    assert_eq!(calls.recv().unwrap(), ["b"]);
+    let stats = group.stats();
+    assert_eq!((stats.peer_loads, stats.fallbacks, stats.hot.entries), (2, 1, 1));
+    check_identities(&stats);
+}
+
+#[test]
+fn a_batch_of_a_peer_may_ask_for_what_is_cached_only() {
+    let (group, calls) = batches();
+    group.get("a").unwrap();
+    let told = group.answer_batch(&["a", "b"], true);
+    assert!(matches!(told[..], [Ok(Told::Value(..)), Ok(Told::NotCached)]));
+    assert_eq!((calls.len(), group.stats().peer_requests, group.stats().gets), (1, 1, 2));
+    let told = group.answer_batch(&["a", "b", "b", "kkk"], false);
+    assert!(matches!(
+        told[..],
+        [Ok(Told::Value(..)), Ok(Told::Value(..)), Ok(Told::Value(..)), Ok(Told::Absent)]
+    ));
+    check_identities(&group.stats());
+}

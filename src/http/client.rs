@@ -4,18 +4,21 @@
 //! exchange has one deadline, connections are kept between questions, and a peer that failed
 //! is left alone for a while (see [`cooldown`](super::cooldown)).
 
+use std::iter::zip;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use log::{info, warn};
-use ureq::Agent;
 use ureq::config::Config;
-use ureq::http::Uri;
+use ureq::http::{Response, Uri};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::{Agent, Body, RequestBuilder};
 
 use super::PoolOptions;
+use super::combine::Combine;
 use super::cooldown::Cooldown;
+use super::frame::{self, Heard};
 use super::wire;
 use crate::clock::Clock;
 use crate::{Loaded, PeerError, PeerGetter};
@@ -28,9 +31,17 @@ pub(crate) struct HttpGetter {
     agent: Agent,
     addresses: Addresses,
     cooldown: Cooldown,
+    combine: Combine<Answer>,
+    // Guards since when the peer is known to have no batches, as a Go node.
+    no_batches: Mutex<Option<Duration>>,
     clock: Clock,
     options: Arc<PoolOptions>,
 }
+
+type Answer = Result<Option<Loaded>, PeerError>;
+
+/// After this time a peer that knew no batches is tried again: it may have been replaced.
+const TRY_BATCHES_AGAIN: Duration = Duration::from_secs(60);
 
 impl HttpGetter {
     pub(crate) fn new(base_url: String, options: Arc<PoolOptions>) -> Self {
@@ -55,6 +66,8 @@ impl HttpGetter {
             base_url,
             addresses,
             cooldown: Cooldown::default(),
+            combine: Combine::new(),
+            no_batches: Mutex::default(),
             clock: Clock::real(),
             options,
         }
@@ -65,60 +78,102 @@ impl HttpGetter {
         self.cooldown.is_well()
     }
 
-    fn ask(&self, group: &str, key: &str) -> Result<Option<Loaded>, PeerError> {
-        let url = format!("{}{}", self.base_url, wire::path(&self.options.base_path, group, key));
-        let mut request = self.agent.get(url);
-        if let Some(token) = &self.options.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        let mut answer = request.call().map_err(|error| self.failure(error))?;
-        let status = answer.status().as_u16();
+    /// Asks for one key by a request of its own.
+    fn ask(&self, group: &str, key: &str) -> Answer {
+        let url = self.url(&wire::path(&self.options.base_path, group, key));
+        let mut answer = self.with_token(self.agent.get(url)).call().map_err(failure)?;
         let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let ttl = header(wire::TTL_MS).and_then(wire::ttl_from_header);
         let is_absent = header(wire::RESULT) == Some(wire::ABSENT);
-        let limit = self.options.max_value_bytes;
-        let body = answer.body_mut();
-        match status {
-            200 if body.content_length().is_some_and(|length| length > limit) => {
-                Err(PeerError::TooLarge { limit })
-            }
+        match answer.status().as_u16() {
             200 => {
-                // One more than the limit, to tell a value of just that size from a larger one.
-                let value = body.with_config().limit(limit + 1).read_to_vec();
-                Ok(Some(Loaded { value: value.map_err(|error| self.failure(error))?, ttl }))
+                let value = body(&mut answer, self.options.max_value_bytes)?;
+                Ok(Some(Loaded { value, ttl }))
             }
             404 if is_absent => {
                 // An empty body; reading it gives the connection back.
-                let _ = body.with_config().limit(1 << 10).read_to_vec();
+                let _ = body(&mut answer, 0);
                 Ok(None)
             }
-            code => {
-                let text = body.with_config().limit(1 << 10).lossy_utf8(true).read_to_string();
-                Err(PeerError::Status { code, text: text.unwrap_or_default().trim_end().into() })
-            }
+            _ => Err(status(&mut answer)),
         }
     }
 
-    fn failure(&self, error: ureq::Error) -> PeerError {
-        match error {
-            ureq::Error::Timeout(_) => PeerError::Timeout,
-            ureq::Error::BodyExceedsLimit(_) => {
-                PeerError::TooLarge { limit: self.options.max_value_bytes }
+    /// Asks for several keys by one request. `None` for those that are to be asked for singly:
+    /// all of them, where the peer knows no batches.
+    fn ask_batch(
+        &self,
+        group: &str,
+        keys: &[&str],
+        only_cached: bool,
+    ) -> Result<Vec<Option<Answer>>, PeerError> {
+        let url = self.url(&wire::group_path(&self.options.base_path, group));
+        let mut request = self.with_token(self.agent.post(url)).content_type(wire::BATCH_TYPE);
+        if only_cached {
+            request = request.header("Cache-Control", wire::ONLY_IF_CACHED);
+        }
+        let answer = request.send(&frame::write_question(keys)[..]);
+        let mut answer = answer.map_err(failure)?;
+        let is_batch = answer.body().mime_type() == Some(wire::BATCH_TYPE);
+        match answer.status().as_u16() {
+            200 if is_batch => {
+                let body = body(&mut answer, frame::MAX_ANSWER_BYTES as u64)?;
+                let heard = frame::read_answer(&body, keys.len());
+                let heard =
+                    heard.map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
+                Ok(heard.into_iter().map(|heard| self.answer_of(heard)).collect())
             }
-            error => PeerError::Transport(error.to_string()),
+            // As Go's servers answer a POST, each in its way.
+            200 | 404 | 405 | 500 | 501 => {
+                *self.no_batches.lock().unwrap() = Some(self.clock.now());
+                Ok(keys.iter().map(|_| None).collect())
+            }
+            _ => Err(status(&mut answer)),
         }
     }
-}
 
-impl PeerGetter for HttpGetter {
-    fn name(&self) -> &str {
-        &self.base_url
+    fn answer_of(&self, heard: Heard) -> Option<Answer> {
+        let limit = self.options.max_value_bytes;
+        match heard {
+            Heard::Value(loaded) if loaded.value.len() as u64 > limit => {
+                Some(Err(PeerError::TooLarge { limit }))
+            }
+            Heard::Value(loaded) => Some(Ok(Some(loaded))),
+            Heard::Absent => Some(Ok(None)),
+            Heard::Failed(text) => Some(Err(PeerError::Status { code: 502, text })),
+            Heard::NotHere => None,
+        }
     }
 
-    fn get(&self, group: &str, key: &str) -> Result<Option<Loaded>, PeerError> {
+    fn knows_batches(&self) -> bool {
+        let since = *self.no_batches.lock().unwrap();
+        since.is_none_or(|since| self.clock.now() >= since + TRY_BATCHES_AGAIN)
+    }
+
+    fn delete(&self, path: &str) -> Result<(), PeerError> {
+        let request = self.with_token(self.agent.delete(self.url(path)));
+        let mut answer = request.call().map_err(failure)?;
+        match answer.status().as_u16() {
+            204 => Ok(()),
+            _ => Err(status(&mut answer)),
+        }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base_url)
+    }
+
+    fn with_token<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.options.token {
+            Some(token) => request.header("Authorization", format!("Bearer {token}")),
+            None => request,
+        }
+    }
+
+    /// Asks, unless the peer is cooling down, and notes whether it could be reached.
+    fn reach<T>(&self, ask: impl FnOnce() -> Result<T, PeerError>) -> Result<T, PeerError> {
         let attempt = self.cooldown.attempt(self.clock.now()).ok_or(PeerError::CoolingDown)?;
-        let was_well = self.cooldown.is_well();
-        let answer = self.ask(group, key);
+        let answer = ask();
         match &answer {
             Err(error) if error.is_transport() => {
                 self.addresses.forget();
@@ -127,13 +182,89 @@ impl PeerGetter for HttpGetter {
                 }
             }
             _ => {
-                attempt.succeeded();
-                if !was_well {
+                if attempt.succeeded() {
                     info!("peer {}: answers again", self.base_url);
                 }
             }
         }
         answer
+    }
+}
+
+fn failure(error: ureq::Error) -> PeerError {
+    match error {
+        ureq::Error::Timeout(_) => PeerError::Timeout,
+        error => PeerError::Transport(error.to_string()),
+    }
+}
+
+/// The body, if it is no longer than `limit`.
+fn body(answer: &mut Response<Body>, limit: u64) -> Result<Vec<u8>, PeerError> {
+    let body = answer.body_mut();
+    if body.content_length().is_some_and(|length| length > limit) {
+        return Err(PeerError::TooLarge { limit });
+    }
+    // One more than the limit, to tell a body of just that size from a larger one.
+    match body.with_config().limit(limit + 1).read_to_vec() {
+        Ok(bytes) if bytes.len() as u64 <= limit => Ok(bytes),
+        Ok(_) | Err(ureq::Error::BodyExceedsLimit(_)) => Err(PeerError::TooLarge { limit }),
+        Err(error) => Err(failure(error)),
+    }
+}
+
+/// An answer that is none, with the beginning of its text.
+fn status(answer: &mut Response<Body>) -> PeerError {
+    let text = answer.body_mut().with_config().limit(1 << 10).lossy_utf8(true).read_to_string();
+    let text = text.unwrap_or_default().trim_end().into();
+    PeerError::Status { code: answer.status().as_u16(), text }
+}
+
+impl PeerGetter for HttpGetter {
+    fn name(&self) -> &str {
+        &self.base_url
+    }
+
+    fn get(&self, group: &str, key: &str) -> Answer {
+        self.reach(|| {
+            let plain = || self.ask(group, key);
+            if !self.options.combine || !self.knows_batches() {
+                return plain();
+            }
+            let batch = |keys: &[&str]| {
+                self.ask_batch(group, keys, true)
+                    .unwrap_or_else(|error| keys.iter().map(|_| Some(Err(error.clone()))).collect())
+            };
+            let answer =
+                self.combine.get(group, key, self.options.timeout, frame::fitting, batch, plain);
+            answer.unwrap_or(Err(PeerError::Timeout))
+        })
+    }
+
+    fn get_many(&self, group: &str, keys: &[&str]) -> Vec<Answer> {
+        let mut answers = Vec::with_capacity(keys.len());
+        while answers.len() < keys.len() {
+            let rest = &keys[answers.len()..];
+            let part = &rest[..frame::fitting(rest)];
+            let asked = match self.knows_batches() {
+                true => self.reach(|| self.ask_batch(group, part, false)),
+                false => Ok(part.iter().map(|_| None).collect()),
+            };
+            match asked {
+                Err(error) => answers.extend(part.iter().map(|_| Err(error.clone()))),
+                Ok(asked) => answers.extend(zip(part, asked).map(|(key, answer)| {
+                    answer.unwrap_or_else(|| self.reach(|| self.ask(group, key)))
+                })),
+            }
+        }
+        answers
+    }
+
+    fn remove(&self, group: &str, key: &str) -> Result<(), PeerError> {
+        self.reach(|| self.delete(&wire::path(&self.options.base_path, group, key)))
+    }
+
+    fn clear(&self, group: &str) -> Result<(), PeerError> {
+        self.reach(|| self.delete(&wire::group_path(&self.options.base_path, group)))
     }
 }
 

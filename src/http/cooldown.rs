@@ -60,10 +60,11 @@ impl Cooldown {
 }
 
 impl Attempt<'_> {
-    /// The peer answered, be it with an error of its own.
-    pub(crate) fn succeeded(mut self) {
+    /// The peer answered, be it with an error of its own. Whether that is news.
+    pub(crate) fn succeeded(mut self) -> bool {
         self.told = true;
-        *self.cooldown.state.lock().unwrap() = State::Well;
+        let before = std::mem::take(&mut *self.cooldown.state.lock().unwrap());
+        !matches!(before, State::Well)
     }
 
     /// The peer could not be reached, at the time `now`. Returns for how long it is left alone,
@@ -110,7 +111,7 @@ mod tests {
         assert!(cooldown.attempt(Duration::from_millis(999)).is_none());
         let trial = cooldown.attempt(seconds(1)).unwrap();
         assert!(cooldown.attempt(seconds(1)).is_none(), "the others still fall back");
-        trial.succeeded();
+        assert!(trial.succeeded());
         assert!(cooldown.is_well());
         assert!(cooldown.attempt(seconds(1)).is_some());
     }
@@ -126,7 +127,7 @@ mod tests {
             now += pause;
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-        cooldown.attempt(now).unwrap().succeeded();
+        assert!(cooldown.attempt(now).unwrap().succeeded());
         assert_eq!(cooldown.attempt(now).unwrap().failed(now), Some(seconds(1)));
     }
 

@@ -6,13 +6,17 @@
 //! | `pool` | [`HttpPool`]: the ring, and a getter for each other node |
 //! | `client` | `HttpGetter`: asks one peer |
 //! | `cooldown` | dead peers cost once |
+//! | `combine` | gets that go to the same peer share a request |
+//! | `frame` | how a batch is written as bytes |
 //! | `listener` | tiny_http's accepting side, with its flaws cured |
 //! | `workers` | the pool of threads and its bounded queue |
 //! | `routes` | which question gets which answer |
 //! | `server` | [`HttpServer`]: the three together, and their end |
 
 mod client;
+mod combine;
 mod cooldown;
+mod frame;
 mod listener;
 mod pool;
 mod routes;

@@ -40,6 +40,8 @@ pub struct PoolOptions {
     /// The largest value that is taken from a peer, in bytes; above it this node loads by
     /// itself. Default: 16 MiB.
     pub max_value_bytes: u64,
+    /// Whether concurrent gets that go to the same peer share requests. Default: `true`.
+    pub combine: bool,
     /// The path under which peers answer. Default: `/_geecache/`.
     pub base_path: String,
     /// The secret that peers ask for, sent as `Authorization: Bearer`. Default: none.
@@ -55,6 +57,7 @@ impl Default for PoolOptions {
             timeout: DEFAULT_TIMEOUT,
             max_idle_connections: 64,
             max_value_bytes: 16 << 20,
+            combine: true,
             base_path: DEFAULT_BASE_PATH.into(),
             token: None,
         }
@@ -71,6 +74,7 @@ impl fmt::Debug for PoolOptions {
             .field("timeout", &self.timeout)
             .field("max_idle_connections", &self.max_idle_connections)
             .field("max_value_bytes", &self.max_value_bytes)
+            .field("combine", &self.combine)
             .field("base_path", &self.base_path)
             .field("token", &self.token.as_ref().map(|_| "…"))
             .finish()
@@ -207,6 +211,11 @@ impl PeerPicker for HttpPool {
         let getter = nodes.getters.get(nodes.ring.owner(key)?)?;
         Some(getter.clone())
     }
+
+    fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
+        let nodes = self.nodes.lock().unwrap();
+        nodes.getters.values().map(|getter| getter.clone() as Arc<dyn PeerGetter>).collect()
+    }
 }
 
 fn ring_of(urls: impl IntoIterator<Item = String>, options: &PoolOptions) -> Arc<Ring> {
@@ -323,6 +332,7 @@ mod tests {
         assert_eq!(options.connect_timeout, Duration::from_millis(500));
         assert_eq!(options.timeout, Duration::from_secs(3));
         assert_eq!((options.max_idle_connections, options.max_value_bytes), (64, 16 << 20));
+        assert!(options.combine);
         assert_eq!((&*options.base_path, options.token), ("/_geecache/", None));
     }
 

@@ -3,12 +3,13 @@
 //! The other end of [`client`](super::client); `lib.rs` has the protocol as a table.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::Arc;
 
 use tiny_http::{Method, Request, ResponseBox};
 
-use super::wire;
 use super::workers::{bytes, header, text};
+use super::{frame, wire};
 use crate::stats::{Counter, head, prometheus};
 use crate::{Error, Group};
 
@@ -20,11 +21,11 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    pub(super) fn answer(&self, request: &Request) -> ResponseBox {
-        let path = request.url().split('?').next().unwrap_or_default();
+    pub(super) fn answer(&self, request: &mut Request) -> ResponseBox {
+        let path = request.url().split('?').next().unwrap_or_default().to_string();
         match path.strip_prefix(&*self.base_path) {
             Some(rest) => self.answer_peer(request, rest),
-            None => match path {
+            None => match &*path {
                 "/healthz" => text(200, "ok\n"),
                 "/metrics" => text(200, &self.metrics()),
                 _ => text(404, "no such page\n"),
@@ -32,13 +33,10 @@ impl Routes {
         }
     }
 
-    fn answer_peer(&self, request: &Request, path: &str) -> ResponseBox {
+    fn answer_peer(&self, request: &mut Request, path: &str) -> ResponseBox {
         if !self.may_ask(request) {
             return text(401, "a token is required\n")
                 .with_header(header("WWW-Authenticate", "Bearer"));
-        }
-        if *request.method() != Method::Get {
-            return text(405, "peers are asked by GET\n").with_header(header("Allow", "GET"));
         }
         let (group, key) = match wire::parse(path) {
             Ok(parts) => parts,
@@ -47,20 +45,22 @@ impl Routes {
         let Some(group) = self.groups.get(&group) else {
             return text(404, &format!("no such group: {group}\n"));
         };
-        match group.answer_peer(&key) {
-            Ok(Some((value, ttl))) => {
-                let answer = bytes(200, value)
-                    .with_header(header("Content-Type", "application/octet-stream"));
-                match ttl {
-                    Some(ttl) => {
-                        answer.with_header(header(wire::TTL_MS, &wire::ttl_to_header(ttl)))
-                    }
-                    None => answer,
-                }
+        match (request.method(), key) {
+            (Method::Get, Some(key)) => answer_get(group, &key),
+            (Method::Delete, Some(key)) => match group.answer_removal(&key) {
+                Ok(()) => bytes(204, ""),
+                Err(error) => text(400, &format!("{error}\n")),
+            },
+            (Method::Delete, None) => {
+                group.answer_clear();
+                bytes(204, "")
             }
-            Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT)),
-            Err(error @ Error::KeyLength(_)) => text(400, &format!("{error}\n")),
-            Err(error) => text(502, &format!("{error}\n")),
+            (Method::Post, None) => answer_batch(group, request),
+            (Method::Get, None) => text(400, "a key is required: {group}/{key}\n"),
+            (_, key) => {
+                let allowed = if key.is_some() { "GET, DELETE" } else { "POST, DELETE" };
+                text(405, "not allowed here\n").with_header(header("Allow", allowed))
+            }
         }
     }
 
@@ -76,6 +76,41 @@ impl Routes {
             prometheus(self.groups.values().map(|group| (group.name(), group.stats())));
         head(&mut metrics, "geecache_shed_total", "counter", "Requests refused with 503.");
         metrics + &format!("geecache_shed_total {}\n", self.shed.get())
+    }
+}
+
+fn answer_get(group: &Group, key: &str) -> ResponseBox {
+    match group.answer_peer(key) {
+        Ok(Some((value, ttl))) => {
+            let answer =
+                bytes(200, value).with_header(header("Content-Type", "application/octet-stream"));
+            match ttl {
+                Some(ttl) => answer.with_header(header(wire::TTL_MS, &wire::ttl_to_header(ttl))),
+                None => answer,
+            }
+        }
+        Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT)),
+        Err(error @ Error::KeyLength(_)) => text(400, &format!("{error}\n")),
+        Err(error) => text(502, &format!("{error}\n")),
+    }
+}
+
+fn answer_batch(group: &Group, request: &mut Request) -> ResponseBox {
+    let only_cached = request.headers().iter().any(|header| {
+        header.field.equiv("Cache-Control") && header.value.as_str() == wire::ONLY_IF_CACHED
+    });
+    let mut body = Vec::new();
+    let most = frame::MAX_QUESTION_BYTES as u64;
+    if let Err(error) = request.as_reader().take(most + 1).read_to_end(&mut body) {
+        return text(400, &format!("{error}\n"));
+    }
+    if body.len() as u64 > most {
+        return text(413, &format!("a batch is no longer than {most} bytes\n"));
+    }
+    match frame::read_question(&body) {
+        Ok(keys) => bytes(200, frame::write_answer(&group.answer_batch(&keys, only_cached)))
+            .with_header(header("Content-Type", wire::BATCH_TYPE)),
+        Err(what) => text(400, &format!("{what}\n")),
     }
 }
 

@@ -20,11 +20,22 @@ pub(crate) const ABSENT: &str = "absent";
 /// On a `200`: for how many milliseconds from now the value lives.
 pub(crate) const TTL_MS: &str = "Geecache-Ttl-Ms";
 
+/// The type of the body of a batch and of its answer.
+pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";
+
+/// In `Cache-Control` of a batch: no key of it may wait for the origin.
+pub(crate) const ONLY_IF_CACHED: &str = "only-if-cached";
+
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The path of a key, from the base path on.
 pub(crate) fn path(base_path: &str, group: &str, key: &str) -> String {
     format!("{base_path}{}/{}", Segment(group), Segment(key))
+}
+
+/// The path of a whole group, to which batches are sent.
+pub(crate) fn group_path(base_path: &str, group: &str) -> String {
+    format!("{base_path}{}", Segment(group))
 }
 
 /// A part of a path. Dots alone would be taken for "here" and "above" on the way.
@@ -39,13 +50,16 @@ impl fmt::Display for Segment<'_> {
     }
 }
 
-/// The group and the key of a raw path behind the base path; or what is wrong with it.
+/// The group and the key of a raw path behind the base path, or what is wrong with it. A path
+/// without a slash is a whole group's.
 ///
 /// A bare `+` is a space, since Go's GeeCache clients encode as for a query.
-pub(crate) fn parse(path: &str) -> Result<(String, String), &'static str> {
-    let (group, key) = path.split_once('/').ok_or("a path is {group}/{key}")?;
-    let (group, key) = (decode(group)?, decode(key)?);
-    if group.is_empty() || key.is_empty() {
+pub(crate) fn parse(path: &str) -> Result<(String, Option<String>), &'static str> {
+    let (group, key) = match path.split_once('/') {
+        Some((group, key)) => (decode(group)?, Some(decode(key)?)),
+        None => (decode(path)?, None),
+    };
+    if group.is_empty() || key.as_ref().is_some_and(String::is_empty) {
         return Err("group and key must not be empty");
     }
     Ok((group, key))
@@ -112,7 +126,7 @@ mod tests {
             for key in AWKWARD.iter().copied().chain([&*long]) {
                 let path = path(DEFAULT_BASE_PATH, group, key);
                 let rest = path.strip_prefix(DEFAULT_BASE_PATH).unwrap();
-                assert_eq!(parse(rest), Ok((group.to_string(), key.to_string())));
+                assert_eq!(parse(rest), Ok((group.to_string(), Some(key.to_string()))));
                 assert!(rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%/".contains(&b)));
                 assert_eq!(rest.matches('/').count(), 1);
                 assert!(rest.split('/').all(|part| part.bytes().any(|b| b != b'.')));
@@ -122,27 +136,29 @@ mod tests {
 
     #[test]
     fn the_escapes_of_go_clients_are_understood() {
-        assert_eq!(parse("scores/a+b%2Bc"), Ok(("scores".into(), "a b+c".into())));
-        assert_eq!(parse("my+group/%E9%94%AE"), Ok(("my group".into(), "键".into())));
+        assert_eq!(parse("scores/a+b%2Bc"), Ok(("scores".into(), Some("a b+c".into()))));
+        assert_eq!(parse("my+group/%E9%94%AE"), Ok(("my group".into(), Some("键".into()))));
     }
 
     #[test]
     fn a_slash_after_the_first_belongs_to_the_key() {
-        assert_eq!(parse("scores//a/b"), Ok(("scores".into(), "/a/b".into())));
+        assert_eq!(parse("scores//a/b"), Ok(("scores".into(), Some("/a/b".into()))));
+    }
+
+    #[test]
+    fn a_path_without_a_slash_is_a_groups() {
+        for group in AWKWARD {
+            let path = group_path(DEFAULT_BASE_PATH, group);
+            let rest = path.strip_prefix(DEFAULT_BASE_PATH).unwrap();
+            assert_eq!(parse(rest), Ok((group.to_string(), None)));
+        }
     }
 
     #[test]
     fn bad_paths_say_what_is_wrong() {
-        for path in [
-            "scores",
-            "scores/",
-            "/Tom",
-            "scores/%",
-            "scores/%4",
-            "scores/%zz",
-            "scores/%FF",
-            "%C3/x",
-        ] {
+        for path in
+            ["", "scores/", "/Tom", "scores/%", "scores/%4", "scores/%zz", "scores/%FF", "%C3/x"]
+        {
             assert!(parse(path).is_err(), "{path}");
         }
     }

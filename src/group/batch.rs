@@ -1,0 +1,214 @@
+//! Batches: many keys, one question for each owner.
+//!
+//! A page that shows a hundred names would ask a hundred times, one after the other. Here the
+//! hits are taken first, and the rest is asked for by one request to each owner, all owners at
+//! the same time; what this node owns, or has to load in an owner's place, goes to the origin by
+//! one call of [`Getter::get_many`](crate::Getter::get_many). Each key of a batch takes its seat
+//! in the same flight as single gets do, so the two share their loads.
+
+use std::collections::HashMap;
+use std::iter::zip;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use log::debug;
+
+use super::{Answer, Group, text_of};
+use crate::cache::{Cache, Key};
+use crate::flight::{Lead, Seat};
+use crate::{BoxError, ByteView, Error, PeerGetter};
+
+/// What this node tells a peer about one key of a batch.
+pub(crate) enum Told {
+    Value(ByteView, Option<Duration>),
+    Absent,
+    /// Only cached values were asked for, and this is none.
+    NotCached,
+}
+
+impl Group {
+    /// The values of many keys, in the order asked, as [`get`](Self::get) would give each.
+    pub fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<ByteView>, Error>> {
+        let mut missing = Vec::new();
+        // Where in `missing` a key is that was asked for before.
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        let found: Vec<Result<Answer, usize>> = keys
+            .iter()
+            .map(|&text| {
+                let key = match self.key(text) {
+                    Ok(key) => key,
+                    Err(error) => return Ok(Err(error)),
+                };
+                if let Some(record) = self.look_up(&key) {
+                    return Ok(Ok(record));
+                }
+                self.counters.misses.add_one();
+                let place = *places.entry(text).or_insert(missing.len());
+                match place == missing.len() {
+                    true => missing.push(key),
+                    false => self.counters.shared.add_one(),
+                }
+                Err(place)
+            })
+            .collect();
+        let loaded = if missing.is_empty() { Vec::new() } else { self.load_many(&missing) };
+        let answer = |found| match found {
+            Ok(answer) => answer,
+            Err(place) => Answer::clone(&loaded[place]),
+        };
+        found.into_iter().map(|found| Ok(answer(found)?.into_value())).collect()
+    }
+
+    fn load_many(&self, keys: &[Key<'_>]) -> Vec<Answer> {
+        let mut own = Vec::new();
+        let mut by_owner: HashMap<String, (Arc<dyn PeerGetter>, Vec<usize>)> = HashMap::new();
+        for (i, key) in keys.iter().enumerate() {
+            match self.peers.pick(key.text) {
+                None => own.push(i),
+                Some(owner) => {
+                    by_owner.entry(owner.name().into()).or_insert((owner, Vec::new())).1.push(i);
+                }
+            }
+        }
+        let these = |places: &[usize]| places.iter().map(|&i| &keys[i]).collect::<Vec<_>>();
+        let mut answers: Vec<Option<Answer>> = vec![None; keys.len()];
+        thread::scope(|scope| {
+            let ask = |owner: &Arc<dyn PeerGetter>, places: &[usize]| {
+                self.load_many_from_peer(&**owner, &these(places))
+            };
+            let mut owners: Vec<_> = by_owner.values().collect();
+            // One part of the work is this thread's: its own keys, or else the last owner's.
+            let last = if own.is_empty() { owners.pop() } else { None };
+            let asked: Vec<_> = owners
+                .into_iter()
+                .map(|(owner, places)| (places, scope.spawn(move || ask(owner, places))))
+                .collect();
+            let mut put = |places: &[usize], part: Vec<Answer>| {
+                zip(places, part).for_each(|(&i, answer)| answers[i] = Some(answer));
+            };
+            match last {
+                Some((owner, places)) => put(places, ask(owner, places)),
+                None => put(&own, self.load_many_locally(&these(&own), &self.main)),
+            }
+            for (places, asked) in asked {
+                put(places, asked.join().expect("a load does not panic"));
+            }
+        });
+        answers.into_iter().map(|answer| answer.expect("each key is somebody's")).collect()
+    }
+
+    fn load_many_from_peer(&self, owner: &dyn PeerGetter, keys: &[&Key<'_>]) -> Vec<Answer> {
+        debug!("[{}] {} keys: pick peer {}, fetch from it", self.name, keys.len(), owner.name());
+        let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
+        let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
+        let mut fallen = Vec::new();
+        let mut answers = Vec::new();
+        for ((&key, lease), answer) in zip(zip(keys, leases), owner.get_many(&self.name, &texts)) {
+            let answer = self.keep_copy(key, answer, lease);
+            if let Err(error) = &answer {
+                self.log_fallback(owner, key, error);
+                self.counters.fallbacks.add_one();
+                fallen.push(key);
+            }
+            answers.push(answer);
+        }
+        let mut loaded = self.load_many_locally(&fallen, &self.hot).into_iter();
+        let mut answer = |answer: Result<_, _>| match answer {
+            Ok(record) => Ok(record),
+            Err(_) => loaded.next().expect("one for each that fell back"),
+        };
+        answers.into_iter().map(&mut answer).collect()
+    }
+
+    fn load_many_locally(&self, keys: &[&Key<'_>], cache: &Cache) -> Vec<Answer> {
+        let mut answers: Vec<Option<Answer>> = vec![None; keys.len()];
+        let mut leads: Vec<(usize, Lead<'_, Answer>)> = Vec::new();
+        let mut followed = Vec::new();
+        for (i, key) in keys.iter().enumerate() {
+            match self.loading.join(key.text) {
+                Seat::Follower(call) => followed.push((i, call)),
+                Seat::Leader(lead) => match self.main.peek(key).or_else(|| self.hot.peek(key)) {
+                    None => leads.push((i, lead)),
+                    Some(record) => {
+                        self.counters.shared.add_one();
+                        lead.land(Ok(record.clone()));
+                        answers[i] = Some(Ok(record));
+                    }
+                },
+            }
+        }
+        let led: Vec<_> = leads.iter().map(|&(i, _)| keys[i]).collect();
+        for ((i, lead), answer) in zip(leads, self.ask_getter_for_many(&led, cache)) {
+            lead.land(answer.clone());
+            answers[i] = Some(answer);
+        }
+        // All that this thread leads has landed, so two batches cannot wait for each other.
+        for (i, call) in followed {
+            self.counters.shared.add_one();
+            let answer = call.wait(self.load_timeout);
+            answers[i] = Some(answer.unwrap_or_else(|why| Err(self.unanswered(keys[i], why))));
+        }
+        answers.into_iter().map(|answer| answer.expect("each key was led or followed")).collect()
+    }
+
+    fn ask_getter_for_many(&self, keys: &[&Key<'_>], cache: &Cache) -> Vec<Answer> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        debug!("[{}] {} keys: search the origin", self.name, keys.len());
+        let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
+        let leases: Vec<_> = keys.iter().map(|key| cache.lease(key)).collect();
+        let loaded = match catch_unwind(AssertUnwindSafe(|| self.getter.get_many(&texts))) {
+            Ok(loaded) if loaded.len() == keys.len() => loaded.into_iter().map(Ok).collect(),
+            Ok(loaded) => {
+                let wrong =
+                    format!("get_many gave {} answers for {} keys", loaded.len(), keys.len());
+                keys.iter().map(|_| Ok(Err(BoxError::from(wrong.clone())))).collect()
+            }
+            Err(panic) => {
+                vec![text_of(&*panic); keys.len()].into_iter().map(Err).collect::<Vec<_>>()
+            }
+        };
+        let fill = |((&key, lease), loaded)| self.fill(cache, key, loaded, lease);
+        zip(zip(keys, leases), loaded).map(fill).collect()
+    }
+
+    /// Answers a peer that takes this node for the owner of all `keys`. Where `only_cached`, no
+    /// key waits for the origin.
+    pub(crate) fn answer_batch(
+        &self,
+        keys: &[&str],
+        only_cached: bool,
+    ) -> Vec<Result<Told, Error>> {
+        let mut missing = Vec::new();
+        let found: Vec<_> = keys
+            .iter()
+            .map(|text| {
+                let key = self.key(text)?;
+                let record = self.look_up(&key);
+                if record.is_some() || !only_cached {
+                    self.counters.peer_requests.add_one();
+                }
+                if record.is_none() && !only_cached {
+                    self.counters.misses.add_one();
+                    missing.push(key);
+                }
+                Ok(record)
+            })
+            .collect();
+        let missing: Vec<_> = missing.iter().collect();
+        let mut loaded = self.load_many_locally(&missing, &self.main).into_iter();
+        let told = |record| match self.with_remaining_ttl(record) {
+            Some((value, ttl)) => Told::Value(value, ttl),
+            None => Told::Absent,
+        };
+        let mut tell = |found: Result<Option<_>, Error>| match found? {
+            Some(record) => Ok(told(record)),
+            None if only_cached => Ok(Told::NotCached),
+            None => loaded.next().expect("one for each that was missing").map(told),
+        };
+        found.into_iter().map(&mut tell).collect()
+    }
+}

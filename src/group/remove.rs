@@ -1,0 +1,112 @@
+//! Removal: a key, or all, leaves every node.
+//!
+//! A value changes at the origin; who then calls [`Group::remove`] wants no get that starts
+//! afterwards to see the old one. Dropping entries is not enough. What could bring one back:
+//!
+//! - *A load that began before.* It holds a lease from before the removal, so what it brings is
+//!   not kept (see [`Lease`](crate::cache::Lease)); and the flights forget it, so nobody joins
+//!   it any more. Its own callers may get the old value: they asked before.
+//! - *A copy of a copy.* Node C drops its copy; before the owner has dropped its own, C asks it
+//!   again and has the old value back. So the owner is told first, and all others after it.
+//!
+//! What stays: a node that could not be reached serves its copy until that expires,
+//! [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the latest, or, if it is the owner, until the
+//! value itself expires or is evicted. [`Error::RemoveIncomplete`] names it.
+
+use std::sync::Arc;
+use std::thread;
+
+use super::Group;
+use crate::cache::Key;
+use crate::{Error, PeerError, PeerGetter};
+
+impl Group {
+    /// Removes `key` from all nodes: here, at its owner, and then at all others at the same time.
+    /// A get that starts after this has returned sees no value from before, on any node reached.
+    ///
+    /// # Errors
+    /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
+    pub fn remove(&self, key: &str) -> Result<(), Error> {
+        let key = self.key(key)?;
+        self.remove_here(&key);
+        let owner = self.peers.pick(key.text);
+        let remove = |peer: &dyn PeerGetter| peer.remove(&self.name, key.text);
+        let mut failed = match &owner {
+            Some(owner) => at_once(std::slice::from_ref(owner), remove),
+            None => Vec::new(),
+        };
+        let mut others = self.peers.others();
+        others.retain(|peer| owner.as_ref().is_none_or(|owner| owner.name() != peer.name()));
+        failed.extend(at_once(&others, remove));
+        // What came from the owner between the first line and its answer.
+        self.remove_here(&key);
+        complete(failed)
+    }
+
+    /// Removes all keys of the group from all nodes, as [`remove`](Self::remove) does with one.
+    ///
+    /// # Errors
+    /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
+    pub fn clear(&self) -> Result<(), Error> {
+        let others = self.peers.others();
+        let clear = |peer: &dyn PeerGetter| peer.clear(&self.name);
+        // Each node owns some keys and has copies of others, so none can be first. The second
+        // round drops the copies that were made of what was not dropped yet in the first.
+        self.answer_clear();
+        let failed = at_once(&others, clear);
+        let reached =
+            |peer: &Arc<dyn PeerGetter>| failed.iter().all(|(name, _)| name != peer.name());
+        let reached: Vec<_> = others.iter().filter(|peer| reached(peer)).cloned().collect();
+        self.answer_clear();
+        let failed_later = at_once(&reached, clear);
+        complete([failed, failed_later].concat())
+    }
+
+    /// Answers a peer that removes `key`: drops this node's own copies.
+    ///
+    /// # Errors
+    /// [`Error::KeyLength`].
+    pub fn answer_removal(&self, key: &str) -> Result<(), Error> {
+        self.remove_here(&self.key(key)?);
+        Ok(())
+    }
+
+    /// Answers a peer that clears the group: drops all that this node keeps of it.
+    pub fn answer_clear(&self) {
+        self.main.clear();
+        self.hot.clear();
+        self.asking.forget_all();
+        self.loading.forget_all();
+    }
+
+    fn remove_here(&self, key: &Key<'_>) {
+        // The caches first: a get that misses them and then leads anew has a new lease.
+        self.main.remove(key);
+        self.hot.remove(key);
+        self.asking.forget(key.text);
+        self.loading.forget(key.text);
+    }
+}
+
+/// Asks all peers at the same time; returns those that failed.
+fn at_once(
+    peers: &[Arc<dyn PeerGetter>],
+    ask: impl Fn(&dyn PeerGetter) -> Result<(), PeerError> + Sync,
+) -> Vec<(String, PeerError)> {
+    let ask = |peer: &Arc<dyn PeerGetter>| ask(&**peer).err().map(|e| (peer.name().to_string(), e));
+    match peers {
+        [] => Vec::new(),
+        [peer] => ask(peer).into_iter().collect(),
+        peers => thread::scope(|scope| {
+            let asked: Vec<_> = peers.iter().map(|peer| scope.spawn(|| ask(peer))).collect();
+            asked
+                .into_iter()
+                .filter_map(|asked| asked.join().expect("peers do not panic"))
+                .collect()
+        }),
+    }
+}
+
+fn complete(failed: Vec<(String, PeerError)>) -> Result<(), Error> {
+    if failed.is_empty() { Ok(()) } else { Err(Error::RemoveIncomplete { failed }) }
+}

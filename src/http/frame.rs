@@ -1,0 +1,248 @@
+//! Frames: how a batch of keys, and the answers to it, are written as bytes.
+//!
+//! Numbers are big-endian. The body of the question:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | the number of keys, up to [`MAX_KEYS`] |
+//! | 2 | the length of the first key |
+//! | … | the first key, UTF-8; and so on |
+//!
+//! The body of the answer has one frame for each key, in the order asked:
+//!
+//! | status | then |
+//! |---|---|
+//! | 0, a value | 8 bytes: the milliseconds it still lives, all ones: no end; 4: its length; the value |
+//! | 1, absent | nothing |
+//! | 2, the owner's load failed | 2 bytes: the length of the text; the text |
+//! | 3, not here | nothing: not cached and only cached values were asked for, or the answer is full; ask singly |
+//!
+//! A length is compared with what was received before anything is made of it.
+
+use std::time::Duration;
+
+use crate::group::Told;
+use crate::{Error, Loaded, MAX_KEY_BYTES};
+
+/// The most keys in one batch.
+pub(super) const MAX_KEYS: usize = 1024;
+/// The longest body of a question.
+pub(super) const MAX_QUESTION_BYTES: usize = 1 << 20;
+/// The most bytes of values in one answer; what does not fit is asked for singly.
+pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
+/// The longest body of an answer.
+pub(super) const MAX_ANSWER_BYTES: usize = MAX_VALUE_BYTES + MAX_KEYS * (3 + MAX_TEXT_BYTES);
+
+const MAX_TEXT_BYTES: usize = 1024;
+const NO_END: u64 = u64::MAX;
+
+const VALUE: u8 = 0;
+const ABSENT: u8 = 1;
+const FAILED: u8 = 2;
+const NOT_HERE: u8 = 3;
+
+/// One answer as it arrives.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Value(Loaded),
+    Absent,
+    Failed(String),
+    NotHere,
+}
+
+/// Into how many of `keys` the next question fits, at least one.
+pub(super) fn fitting(keys: &[&str]) -> usize {
+    let mut bytes = 4;
+    let fits = |key: &&&str| {
+        bytes += 2 + key.len();
+        bytes <= MAX_QUESTION_BYTES
+    };
+    keys.iter().take(MAX_KEYS).take_while(fits).count().max(1)
+}
+
+pub(super) fn write_question(keys: &[&str]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(4 + keys.iter().map(|key| 2 + key.len()).sum::<usize>());
+    body.extend((keys.len() as u32).to_be_bytes());
+    for key in keys {
+        body.extend((key.len() as u16).to_be_bytes());
+        body.extend(key.as_bytes());
+    }
+    body
+}
+
+pub(super) fn read_question(body: &[u8]) -> Result<Vec<&str>, &'static str> {
+    let mut rest = Rest(body);
+    let count = u32::from_be_bytes(rest.take()?) as usize;
+    // A key takes three bytes at the least.
+    if count > MAX_KEYS || count > rest.0.len() / 3 {
+        return Err("more keys than there can be");
+    }
+    let keys: Result<Vec<_>, _> = (0..count)
+        .map(|_| {
+            let length = u16::from_be_bytes(rest.take()?).into();
+            let key = std::str::from_utf8(rest.bytes(length)?).map_err(|_| "a key is not UTF-8")?;
+            if (1..=MAX_KEY_BYTES).contains(&length) {
+                Ok(key)
+            } else {
+                Err("a key is empty or too long")
+            }
+        })
+        .collect();
+    rest.end()?;
+    keys
+}
+
+pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
+    let length = |answer: &Result<Told, Error>| match answer {
+        Ok(Told::Value(value, _)) => 13 + value.len(),
+        _ => 1,
+    };
+    let all = answers.iter().map(length).sum::<usize>();
+    let mut body = Vec::with_capacity(all.min(MAX_ANSWER_BYTES));
+    let mut room = MAX_VALUE_BYTES;
+    for answer in answers {
+        match answer {
+            Ok(Told::Value(value, ttl)) if value.len() <= room => {
+                room -= value.len();
+                body.push(VALUE);
+                let ttl = ttl.map_or(NO_END, |ttl| (ttl.as_millis() as u64).min(NO_END - 1));
+                body.extend(ttl.to_be_bytes());
+                body.extend((value.len() as u32).to_be_bytes());
+                body.extend_from_slice(value);
+            }
+            Ok(Told::Value(..) | Told::NotCached) => body.push(NOT_HERE),
+            Ok(Told::Absent) => body.push(ABSENT),
+            Err(error) => {
+                let text = error.to_string();
+                let text = &text.as_bytes()[..text.len().min(MAX_TEXT_BYTES)];
+                body.push(FAILED);
+                body.extend((text.len() as u16).to_be_bytes());
+                body.extend(text);
+            }
+        }
+    }
+    body
+}
+
+/// The answers to a question of `count` keys.
+pub(super) fn read_answer(body: &[u8], count: usize) -> Result<Vec<Heard>, &'static str> {
+    let mut rest = Rest(body);
+    if count > body.len() {
+        return Err("fewer answers than keys");
+    }
+    let answers: Result<Vec<_>, _> = (0..count)
+        .map(|_| match rest.take::<1>()? {
+            [VALUE] => {
+                let ttl = u64::from_be_bytes(rest.take()?);
+                let ttl = (ttl != NO_END).then(|| Duration::from_millis(ttl));
+                let length = u32::from_be_bytes(rest.take()?) as usize;
+                Ok(Heard::Value(Loaded { value: rest.bytes(length)?.to_vec(), ttl }))
+            }
+            [ABSENT] => Ok(Heard::Absent),
+            [FAILED] => {
+                let length = u16::from_be_bytes(rest.take()?).into();
+                Ok(Heard::Failed(String::from_utf8_lossy(rest.bytes(length)?).into_owned()))
+            }
+            [NOT_HERE] => Ok(Heard::NotHere),
+            _ => Err("an unknown status"),
+        })
+        .collect();
+    rest.end()?;
+    answers
+}
+
+/// What is not read yet.
+struct Rest<'b>(&'b [u8]);
+
+impl<'b> Rest<'b> {
+    fn bytes(&mut self, length: usize) -> Result<&'b [u8], &'static str> {
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or("it ends too early")?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], &'static str> {
+        Ok(self.bytes(N)?.try_into().expect("N bytes"))
+    }
+
+    fn end(&self) -> Result<(), &'static str> {
+        if self.0.is_empty() { Ok(()) } else { Err("something follows the end") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ByteView;
+
+    #[test]
+    fn a_question_is_read_as_it_was_written() {
+        for keys in [&[][..], &["Tom"], &["a/b", "键", "Tom", "Tom"]] {
+            assert_eq!(read_question(&write_question(keys)).unwrap(), keys);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_read_as_it_was_written() {
+        let ttl = Duration::from_millis(1_500);
+        let body = write_answer(&[
+            Ok(Told::Value(ByteView::from("630"), None)),
+            Ok(Told::Value(ByteView::from(""), Some(ttl))),
+            Ok(Told::Absent),
+            Ok(Told::NotCached),
+            Err(Error::Config("disk full".into())),
+        ]);
+        let heard = [
+            Heard::Value("630".into()),
+            Heard::Value(Loaded::from("").ttl(ttl)),
+            Heard::Absent,
+            Heard::NotHere,
+            Heard::Failed("disk full".into()),
+        ];
+        assert_eq!(read_answer(&body, 5).unwrap(), heard);
+    }
+
+    #[test]
+    fn values_that_do_not_fit_are_to_be_asked_for_singly() {
+        let large = || Ok(Told::Value(ByteView::from(vec![0; MAX_VALUE_BYTES / 2 + 1]), None));
+        let body = write_answer(&[large(), large(), Ok(Told::Absent)]);
+        let heard = read_answer(&body, 3).unwrap();
+        assert!(matches!(heard[..], [Heard::Value(_), Heard::NotHere, Heard::Absent]));
+        assert!(body.len() <= MAX_ANSWER_BYTES);
+    }
+
+    #[test]
+    fn bodies_that_lie_are_refused() {
+        let lies: &[&[u8]] = &[
+            b"",
+            b"\0\0\0",
+            b"\0\0\0\x01",
+            b"\xff\xff\xff\xff",
+            b"\0\0\0\x01\0\x05Tom",
+            b"\0\0\0\x01\0\x03Tom!",
+            b"\0\0\0\x01\0\0abc",
+            b"\0\0\0\x01\0\x02\xc3\x28",
+        ];
+        for body in lies {
+            assert!(read_question(body).is_err(), "{body:?}");
+        }
+        let value = b"\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff630";
+        for (body, count) in
+            [(&b""[..], 1), (&value[..], 1), (b"\x01\x01", 1), (b"\x04", 1), (b"\x02\0\x09x", 1)]
+        {
+            assert!(read_answer(body, count).is_err(), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_over_the_limits_is_split() {
+        let keys = vec!["k"; 2 * MAX_KEYS + 1];
+        assert_eq!(fitting(&keys), MAX_KEYS);
+        assert_eq!(fitting(&keys[2 * MAX_KEYS..]), 1);
+        let long = "k".repeat(MAX_KEY_BYTES);
+        let keys = vec![&*long; 100];
+        let fits = fitting(&keys);
+        assert!(write_question(&keys[..fits]).len() <= MAX_QUESTION_BYTES);
+        assert!(write_question(&keys[..fits + 1]).len() > MAX_QUESTION_BYTES);
+    }
+}
