@@ -1,0 +1,301 @@
+//! The systems that are compared, each as a read-through cache: ask for a key, and load it if
+//! it is not there.
+//!
+//! All have the same keys (text) and values (bytes that are shared, not copied, on a hit), and
+//! load by copying the same prepared bytes. Each hashes as it does by default.
+
+use std::convert::Infallible;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use geecache::{Eviction, Group, GroupBuilder};
+use lru::LruCache;
+use quick_cache::Weighter;
+
+use crate::workload::Keys;
+
+pub(crate) type Key = Box<str>;
+pub(crate) type Value = Arc<[u8]>;
+
+pub(crate) trait System: Send + Sync {
+    fn name(&self) -> &'static str;
+
+    /// Asks for each key of the sequence, and loads those that are not there.
+    fn replay(&self, keys: &Keys, sequence: &[u32]);
+
+    /// How many times a key was loaded.
+    fn loads(&self) -> u64;
+
+    /// How many entries it holds.
+    fn entries(&self) -> usize;
+}
+
+/// How large a cache is: room for so many entries of one size.
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) entries: usize,
+    pub(crate) key_bytes: usize,
+    pub(crate) value_bytes: usize,
+}
+
+/// By what a cache is bounded that knows both. A [`Group`] counts bytes, `lru` counts entries.
+#[derive(Clone, Copy)]
+pub(crate) enum Bound {
+    Entries,
+    Bytes,
+}
+
+/// geecache and the crates that people would use instead, geecache first.
+pub(crate) fn all(size: Size, bound: Bound) -> Vec<Box<dyn System>> {
+    vec![geecache(size), quick_cache(size, bound), moka(size, bound), lru(size)]
+}
+
+/// The names of [`all`].
+pub(crate) const NAMES: [&str; 4] = ["geecache", "quick_cache", "moka", "Mutex<lru>"];
+
+/// A group with default settings.
+pub(crate) fn geecache(size: Size) -> Box<dyn System> {
+    geecache_of(size.max_bytes(), size)
+}
+
+/// A group that evicts the least recently used.
+pub(crate) fn geecache_lru(size: Size) -> Box<dyn System> {
+    let settings = |group: GroupBuilder| group.max_bytes(size.max_bytes()).eviction(Eviction::Lru);
+    Box::new(Geecache::new(size, settings))
+}
+
+/// A group with this budget.
+pub(crate) fn geecache_of(max_bytes: usize, size: Size) -> Box<dyn System> {
+    Box::new(Geecache::new(size, |group| group.max_bytes(max_bytes)))
+}
+
+pub(crate) fn quick_cache(size: Size, bound: Bound) -> Box<dyn System> {
+    let origin = Origin::new(size);
+    match bound {
+        Bound::Entries => {
+            Box::new(Quick { cache: quick_cache::sync::Cache::new(size.entries), origin })
+        }
+        Bound::Bytes => Box::new(Quick {
+            cache: quick_cache::sync::Cache::with_weighter(size.entries, size.bytes(), Length),
+            origin,
+        }),
+    }
+}
+
+pub(crate) fn moka(size: Size, bound: Bound) -> Box<dyn System> {
+    Box::new(Moka::new(size, bound, false))
+}
+
+/// A moka that tidies up after each insertion, and so never holds more than it has room for.
+/// By default it does so now and then, which in a small cache flatters its hit ratio.
+pub(crate) fn prompt_moka(size: Size) -> Box<dyn System> {
+    Box::new(Moka::new(size, Bound::Entries, true))
+}
+
+pub(crate) fn lru(size: Size) -> Box<dyn System> {
+    let entries = size.entries.try_into().expect("room for an entry");
+    Box::new(Lru { cache: Mutex::new(LruCache::new(entries)), origin: Origin::new(size) })
+}
+
+impl Size {
+    /// The bytes of all keys and values.
+    pub(crate) fn bytes(self) -> u64 {
+        (self.entries * (self.key_bytes + self.value_bytes)) as u64
+    }
+
+    /// The budget of a group with room for just these entries: what one is charged for, read
+    /// off a group that holds one.
+    pub(crate) fn max_bytes(self) -> usize {
+        let value = vec![0; self.value_bytes];
+        let probe =
+            Group::builder("probe", move |_: &str| Ok::<_, Infallible>(Some(value.clone())));
+        let probe = probe.build().expect("a group");
+        probe.get(&"k".repeat(self.key_bytes)).expect("a value");
+        self.entries * probe.stats().main.bytes
+    }
+}
+
+/// What every system loads from.
+struct Origin {
+    value: Vec<u8>,
+    loads: AtomicU64,
+}
+
+impl Origin {
+    fn new(size: Size) -> Self {
+        Self { value: vec![b'v'; size.value_bytes], loads: AtomicU64::new(0) }
+    }
+
+    fn load<'o, V: From<&'o [u8]>>(&'o self) -> V {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        V::from(&self.value)
+    }
+
+    fn loads(&self) -> u64 {
+        self.loads.load(Ordering::Relaxed)
+    }
+}
+
+struct Geecache {
+    group: Arc<Group>,
+    origin: Arc<Origin>,
+}
+
+impl Geecache {
+    fn new(size: Size, settings: impl FnOnce(GroupBuilder) -> GroupBuilder) -> Self {
+        let origin = Arc::new(Origin::new(size));
+        let getter = {
+            let origin = origin.clone();
+            move |_: &str| Ok::<_, Infallible>(Some(origin.load::<Vec<u8>>()))
+        };
+        let group = settings(Group::builder("bench", getter)).build().expect("a group");
+        Self { group, origin }
+    }
+}
+
+impl System for Geecache {
+    fn name(&self) -> &'static str {
+        "geecache"
+    }
+
+    fn replay(&self, keys: &Keys, sequence: &[u32]) {
+        for &key in sequence {
+            let value = self.group.get(keys.get(key)).expect("the getter does not fail");
+            black_box(value);
+        }
+    }
+
+    fn loads(&self) -> u64 {
+        self.origin.loads()
+    }
+
+    fn entries(&self) -> usize {
+        self.group.stats().main.entries
+    }
+}
+
+struct Quick<W: Weighter<Key, Value>> {
+    cache: quick_cache::sync::Cache<Key, Value, W>,
+    origin: Origin,
+}
+
+/// Weighs an entry by the bytes of its key and value.
+#[derive(Clone)]
+struct Length;
+
+impl Weighter<Key, Value> for Length {
+    fn weight(&self, key: &Key, value: &Value) -> u64 {
+        (key.len() + value.len()) as u64
+    }
+}
+
+impl<W: Weighter<Key, Value> + Clone + Send + Sync> System for Quick<W> {
+    fn name(&self) -> &'static str {
+        "quick_cache"
+    }
+
+    fn replay(&self, keys: &Keys, sequence: &[u32]) {
+        for &key in sequence {
+            let key = keys.get(key);
+            let value = self.cache.get(key).unwrap_or_else(|| {
+                let value: Value = self.origin.load();
+                self.cache.insert(key.into(), value.clone());
+                value
+            });
+            black_box(value);
+        }
+    }
+
+    fn loads(&self) -> u64 {
+        self.origin.loads()
+    }
+
+    fn entries(&self) -> usize {
+        self.cache.len()
+    }
+}
+
+struct Moka {
+    cache: moka::sync::Cache<Key, Value>,
+    prompt: bool,
+    origin: Origin,
+}
+
+impl Moka {
+    fn new(size: Size, bound: Bound, prompt: bool) -> Self {
+        let cache = match bound {
+            Bound::Entries => moka::sync::Cache::new(size.entries as u64),
+            Bound::Bytes => moka::sync::Cache::builder()
+                .max_capacity(size.bytes())
+                .weigher(|key: &Key, value: &Value| (key.len() + value.len()) as u32)
+                .build(),
+        };
+        Self { cache, prompt, origin: Origin::new(size) }
+    }
+}
+
+impl System for Moka {
+    fn name(&self) -> &'static str {
+        "moka"
+    }
+
+    fn replay(&self, keys: &Keys, sequence: &[u32]) {
+        for &key in sequence {
+            let key = keys.get(key);
+            let value = self.cache.get(key).unwrap_or_else(|| {
+                let value: Value = self.origin.load();
+                self.cache.insert(key.into(), value.clone());
+                if self.prompt {
+                    self.cache.run_pending_tasks();
+                }
+                value
+            });
+            black_box(value);
+        }
+    }
+
+    fn loads(&self) -> u64 {
+        self.origin.loads()
+    }
+
+    fn entries(&self) -> usize {
+        self.cache.run_pending_tasks();
+        self.cache.entry_count() as usize
+    }
+}
+
+struct Lru {
+    // Guards the whole cache: every get moves its entry to the front.
+    cache: Mutex<LruCache<Key, Value>>,
+    origin: Origin,
+}
+
+impl System for Lru {
+    fn name(&self) -> &'static str {
+        "Mutex<lru>"
+    }
+
+    fn replay(&self, keys: &Keys, sequence: &[u32]) {
+        for &key in sequence {
+            let key = keys.get(key);
+            let held = self.cache.lock().unwrap().get(key).cloned();
+            let value = held.unwrap_or_else(|| {
+                let value: Value = self.origin.load();
+                // What is pushed out is dropped outside of the lock.
+                let evicted = self.cache.lock().unwrap().push(key.into(), value.clone());
+                drop(evicted);
+                value
+            });
+            black_box(value);
+        }
+    }
+
+    fn loads(&self) -> u64 {
+        self.origin.loads()
+    }
+
+    fn entries(&self) -> usize {
+        self.cache.lock().unwrap().len()
+    }
+}
