@@ -35,6 +35,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub(crate) max_bytes: ByteSize,
 
+    /// How long values live, like 5min [default: until they are evicted or removed]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) ttl: Option<Duration>,
+
+    /// How long it is remembered that there is no such key [default: not at all]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) negative_ttl: Option<Duration>,
+
     /// Make each search of the database slower by this much
     #[arg(long, value_name = "TIME", default_value = "0ms")]
     #[arg(value_parser = humantime::parse_duration)]
@@ -60,6 +68,12 @@ A cluster of two, each in a terminal of its own:
   node --self-url http://localhost:8002 --peers http://localhost:8001,http://localhost:8002 -v \\
        --api localhost:9999
   curl \"http://localhost:9999/api?key=Tom\"
+  curl \"http://localhost:9999/api?key=Tom&key=kkk\"        {\"Tom\":\"630\",\"kkk\":null}
+  curl -X DELETE \"http://localhost:9999/api?key=Tom\"      leaves all nodes
+
+Of several keys the answer is a JSON object: null where there is no such key, {\"base64\":…} where
+a value is not UTF-8, {\"error\":…} where it could not be found out. A removal is answered by 204,
+or by 502 with the nodes that it did not reach.
 
 Ctrl-C or SIGTERM ends a node once the requests in flight are answered. The status is then 0,
 and 2 if the node could not start.";

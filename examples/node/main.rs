@@ -58,10 +58,16 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let database = Database::open(&options.db, options.origin_delay)
         .map_err(|error| format!("database {}: {error}", options.db.display()))?;
 
-    let scores = Group::builder("scores", move |name: &str| database.search(name))
+    let mut scores = Group::builder("scores", database)
         .max_bytes(usize::try_from(options.max_bytes.as_u64())?)
-        .peers(pool.clone())
-        .build()?;
+        .peers(pool.clone());
+    if let Some(ttl) = options.ttl {
+        scores = scores.ttl(ttl);
+    }
+    if let Some(ttl) = options.negative_ttl {
+        scores = scores.negative_ttl(ttl);
+    }
+    let scores = scores.build()?;
 
     log_to_stderr(options.verbose)?;
     let server_options = ServerOptions {

@@ -13,8 +13,9 @@ mod order;
 mod record;
 mod s3fifo;
 mod shard;
+mod table;
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher as _};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -25,7 +26,7 @@ pub(crate) use record::Record;
 pub(crate) use shard::Lease;
 use shard::{Found, Shard};
 
-pub(crate) type Hasher = hashbrown::DefaultHashBuilder;
+pub(crate) type Hasher = foldhash::fast::RandomState;
 
 /// A key and its hash, which is computed once for each get.
 pub(crate) struct Key<'k> {
@@ -35,7 +36,16 @@ pub(crate) struct Key<'k> {
 
 impl<'k> Key<'k> {
     pub(crate) fn new(text: &'k str, hasher: &Hasher) -> Self {
-        Self { text, hash: hasher.hash_one(text.as_bytes()) }
+        // The bytes and nothing else: `hash_one` would add their number.
+        let mut state = hasher.build_hasher();
+        state.write(text.as_bytes());
+        Self { text, hash: state.finish() }
+    }
+
+    /// As much of the hash as the table in a shard keeps.
+    #[inline]
+    fn short_hash(&self) -> u32 {
+        self.hash as u32
     }
 }
 
@@ -79,10 +89,10 @@ pub struct CacheStats {
 const LEAST_PART: usize = 64 << 10;
 
 impl Cache {
-    pub(crate) fn new(max_bytes: usize, eviction: Eviction, hasher: Hasher, clock: Clock) -> Self {
+    pub(crate) fn new(max_bytes: usize, eviction: Eviction, clock: Clock) -> Self {
         let threads = thread::available_parallelism().map_or(4, usize::from);
-        let shards = (4 * threads).clamp(8, 256).min((max_bytes / LEAST_PART).max(1));
-        let shard = || Padded(Mutex::new(Shard::new(eviction, hasher.clone())));
+        let shards = (16 * threads).clamp(16, 512).min((max_bytes / LEAST_PART).max(1));
+        let shard = || Padded(Mutex::new(Shard::new(eviction)));
         Self {
             // A power of two, rounded down.
             shards: (0..1 << shards.ilog2()).map(|_| shard()).collect(),
@@ -94,16 +104,22 @@ impl Cache {
         }
     }
 
+    #[inline]
     pub(crate) fn get(&self, key: &Key<'_>) -> Option<Record> {
         let found = self.shard(self.home(key)).lock().unwrap().get(key, || self.clock.now());
         match found {
             Found::Hit(record) => Some(record),
             Found::Expired(record) => {
-                self.give_back(&record);
+                self.drop_expired(record);
                 None
             }
             Found::Nothing => None,
         }
+    }
+
+    #[cold]
+    fn drop_expired(&self, record: Record) {
+        self.give_back(&record);
     }
 
     /// A look that is no use: it counts no hit and leaves the order as it is.
@@ -160,9 +176,12 @@ impl Cache {
     fn make_room(&self, filled: usize) {
         for part in [self.max_bytes / self.shards.len(), 0] {
             for i in 0..self.shards.len() {
-                let index = (filled + i) % self.shards.len();
-                let least_entries = if index == filled { 2 } else { 1 };
-                while self.bytes.load(Ordering::Relaxed) > self.max_bytes {
+                let index = (filled + i) & (self.shards.len() - 1);
+                let least_entries = if i == 0 { 2 } else { 1 };
+                loop {
+                    if self.bytes.load(Ordering::Relaxed) <= self.max_bytes {
+                        return;
+                    }
                     let mut shard = self.shard(index).lock().unwrap();
                     if shard.bytes <= part || shard.len() < least_entries {
                         break;
@@ -193,7 +212,7 @@ impl Cache {
     }
 
     fn home(&self, key: &Key<'_>) -> usize {
-        // The table in the shard takes the hash's lowest and its highest bits; these are between.
+        // Bits that the table in the shard does not use.
         (key.hash >> 40) as usize & (self.shards.len() - 1)
     }
 
@@ -221,7 +240,7 @@ mod tests {
 
     fn with_budget(max_bytes: usize, eviction: Eviction) -> Fixture {
         let (hasher, clock) = (Hasher::default(), Clock::by_hand());
-        let cache = Cache::new(max_bytes, eviction, hasher.clone(), clock.clone());
+        let cache = Cache::new(max_bytes, eviction, clock.clone());
         Fixture { cache, hasher, clock }
     }
 

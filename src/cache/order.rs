@@ -34,7 +34,7 @@ impl Order {
     }
 
     /// A new entry.
-    pub(crate) fn push(&mut self, place: u32, cost: usize, hash: u64) {
+    pub(crate) fn push(&mut self, place: u32, cost: usize, hash: u32) {
         match self {
             Self::S3Fifo(order) => order.push(place, cost, hash),
             Self::Lru(order) => {
@@ -45,6 +45,7 @@ impl Order {
     }
 
     /// A hit.
+    #[inline]
     pub(crate) fn touch(&mut self, place: u32) {
         match self {
             Self::S3Fifo(order) => order.touch(place),
@@ -63,16 +64,16 @@ impl Order {
         }
     }
 
-    /// The entry that is to be evicted, and its hash; never the one pushed last, unless it is
-    /// alone. It is still in the order.
+    /// The entry that is to be evicted; never the one pushed last, unless it is alone. It is
+    /// still in the order.
     pub(crate) fn victim(
         &mut self,
         cost: impl Fn(u32) -> usize,
-        hash: impl Fn(u32) -> u64,
-    ) -> Option<(u32, u64)> {
+        hash: impl Fn(u32) -> u32,
+    ) -> Option<u32> {
         match self {
             Self::S3Fifo(order) => order.victim(cost, hash),
-            Self::Lru(order) => order.list.oldest().map(|place| (place, hash(place))),
+            Self::Lru(order) => order.list.oldest(),
         }
     }
 

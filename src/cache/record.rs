@@ -18,8 +18,9 @@ use std::time::Duration;
 use crate::ByteView;
 
 const HEAD: usize = 8;
-const ABSENT: u16 = 1 << 15;
 const NEVER: u64 = (1 << 48) - 1; // 8,900 years of milliseconds
+const KEY_LENGTH: u32 = 48;
+const ABSENT: u64 = 1 << 63;
 
 /// What the cache charges for an entry besides its key and value: the record's head (8), its
 /// reference counts (16), the allocator's header and rounding (16 on the average), and its
@@ -37,34 +38,39 @@ impl Record {
     /// `key` must be no longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
     pub(crate) fn new(key: &str, value: Option<&[u8]>, expires: Option<Duration>) -> Self {
         let expires = expires.map_or(NEVER, |at| (at.as_millis() as u64).min(NEVER - 1));
-        debug_assert!(key.len() < ABSENT.into(), "the group checks keys");
-        let key_length = key.len() as u16 | if value.is_none() { ABSENT } else { 0 };
+        debug_assert!(key.len() < 1 << 15, "the group checks keys");
+        let absent = if value.is_none() { ABSENT } else { 0 };
         let value = value.unwrap_or_default();
         let mut bytes: Arc<[u8]> = repeat_n(0, HEAD + key.len() + value.len()).collect();
         let (head, rest) = Arc::get_mut(&mut bytes).expect("not shared yet").split_at_mut(HEAD);
-        head[..6].copy_from_slice(&expires.to_le_bytes()[..6]);
-        head[6..].copy_from_slice(&key_length.to_le_bytes());
+        head.copy_from_slice(&(expires | (key.len() as u64) << KEY_LENGTH | absent).to_le_bytes());
         rest[..key.len()].copy_from_slice(key.as_bytes());
         rest[key.len()..].copy_from_slice(value);
         Self(bytes)
     }
 
     /// When the entry expires, in the group's time.
+    #[inline]
     pub(crate) fn expires(&self) -> Option<Duration> {
-        let mut millis = [0; 8];
-        millis[..6].copy_from_slice(&self.0[..6]);
-        let millis = u64::from_le_bytes(millis);
+        let millis = self.head() & NEVER;
         (millis != NEVER).then(|| Duration::from_millis(millis))
     }
 
+    #[cfg(test)]
     pub(crate) fn key(&self) -> &[u8] {
         &self.0[HEAD..self.value_start()]
     }
 
+    #[inline]
+    pub(crate) fn has_key(&self, key: &[u8]) -> bool {
+        self.value_start() == HEAD + key.len() && self.0[HEAD..].starts_with(key)
+    }
+
     /// The value; `None` if the record says that there is none.
+    #[inline]
     pub(crate) fn into_value(self) -> Option<ByteView> {
         let start = self.value_start();
-        (self.key_length() & ABSENT == 0).then(|| ByteView::tail(self.0, start))
+        (self.head() & ABSENT == 0).then(|| ByteView::tail(self.0, start))
     }
 
     /// What the entry is charged for in a cache's budget, in bytes.
@@ -73,12 +79,14 @@ impl Record {
         self.0.len() - HEAD + OVERHEAD + expiry
     }
 
+    #[inline]
     fn value_start(&self) -> usize {
-        HEAD + usize::from(self.key_length() & !ABSENT)
+        HEAD + ((self.head() & !ABSENT) >> KEY_LENGTH) as usize
     }
 
-    fn key_length(&self) -> u16 {
-        u16::from_le_bytes([self.0[6], self.0[7]])
+    #[inline]
+    fn head(&self) -> u64 {
+        u64::from_le_bytes(*self.0.first_chunk().expect("every record has a head"))
     }
 }
 

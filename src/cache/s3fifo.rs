@@ -20,7 +20,7 @@
 //! swallow all and hit nothing; therefore it must earn its growth: a hit in the small queue
 //! buys one step.
 
-use super::ghosts::{Ghosts, Queue};
+use super::ghosts::Ghosts;
 use super::list::{Links, List};
 
 pub(crate) struct S3Fifo {
@@ -30,13 +30,20 @@ pub(crate) struct S3Fifo {
     // By place: how often it was hit, up to 3, and whether it is in the main queue.
     marks: Vec<u8>,
     entries: usize,
-    ghosts: Ghosts,
+    // By queue: what left it lately.
+    ghosts: [Ghosts; 2],
     // The part of all bytes that the small queue may have.
     small_share: f32,
     // Hits in the small queue that have not bought it a step yet.
     credit: u32,
     // The place pushed last.
     last: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Queue {
+    Small,
+    Main,
 }
 
 struct Fifo {
@@ -66,41 +73,38 @@ impl S3Fifo {
             main: fifo(),
             marks: Vec::new(),
             entries: 0,
-            ghosts: Ghosts::new(),
+            ghosts: [Ghosts::new(), Ghosts::new()],
             small_share: FIRST_SHARE,
             credit: 0,
             last: 0,
         }
     }
 
-    pub(crate) fn push(&mut self, place: u32, cost: usize, hash: u64) {
+    pub(crate) fn push(&mut self, place: u32, cost: usize, hash: u32) {
         self.links.reach(place);
         if self.marks.len() <= place as usize {
             self.marks.resize(place as usize + 1, 0);
         }
         let step = cost as f32 / (self.small.bytes + self.main.bytes + 1) as f32;
         let is_short = |age: usize| age as f32 <= SHORTLY * self.entries as f32;
-        let queue = match self.ghosts.recall(hash) {
-            Some((Queue::Small, age)) => {
-                if is_short(age) && self.credit > 0 {
-                    self.credit -= 1;
-                    self.small_share = (self.small_share + step).min(LARGEST_SHARE);
-                }
-                if age <= self.entries { Queue::Main } else { Queue::Small }
+        let mut queue = Queue::Small;
+        if let Some(age) = self.ghosts[Queue::Small as usize].recall(hash) {
+            if is_short(age) && self.credit > 0 {
+                self.credit -= 1;
+                self.small_share = (self.small_share + step).min(LARGEST_SHARE);
             }
-            Some((Queue::Main, age)) => {
-                if is_short(age) {
-                    self.small_share = (self.small_share - step).max(LEAST_SHARE);
-                }
-                Queue::Small
+            if age <= self.entries {
+                queue = Queue::Main;
             }
-            None => Queue::Small,
-        };
+        } else if self.ghosts[Queue::Main as usize].recall(hash).is_some_and(is_short) {
+            self.small_share = (self.small_share - step).max(LEAST_SHARE);
+        }
         self.enqueue(queue, place, cost);
         self.entries += 1;
         self.last = place;
     }
 
+    #[inline]
     pub(crate) fn touch(&mut self, place: u32) {
         let mark = &mut self.marks[place as usize];
         if *mark & IN_MAIN == 0 && self.credit < MOST_CREDIT {
@@ -119,8 +123,8 @@ impl S3Fifo {
     pub(crate) fn victim(
         &mut self,
         cost: impl Fn(u32) -> usize,
-        hash: impl Fn(u32) -> u64,
-    ) -> Option<(u32, u64)> {
+        hash: impl Fn(u32) -> u32,
+    ) -> Option<u32> {
         loop {
             let queue = self.queue_to_take_from()?;
             let place = match queue {
@@ -136,9 +140,13 @@ impl S3Fifo {
                 Queue::Main if hits > 0 => self.requeue(place, cost(place), Queue::Main, hits - 1),
                 queue if is_spared => self.requeue(place, cost(place), queue, hits),
                 queue => {
-                    let hash = hash(place);
-                    self.ghosts.remember(hash, queue, self.entries);
-                    return Some((place, hash));
+                    // Ghosts of main are looked at only while they are young: half suffice.
+                    let places = match queue {
+                        Queue::Small => self.entries,
+                        Queue::Main => self.entries / 2,
+                    };
+                    self.ghosts[queue as usize].remember(hash(place), places);
+                    return Some(place);
                 }
             }
         }

@@ -3,21 +3,15 @@
 //! The cache is cut into shards so that threads seldom meet at the same lock. A shard never
 //! drops a record by itself: what leaves is returned, and dropped outside of the lock.
 
-use hashbrown::HashTable;
 use std::collections::BTreeSet;
-use std::hash::BuildHasher;
 use std::time::Duration;
 
 use super::order::{Eviction, Order};
-use super::{Hasher, Key, Record};
+use super::table::Table;
+use super::{Key, Record};
 
 pub(crate) struct Shard {
-    hasher: Hasher,
-    // Places of records, found by the hash of their key.
-    table: HashTable<u32>,
-    // The slab. An emptied place is listed in `vacant` until it is used again.
-    records: Vec<Option<Record>>,
-    vacant: Vec<u32>,
+    table: Table,
     order: Order,
     // When the entries that expire do, soonest first.
     expiries: BTreeSet<(Duration, u32)>,
@@ -57,12 +51,9 @@ pub(crate) enum Found {
 }
 
 impl Shard {
-    pub(crate) fn new(eviction: Eviction, hasher: Hasher) -> Self {
+    pub(crate) fn new(eviction: Eviction) -> Self {
         Self {
-            hasher,
-            table: HashTable::new(),
-            records: Vec::new(),
-            vacant: Vec::new(),
+            table: Table::new(),
             order: Order::new(eviction),
             expiries: BTreeSet::new(),
             removals: [0; LEASES],
@@ -75,15 +66,12 @@ impl Shard {
         self.table.len()
     }
 
+    #[inline]
     /// Looks `key` up; `now` is asked only where the entry can expire.
     pub(crate) fn get(&mut self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Found {
-        let Some(&place) = self.table.find(key.hash, |&place| self.is_at(place, key)) else {
-            return Found::Nothing;
-        };
-        let record = self.record(place);
+        let Some((place, record)) = self.find(key) else { return Found::Nothing };
         if record.expires().is_some_and(|at| at <= now()) {
-            self.counts.expirations += 1;
-            return Found::Expired(self.take(place, key.hash));
+            return self.take_expired(place);
         }
         let hit = record.clone();
         self.counts.hits += 1;
@@ -91,10 +79,15 @@ impl Shard {
         Found::Hit(hit)
     }
 
+    #[cold]
+    fn take_expired(&mut self, place: u32) -> Found {
+        self.counts.expirations += 1;
+        Found::Expired(self.take(place))
+    }
+
     /// What [`get`](Self::get) would find, without counting or touching it.
     pub(crate) fn peek(&self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Option<Record> {
-        let &place = self.table.find(key.hash, |&place| self.is_at(place, key))?;
-        let record = self.record(place);
+        let (_, record) = self.find(key)?;
         record.expires().is_none_or(|at| at > now()).then(|| record.clone())
     }
 
@@ -115,15 +108,11 @@ impl Shard {
             return Err(record);
         }
         let replaced = self.take_key(key);
-        let place = self.vacant.pop().unwrap_or_else(|| self.grow());
-        self.bytes += record.cost();
-        self.order.push(place, record.cost(), key.hash);
-        self.expiries.extend(record.expires().map(|at| (at, place)));
-        self.records[place as usize] = Some(record);
-        let (records, hasher) = (&self.records, &self.hasher);
-        self.table.insert_unique(key.hash, place, |&place| {
-            hasher.hash_one(records[place as usize].as_ref().expect("listed").key())
-        });
+        let (cost, expires) = (record.cost(), record.expires());
+        let place = self.table.insert(key.short_hash(), record);
+        self.bytes += cost;
+        self.order.push(place, cost, key.short_hash());
+        self.expiries.extend(expires.map(|at| (at, place)));
         Ok(replaced)
     }
 
@@ -136,15 +125,15 @@ impl Shard {
 
     /// Takes all entries out and ends all leases. What is returned is to be dropped.
     pub(crate) fn clear(&mut self, eviction: Eviction) -> Self {
-        let mut empty = Self::new(eviction, self.hasher.clone());
+        let mut empty = Self::new(eviction);
         empty.removals = self.removals.map(|removals| removals.wrapping_add(1));
         empty.counts = self.counts;
         std::mem::replace(self, empty)
     }
 
     fn take_key(&mut self, key: &Key<'_>) -> Option<Record> {
-        let place = *self.table.find(key.hash, |&place| self.is_at(place, key))?;
-        Some(self.take(place, key.hash))
+        let (place, _) = self.find(key)?;
+        Some(self.take(place))
     }
 
     fn leased_as(key: &Key<'_>) -> usize {
@@ -159,64 +148,44 @@ impl Shard {
             && at <= now()
         {
             self.counts.expirations += 1;
-            let hash = self.hasher.hash_one(self.record(place).key());
-            return Some(self.take(place, hash));
+            return Some(self.take(place));
         }
-        let record = |place: u32| self.records[place as usize].as_ref().expect("listed");
-        let (place, hash) =
-            self.order.victim(|p| record(p).cost(), |p| self.hasher.hash_one(record(p).key()))?;
+        let table = &self.table;
+        let place = self.order.victim(|p| table.record(p).cost(), |p| table.hash(p))?;
         self.counts.evictions += 1;
-        Some(self.take(place, hash))
+        Some(self.take(place))
     }
 
-    fn take(&mut self, place: u32, hash: u64) -> Record {
-        let listed = self.table.find_entry(hash, |&other| other == place);
-        listed.expect("every record is in the table").remove();
-        let record = self.records[place as usize].take().expect("listed");
+    fn take(&mut self, place: u32) -> Record {
+        let record = self.table.take(place);
         self.order.remove(place, record.cost());
         if let Some(at) = record.expires() {
             self.expiries.remove(&(at, place));
         }
-        self.vacant.push(place);
         self.bytes -= record.cost();
         record
     }
 
-    fn record(&self, place: u32) -> &Record {
-        self.records[place as usize].as_ref().expect("listed places are filled")
-    }
-
-    fn is_at(&self, place: u32, key: &Key<'_>) -> bool {
-        self.record(place).key() == key.text.as_bytes()
-    }
-
-    fn grow(&mut self) -> u32 {
-        // By an eighth, not to twice the size: `max_bytes` is to mean what it says.
-        if self.records.len() == self.records.capacity() {
-            self.records.reserve_exact(self.records.len() / 8 + 16);
-        }
-        let place = u32::try_from(self.records.len()).expect("fewer than 2^32 entries a shard");
-        self.records.push(None);
-        place
+    #[inline]
+    fn find(&self, key: &Key<'_>) -> Option<(u32, &Record)> {
+        self.table.find(key.short_hash(), key.text.as_bytes())
     }
 
     /// Walks the whole structure and checks that its parts agree.
     #[cfg(test)]
     pub(crate) fn validate(&self) {
-        let filled: Vec<u32> = (0..self.records.len() as u32)
-            .filter(|&p| self.records[p as usize].is_some())
-            .collect();
+        let filled = self.table.places();
+        assert_eq!(self.table.len(), filled.len());
         let mut ordered = self.order.places();
         ordered.sort_unstable();
         assert_eq!(ordered, filled, "each record is in the order once");
-        assert_eq!(self.table.len(), filled.len());
-        assert_eq!(self.vacant.len() + filled.len(), self.records.len());
-        assert_eq!(self.bytes, filled.iter().map(|&p| self.record(p).cost()).sum::<usize>());
-        let expiring = filled.iter().filter_map(|&p| Some((self.record(p).expires()?, p)));
-        assert_eq!(self.expiries, expiring.collect());
-        for &place in &filled {
-            let hash = self.hasher.hash_one(self.record(place).key());
-            assert!(self.table.find(hash, |&other| other == place).is_some());
+        let records = || filled.iter().map(|&place| (place, self.table.record(place)));
+        assert_eq!(self.bytes, records().map(|(_, record)| record.cost()).sum::<usize>());
+        let expiries = records().filter_map(|(place, record)| Some((record.expires()?, place)));
+        assert_eq!(self.expiries, expiries.collect());
+        for (place, record) in records() {
+            let found = self.table.find(self.table.hash(place), record.key());
+            assert_eq!(found.map(|(place, _)| place), Some(place));
         }
     }
 }

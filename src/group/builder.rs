@@ -127,7 +127,7 @@ impl GroupBuilder {
             )));
         };
         let hasher = Hasher::default();
-        let cache = |bytes| Cache::new(bytes, self.eviction, hasher.clone(), self.clock.clone());
+        let cache = |bytes| Cache::new(bytes, self.eviction, self.clock.clone());
         Ok(Arc::new(Group {
             main: cache(main_bytes),
             hot: cache(hot_bytes),

@@ -79,9 +79,10 @@ impl HttpGetter {
     }
 
     /// Asks for one key by a request of its own.
-    fn ask(&self, group: &str, key: &str) -> Answer {
+    fn ask(&self, group: &str, key: &str, end: Duration) -> Answer {
         let url = self.url(&wire::path(&self.options.base_path, group, key));
-        let mut answer = self.with_token(self.agent.get(url)).call().map_err(failure)?;
+        let request = self.until(end, self.with_token(self.agent.get(url)))?;
+        let mut answer = request.call().map_err(failure)?;
         let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let ttl = header(wire::TTL_MS).and_then(wire::ttl_from_header);
         let is_absent = header(wire::RESULT) == Some(wire::ABSENT);
@@ -106,12 +107,14 @@ impl HttpGetter {
         group: &str,
         keys: &[&str],
         only_cached: bool,
+        end: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
         let url = self.url(&wire::group_path(&self.options.base_path, group));
         let mut request = self.with_token(self.agent.post(url)).content_type(wire::BATCH_TYPE);
         if only_cached {
             request = request.header("Cache-Control", wire::ONLY_IF_CACHED);
         }
+        let request = self.until(end, request)?;
         let answer = request.send(&frame::write_question(keys)[..]);
         let mut answer = answer.map_err(failure)?;
         let is_batch = answer.body().mime_type() == Some(wire::BATCH_TYPE);
@@ -124,7 +127,7 @@ impl HttpGetter {
                 Ok(heard.into_iter().map(|heard| self.answer_of(heard)).collect())
             }
             // As Go's servers answer a POST, each in its way.
-            200 | 404 | 405 | 500 | 501 => {
+            200 | 400 | 404 | 405 | 500 | 501 => {
                 *self.no_batches.lock().unwrap() = Some(self.clock.now());
                 Ok(keys.iter().map(|_| None).collect())
             }
@@ -167,6 +170,24 @@ impl HttpGetter {
         match &self.options.token {
             Some(token) => request.header("Authorization", format!("Bearer {token}")),
             None => request,
+        }
+    }
+
+    /// When a question that begins now is to end.
+    fn end(&self) -> Duration {
+        self.clock.now() + self.options.timeout
+    }
+
+    /// Gives a request what is left of its caller's time: less than the whole, if that has waited
+    /// for others before.
+    fn until<B>(
+        &self,
+        end: Duration,
+        request: RequestBuilder<B>,
+    ) -> Result<RequestBuilder<B>, PeerError> {
+        match end.saturating_sub(self.clock.now()) {
+            Duration::ZERO => Err(PeerError::Timeout),
+            left => Ok(request.config().timeout_global(Some(left)).build()),
         }
     }
 
@@ -226,12 +247,13 @@ impl PeerGetter for HttpGetter {
 
     fn get(&self, group: &str, key: &str) -> Answer {
         self.reach(|| {
-            let plain = || self.ask(group, key);
+            let end = self.end();
+            let plain = || self.ask(group, key, end);
             if !self.options.combine || !self.knows_batches() {
                 return plain();
             }
             let batch = |keys: &[&str]| {
-                self.ask_batch(group, keys, true)
+                self.ask_batch(group, keys, true, end)
                     .unwrap_or_else(|error| keys.iter().map(|_| Some(Err(error.clone()))).collect())
             };
             let answer =
@@ -246,13 +268,13 @@ impl PeerGetter for HttpGetter {
             let rest = &keys[answers.len()..];
             let part = &rest[..frame::fitting(rest)];
             let asked = match self.knows_batches() {
-                true => self.reach(|| self.ask_batch(group, part, false)),
+                true => self.reach(|| self.ask_batch(group, part, false, self.end())),
                 false => Ok(part.iter().map(|_| None).collect()),
             };
             match asked {
                 Err(error) => answers.extend(part.iter().map(|_| Err(error.clone()))),
                 Ok(asked) => answers.extend(zip(part, asked).map(|(key, answer)| {
-                    answer.unwrap_or_else(|| self.reach(|| self.ask(group, key)))
+                    answer.unwrap_or_else(|| self.reach(|| self.ask(group, key, self.end())))
                 })),
             }
         }

@@ -171,6 +171,9 @@ impl<'b> Rest<'b> {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::ByteView;

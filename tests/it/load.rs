@@ -126,17 +126,22 @@ fn a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished() {
 fn an_overloaded_owner_leaves_the_get_to_the_origin_at_once() {
     let (gated, gate) = gated();
     let [owner] = Cluster::over(&gated).workers(1, 0).start();
-    let mut client = Client::connect(&owner.url);
-    client.send("GET /_geecache/scores/Tom", &[]);
-    eventually("the worker is busy", || gate.waiting() == 1);
-
     let [asker] = Cluster::over(&Origin::of_all()).peer(&owner.url).start();
     let key = asker.key_of(&owner.url);
-    assert_eq!(asker.get(&key), Some(value_of(&key)), "while the gate is shut");
-    assert_eq!((asker.stats().fallbacks, owner.stats().peer_requests), (1, 1));
-    assert!(asker.believes_in_its_peer(), "it did answer");
-    gate.open();
-    assert_eq!(client.answer().status, 200);
+    thread::scope(|scope| {
+        // Without a queue a request is taken only by a worker that waits for one just then.
+        let taken = scope.spawn(|| {
+            let mut answers =
+                (0..10_000).map(|_| ask(&owner.url, "GET /_geecache/scores/Tom", &[]));
+            answers.find(|answer| answer.status != 503)
+        });
+        eventually("the worker is busy", || gate.waiting() == 1);
+        assert_eq!(asker.get(&key), Some(value_of(&key)), "while the gate is shut");
+        assert_eq!((asker.stats().fallbacks, owner.stats().peer_requests), (1, 1));
+        assert!(asker.believes_in_its_peer(), "it did answer");
+        gate.open();
+        assert_eq!(taken.join().unwrap().unwrap().status, 200);
+    });
 }
 
 #[test]

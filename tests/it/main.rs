@@ -6,19 +6,29 @@
 //! | `owners` | owners that fail, each in its own way, and what it costs; their return |
 //! | `keys` | every key and group name travels exactly |
 //! | `values` | sizes, budgets, times to live |
+//! | `fresh` | absent keys that are remembered, lives that differ |
+//! | `removal` | a key, or all, leaves every node |
+//! | `batches` | many keys at once, and owners that know no batches |
+//! | `combining` | gets that share a request |
 //! | `protocol` | the server asked by hand |
 //! | `load` | bursts of connections, a full queue, a shutdown |
 //! | `mixed` | nodes of Go's GeeCache in the same cluster |
 //! | `processes` | a node that is killed, and an environment that names a proxy |
+//! | `node` | the program of `examples/node` |
 //!
 //! `support` has the nodes, the stand-ins and the ways to wait.
 
+mod batches;
+mod combining;
+mod fresh;
 mod gets;
 mod keys;
 mod load;
 mod mixed;
+mod node;
 mod owners;
 mod processes;
 mod protocol;
+mod removal;
 mod support;
 mod values;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use geecache::BoxError;
+use geecache::{BoxError, Error};
 use percent_encoding::percent_decode_str;
 
 use crate::support::*;
@@ -148,6 +148,39 @@ fn a_key_that_a_go_node_lacks_falls_back_without_harm() {
     assert_eq!(*asked.lock().unwrap(), ["kkk"]);
     let key = rust.key_of(&go.url);
     assert_eq!(rust.group().get(&key).unwrap().unwrap(), go_value_of(&key));
+}
+
+#[test]
+fn a_go_node_that_knows_no_batches_is_asked_singly() {
+    let (go, asked) = go_node();
+    let origin = Origin::of_all();
+    let [rust] =
+        Cluster::over(&origin).settings(|_, group| group.hot_bytes(0)).peer(&go.url).start();
+    let keys: Vec<_> = rust.keys_of(&go.url).take(20).collect();
+    let texts: Vec<_> = keys.iter().map(String::as_str).collect();
+    for (key, value) in keys.iter().zip(rust.group().get_many(&texts)) {
+        assert_eq!(value.unwrap().unwrap(), go_value_of(key));
+    }
+    assert_eq!(*asked.lock().unwrap(), keys);
+    together(16, |i| {
+        for key in keys.iter().cycle().skip(i).take(20) {
+            assert_eq!(rust.group().get(key).unwrap().unwrap(), go_value_of(key));
+        }
+    });
+    assert_eq!((origin.loads(), rust.stats().peer_errors), (0, 0));
+    check_identities([&rust]);
+}
+
+#[test]
+fn a_go_node_cannot_be_told_of_a_removal_and_is_named() {
+    let (go, _) = go_node();
+    let [rust] = Cluster::over(&Origin::of_all()).peer(&go.url).start();
+    let key = rust.key_of(&rust.url);
+    for removed in [rust.group().remove(&key), rust.group().clear()] {
+        let Err(Error::RemoveIncomplete { failed }) = removed else { panic!("{removed:?}") };
+        assert_eq!(failed.into_iter().map(|(name, _)| name).collect::<Vec<_>>(), [&*go.url]);
+    }
+    assert!(rust.believes_in_its_peer());
 }
 
 #[test]

@@ -3,10 +3,9 @@
 //! The process is this test binary, told to run one of the two ignored tests below.
 
 use std::env;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::net::TcpListener;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
 
@@ -29,8 +28,7 @@ fn this_binary(test: &str) -> Command {
 struct NodeProcess {
     url: String,
     child: Child,
-    /// What it prints.
-    lines: Receiver<String>,
+    lines: Lines,
     // It ends by itself when this is closed, however the test ends.
     _stdin: ChildStdin,
 }
@@ -40,27 +38,12 @@ impl NodeProcess {
         let mut command = this_binary("processes::the_process_of_a_node");
         command.env(LISTEN, address).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let (sender, lines) = channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || {
-            stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
+        let lines = Lines::of(child.stdout.take().unwrap());
         let _stdin = child.stdin.take().unwrap();
         let mut process = Self { url: String::new(), child, lines, _stdin };
-        let line = process.line_with("http://");
+        let line = process.lines.line_with("http://");
         process.url = line[line.find("http://").unwrap()..].into();
         process
-    }
-
-    fn line_with(&self, text: &str) -> String {
-        let end = Instant::now() + LONG;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left).expect("the process says so");
-            if line.contains(text) {
-                return line;
-            }
-        }
     }
 
     /// By SIGKILL.
@@ -110,7 +93,7 @@ fn an_owner_that_is_killed_in_mid_request_leaves_the_get_to_the_origin_and_retur
     let slow = slow.unwrap();
     thread::scope(|scope| {
         let get = scope.spawn(|| node.get(&slow));
-        owner.line_with("loading slow");
+        owner.lines.line_with("loading slow");
         owner.kill();
         let killed = Instant::now();
         assert_eq!(get.join().unwrap(), Some(value_of(&slow)));

@@ -9,10 +9,12 @@ use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, unbounded};
 use geecache::{
     BoxError, Getter, Group, GroupBuilder, HttpPool, HttpServer, Loaded, PoolOptions,
     ServerOptions, Stats,
 };
+use percent_encoding::percent_decode_str;
 
 /// No wait in a test is longer; what is not there by then does not come.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
@@ -76,11 +78,16 @@ type Answering = dyn Fn(&str) -> Result<Option<Loaded>, BoxError> + Send + Sync;
 pub(crate) struct Origin {
     answer: Arc<Answering>,
     loads: Arc<AtomicUsize>,
+    batches: Arc<Mutex<Vec<Vec<String>>>>,
 }
 
 impl Origin {
     pub(crate) fn new<G: Getter + 'static>(getter: G) -> Self {
-        Self { answer: Arc::new(move |key| getter.get(key)), loads: Arc::default() }
+        Self {
+            answer: Arc::new(move |key| getter.get(key)),
+            loads: Arc::default(),
+            batches: Arc::default(),
+        }
     }
 
     /// Has the value [`value_of`] for every key.
@@ -91,12 +98,22 @@ impl Origin {
     pub(crate) fn loads(&self) -> usize {
         self.loads.load(Ordering::SeqCst)
     }
+
+    /// The keys of each call for many.
+    pub(crate) fn batches(&self) -> Vec<Vec<String>> {
+        self.batches.lock().unwrap().clone()
+    }
 }
 
 impl Getter for Origin {
     fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError> {
         self.loads.fetch_add(1, Ordering::SeqCst);
         (self.answer)(key)
+    }
+
+    fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
+        self.batches.lock().unwrap().push(keys.iter().map(|&key| key.into()).collect());
+        keys.iter().map(|key| self.get(key)).collect()
     }
 }
 
@@ -139,6 +156,12 @@ impl Cluster {
     /// The largest value that is taken from a peer.
     pub(crate) fn max_value_bytes(mut self, bytes: u64) -> Self {
         self.pool.max_value_bytes = bytes;
+        self
+    }
+
+    /// Each get goes out by itself.
+    pub(crate) fn without_combining(mut self) -> Self {
+        self.pool.combine = false;
         self
     }
 
@@ -218,6 +241,13 @@ impl Node {
     /// The value of `key` as text, asked of this node. Panics if that is an error.
     pub(crate) fn get(&self, key: &str) -> Option<String> {
         self.group().get(key).unwrap().map(|value| value.to_string())
+    }
+
+    /// The same for many keys.
+    pub(crate) fn get_many(&self, keys: &[impl AsRef<str>]) -> Vec<Option<String>> {
+        let keys: Vec<_> = keys.iter().map(AsRef::as_ref).collect();
+        let values = self.group().get_many(&keys).into_iter();
+        values.map(|value| value.unwrap().map(|value| value.to_string())).collect()
     }
 
     pub(crate) fn group(&self) -> &Group {
@@ -320,13 +350,15 @@ impl Stub {
 
     /// Answers each request with the bytes that `answer` has for its path.
     pub(crate) fn http(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self::asked(move |question| answer(question.path()))
+    }
+
+    /// Answers each request with the bytes that `answer` has for it.
+    pub(crate) fn asked(answer: impl Fn(&Question) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self::raw(move |mut stream| {
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            while let Some(Ok(first)) = lines.next() {
-                // The rest of the head; a question has no body.
-                while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-                let path = first.split(' ').nth(1).unwrap_or_default();
-                if stream.write_all(&answer(path)).is_err() {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            while let Ok(Some(question)) = Question::read(&mut reader) {
+                if stream.write_all(&answer(&question)).is_err() {
                     break;
                 }
             }
@@ -360,6 +392,105 @@ impl Stub {
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
+}
+
+/// A request as a stand-in receives it.
+#[derive(Clone, Default)]
+pub(crate) struct Question {
+    head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Question {
+    fn read(reader: &mut impl BufRead) -> io::Result<Option<Self>> {
+        let mut question = Self::default();
+        while !question.head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut question.head)? == 0 {
+                return Ok(None);
+            }
+        }
+        let length = question.header("content-length").map_or(0, |length| length.parse().unwrap());
+        question.body = vec![0; length];
+        reader.read_exact(&mut question.body)?;
+        Ok(Some(question))
+    }
+
+    pub(crate) fn is_batch(&self) -> bool {
+        self.head.starts_with("POST ")
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap_or_default()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.head.lines().filter_map(|line| line.split_once(": "));
+        headers.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// The keys of a batch, or else the one of the path.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        if !self.is_batch() {
+            let key = self.path().rsplit('/').next().unwrap();
+            return vec![percent_decode_str(key).decode_utf8().unwrap().into()];
+        }
+        let (count, mut rest) = self.body.split_first_chunk::<4>().unwrap();
+        let mut take = || {
+            let (length, after) = rest.split_first_chunk::<2>().unwrap();
+            let (key, after) = after.split_at(u16::from_be_bytes(*length).into());
+            rest = after;
+            String::from_utf8(key.into()).unwrap()
+        };
+        (0..u32::from_be_bytes(*count)).map(|_| take()).collect()
+    }
+}
+
+/// The type of the body of a batch and of its answer.
+pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";
+
+/// The body of a batch that asks for `keys`.
+pub(crate) fn batch_of(keys: &[&str]) -> Vec<u8> {
+    let frame = |key: &&str| [&(key.len() as u16).to_be_bytes(), key.as_bytes()].concat();
+    let frames = keys.iter().flat_map(frame);
+    (keys.len() as u32).to_be_bytes().into_iter().chain(frames).collect()
+}
+
+/// A value that does not expire, as the answer to a batch has it.
+pub(crate) fn value_frame(value: impl AsRef<[u8]>) -> Vec<u8> {
+    let value = value.as_ref();
+    [&[0][..], &[0xff; 8], &(value.len() as u32).to_be_bytes(), value].concat()
+}
+
+/// An owner that has the value [`value_of`] for every key, and what it was asked.
+pub(crate) fn owner_of_all() -> (Stub, Arc<Mutex<Vec<Question>>>) {
+    recording(|question| {
+        let keys = question.keys();
+        if question.is_batch() {
+            let frames: Vec<_> = keys.iter().map(|key| value_frame(value_of(key))).collect();
+            return response(200, BATCH_TYPE, frames.concat());
+        }
+        response(200, "application/octet-stream", value_of(&keys[0]))
+    })
+}
+
+/// A stand-in that answers so, and what it was asked.
+pub(crate) fn recording(
+    answer: impl Fn(&Question) -> Vec<u8> + Send + Sync + 'static,
+) -> (Stub, Arc<Mutex<Vec<Question>>>) {
+    let questions = Arc::<Mutex<Vec<Question>>>::default();
+    let stub = Stub::asked({
+        let questions = questions.clone();
+        move |question| {
+            questions.lock().unwrap().push(question.clone());
+            answer(question)
+        }
+    });
+    (stub, questions)
+}
+
+/// How many of them are batches.
+pub(crate) fn batches(questions: &Mutex<Vec<Question>>) -> usize {
+    questions.lock().unwrap().iter().filter(|question| question.is_batch()).count()
 }
 
 impl Drop for Stub {
@@ -397,9 +528,13 @@ impl Client {
 
     /// Sends a request without a body: `GET /path`, and header lines.
     pub(crate) fn send(&mut self, request: &str, headers: &[&str]) {
+        self.send_with(request, headers, &[]);
+    }
+
+    fn send_with(&mut self, request: &str, headers: &[&str], body: &[u8]) {
         let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
         let text = format!("{request} HTTP/1.1\r\nHost: node\r\n{headers}\r\n");
-        self.0.get_mut().write_all(text.as_bytes()).unwrap();
+        self.0.get_mut().write_all(&[text.as_bytes(), body].concat()).unwrap();
     }
 
     pub(crate) fn answer(&mut self) -> Answer {
@@ -415,7 +550,9 @@ impl Client {
             let Some((name, value)) = line.split_once(": ") else { break };
             headers.insert(name.to_ascii_lowercase(), value.to_string());
         }
-        let mut body = vec![0; headers["content-length"].parse().unwrap()];
+        // A 204 has neither.
+        let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
         self.0.read_exact(&mut body)?;
         Ok(Answer { status: status.unwrap_or_else(|| panic!("{first}")), headers, body })
     }
@@ -445,9 +582,50 @@ impl Answer {
     }
 }
 
+/// What a process prints.
+pub(crate) struct Lines(Receiver<String>);
+
+impl Lines {
+    pub(crate) fn of(output: impl Read + Send + 'static) -> Self {
+        let (sender, lines) = unbounded();
+        thread::spawn(move || {
+            let lines = BufReader::new(output).lines().map_while(Result::ok);
+            // To its end, even if nobody listens any more: a process must not choke on a full pipe.
+            lines.for_each(|line| drop(sender.send(line)));
+        });
+        Self(lines)
+    }
+
+    /// Waits for the next line that contains `text`.
+    pub(crate) fn line_with(&self, text: &str) -> String {
+        let end = Instant::now() + LONG;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let line = self.0.recv_timeout(left);
+            let line = line.unwrap_or_else(|_| panic!("the process does not say {text:?}"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    /// All that is left, once the process has ended.
+    pub(crate) fn rest(&self) -> Vec<String> {
+        std::iter::from_fn(|| self.0.recv_timeout(LONG).ok()).collect()
+    }
+}
+
 /// Asks once, on a connection of its own.
 pub(crate) fn ask(url: &str, request: &str, headers: &[&str]) -> Answer {
     let mut client = Client::connect(url);
     client.send(request, headers);
+    client.answer()
+}
+
+/// Sends a body, once, on a connection of its own.
+pub(crate) fn post(url: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
+    let length = format!("Content-Length: {}", body.len());
+    let mut client = Client::connect(url);
+    client.send_with(&format!("POST {path}"), &[&[&*length], headers].concat(), body);
     client.answer()
 }

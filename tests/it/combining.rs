@@ -1,0 +1,227 @@
+//! Gets that go to the same owner at the same time share requests, and nothing else.
+
+use std::collections::HashSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use geecache::BoxError;
+
+use crate::support::*;
+
+const CALLERS: usize = 64;
+
+/// Keeps no copies, so that each get goes to the owner.
+fn without_copies(cluster: Cluster) -> Cluster {
+    cluster.settings(|_, group| group.hot_bytes(0))
+}
+
+#[test]
+fn many_callers_share_few_requests() {
+    let gate = Gate::default();
+    let (owner, questions) = recording({
+        let gate = gate.clone();
+        move |question| {
+            gate.wait();
+            let keys = question.keys();
+            if !question.is_batch() {
+                return response(200, "application/octet-stream", value_of(&keys[0]));
+            }
+            assert_eq!(question.header("Cache-Control"), Some("only-if-cached"));
+            let frames: Vec<_> = keys.iter().map(|key| value_frame(value_of(key))).collect();
+            response(200, BATCH_TYPE, frames.concat())
+        }
+    });
+    let [asker] = Cluster::over(&Origin::of_all()).peer(&owner.url).start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(CALLERS).collect();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            together(CALLERS, |i| assert_eq!(asker.get(&keys[i]), Some(value_of(&keys[i]))));
+        });
+        eventually("all have missed", || asker.stats().misses == CALLERS as u64);
+        gate.open();
+    });
+    let questions = questions.lock().unwrap();
+    // One goes out plainly, one as a batch, and all others gather behind it. A caller that comes
+    // late to the gathering costs one more.
+    assert!(questions.len() <= CALLERS / 4, "{} requests", questions.len());
+    let asked: Vec<_> = questions.iter().flat_map(Question::keys).collect();
+    assert_eq!(asked.len(), CALLERS);
+    assert_eq!(HashSet::from_iter(asked), keys.iter().cloned().collect::<HashSet<_>>());
+    assert_eq!((asker.stats().peer_loads, asker.stats().peer_errors), (CALLERS as u64, 0));
+    check_identities([&asker]);
+}
+
+#[test]
+fn each_caller_has_its_own_answer() {
+    let origin =
+        Origin::new(|key: &str| Ok::<_, BoxError>((!key.ends_with('7')).then(|| value_of(key))));
+    let nodes: [Node; 3] = without_copies(Cluster::over(&origin)).start();
+    together(CALLERS, |caller| {
+        for i in 0..100 {
+            let key = format!("key {}", (caller + i) % 200);
+            let value = (!key.ends_with('7')).then(|| value_of(&key));
+            assert_eq!(nodes[caller % 3].get(&key), value);
+        }
+    });
+    assert_eq!(nodes.iter().map(|node| node.stats().peer_errors).sum::<u64>(), 0);
+    check_identities(&nodes);
+}
+
+#[test]
+fn groups_are_not_mixed_up() {
+    let (owner, questions) = recording(|question| {
+        let group = question.path().split('/').nth(2).unwrap();
+        let value = |key: &String| format!("{key} in {group}");
+        let keys = question.keys();
+        if question.is_batch() {
+            let frames: Vec<_> = keys.iter().map(|key| value_frame(value(key))).collect();
+            return response(200, BATCH_TYPE, frames.concat());
+        }
+        response(200, "application/octet-stream", value(&keys[0]))
+    });
+    let groups = ["scores", "heights", "widths"];
+    let [asker] =
+        without_copies(Cluster::over(&Origin::of_all()).groups(groups)).peer(&owner.url).start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(CALLERS).collect();
+    together(CALLERS, |i| {
+        for key in &keys {
+            let group = &asker.groups()[i % 3];
+            let expected = format!("{key} in {}", group.name());
+            assert_eq!(group.get(key).unwrap().unwrap(), expected);
+        }
+    });
+    assert!(batches(&questions) > 0);
+    check_identities([&asker]);
+}
+
+#[test]
+fn a_slow_load_does_not_hold_up_the_hits_of_others() {
+    let gate = Gate::default();
+    let origin = Origin::new({
+        let gate = gate.clone();
+        move |key: &str| {
+            if key.starts_with("slow") {
+                gate.wait();
+            }
+            Ok::<_, BoxError>(Some(value_of(key)))
+        }
+    });
+    let [asker, owner] = without_copies(Cluster::over(&origin)).start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(100).collect();
+    owner.get_many(&keys);
+    let slow = (0..).map(|i| format!("slow {i}")).filter(|key| asker.pool.owner(key) == owner.url);
+    let slow: Vec<_> = slow.take(4).collect();
+    thread::scope(|scope| {
+        let get = |key| assert_eq!(asker.get(key), Some(value_of(key)));
+        slow.iter().for_each(|key| drop(scope.spawn(move || get(key))));
+        eventually("the slow ones load", || gate.waiting() == slow.len());
+        let loads = origin.loads();
+        together(16, |i| (0..100).for_each(|j| get(&keys[(i + j) % 100])));
+        assert_eq!((gate.waiting(), origin.loads()), (slow.len(), loads), "the gate is shut");
+        gate.open();
+    });
+    assert_eq!(asker.stats().peer_errors, 0);
+    check_identities([&asker, &owner]);
+}
+
+#[test]
+fn where_it_is_turned_off_each_get_is_a_request() {
+    let (owner, questions) = owner_of_all();
+    let [asker] = without_copies(Cluster::over(&Origin::of_all()))
+        .without_combining()
+        .peer(&owner.url)
+        .start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(10 * CALLERS).collect();
+    together(CALLERS, |i| {
+        let own = &keys[10 * i..][..10];
+        own.iter().for_each(|key| assert_eq!(asker.get(key), Some(value_of(key))));
+    });
+    assert_eq!((batches(&questions), questions.lock().unwrap().len()), (0, 10 * CALLERS));
+}
+
+#[test]
+fn a_lonely_caller_sends_no_batch() {
+    let (owner, questions) = owner_of_all();
+    let [asker] = Cluster::over(&Origin::of_all()).peer(&owner.url).start();
+    for key in asker.keys_of(&owner.url).take(100) {
+        assert_eq!(asker.get(&key), Some(value_of(&key)));
+    }
+    assert_eq!((batches(&questions), questions.lock().unwrap().len()), (0, 100));
+}
+
+#[test]
+fn a_mute_owner_costs_each_caller_no_more_than_its_deadline() {
+    const DEADLINE: Duration = Duration::from_secs(3);
+    let owner = Stub::mute();
+    let [asker] = Cluster::over(&Origin::of_all()).timeout(DEADLINE).peer(&owner.url).start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(CALLERS).collect();
+    let get = |i: usize| {
+        let start = Instant::now();
+        assert_eq!(asker.get(&keys[i]), Some(value_of(&keys[i])));
+        start.elapsed()
+    };
+    let slowest = thread::scope(|scope| {
+        let first = [0, 1].map(|i| scope.spawn(move || get(i)));
+        eventually("one is out plainly and one as a batch", || owner.connections() == 2);
+        // Who waits for a batch and then leads one of its own has no second deadline.
+        let others = together(CALLERS - 2, |i| get(i + 2));
+        first.map(|get| get.join().unwrap()).into_iter().chain(others).max().unwrap()
+    });
+    assert!(slowest < 2 * DEADLINE, "{slowest:?}");
+    assert_eq!(asker.stats().fallbacks, CALLERS as u64);
+    check_identities([&asker]);
+}
+
+#[test]
+fn what_fails_at_the_owner_is_each_callers_own() {
+    let origin = Origin::new(|key: &str| match key.ends_with('7') {
+        true => Err("disk full"),
+        false => Ok(Some(value_of(key))),
+    });
+    let [asker, owner] = without_copies(Cluster::over(&origin)).start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(CALLERS).collect();
+    together(CALLERS, |i| {
+        for key in keys.iter().cycle().skip(i).take(CALLERS) {
+            match asker.group().get(key) {
+                Ok(value) => assert_eq!(value.unwrap(), value_of(key)),
+                Err(error) => {
+                    assert_eq!(error.to_string(), format!("loading {key:?}: disk full"))
+                }
+            }
+        }
+    });
+    let stats = asker.stats();
+    assert!(stats.local_load_errors > 0 && stats.fallbacks == stats.local_load_errors, "{stats:?}");
+    check_identities([&asker, &owner]);
+}
+
+#[test]
+fn an_owner_that_knows_no_batches_is_sent_no_more_of_them() {
+    for status in [400, 404, 405, 500, 501, 200] {
+        let (owner, questions) = recording(move |question| match question.is_batch() {
+            true => response(status, "text/plain; charset=utf-8", "what is this?"),
+            false => response(200, "application/octet-stream", value_of(&question.keys()[0])),
+        });
+        let origin = Origin::of_all();
+        let [asker] = without_copies(Cluster::over(&origin)).peer(&owner.url).start();
+        let keys: Vec<_> = asker.keys_of(&owner.url).take(CALLERS).collect();
+        let get_all = || {
+            together(CALLERS, |i| {
+                for key in keys.iter().cycle().skip(i).take(CALLERS) {
+                    assert_eq!(asker.get(key), Some(value_of(key)));
+                }
+            });
+        };
+        // The first batch is of two callers who meet, and one comes about sooner or later.
+        eventually("callers meet", || {
+            get_all();
+            batches(&questions) > 0
+        });
+        let before = batches(&questions);
+        get_all();
+        assert_eq!(batches(&questions), before, "{status}");
+        assert_eq!((origin.loads(), asker.stats().peer_errors), (0, 0), "{status}");
+        assert!(asker.believes_in_its_peer());
+        check_identities([&asker]);
+    }
+}
