@@ -12,11 +12,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+
 /// Work under way, by key.
 #[doc(alias = "singleflight")]
 pub(crate) struct Flight<T> {
     // Guards the table alone. The leader works, and followers wait, without it.
-    calls: Mutex<HashMap<Box<str>, Arc<Call<T>>>>,
+    calls: Mutex<HashMap<Box<str>, Arc<Call<T>>, RandomState>>,
 }
 
 /// Why a follower has no answer to share.
@@ -141,6 +143,10 @@ impl<T: Clone> Drop for Lead<'_, T> {
             calls.remove(self.key);
         }
         drop(calls);
+        // Nobody else holds the call, and off the table nobody will.
+        if Arc::strong_count(&self.call) == 1 {
+            return;
+        }
         let outcome = std::mem::replace(&mut self.outcome, Err(Unanswered::LeaderPanicked));
         *self.call.outcome.lock().unwrap() = Some(outcome);
         self.call.done.notify_all();

@@ -112,8 +112,26 @@
 //! | | `502` with the error's text: the owner's own load failed | falls back, logs the text |
 //! | | `503` with `Retry-After`: overloaded or shutting down | falls back |
 //! | | `400`, `401`, `405`, `500`, anything else, a timeout, too large a value | falls back |
+//! | `POST {base}{group}` | `200`, `application/x-geecache-batch`: an answer for each key of the question | has them; asks singly for those marked "not here" |
+//! | | with `Cache-Control: only-if-cached`: no key waits for the origin | |
+//! | | `400` malformed, `413` over a MiB; from one that knows no batches `404`, `405`, `500`, … | asks singly, and for a minute sends no more batches |
+//! | `DELETE {base}{group}/{key}`, `DELETE {base}{group}` | `204`: this node's own copies of the key, or of the group, are gone | |
 //! | `GET /healthz` | `200`, `ok` | |
 //! | `GET /metrics` | `200`, the counters in the Prometheus text format | |
+//!
+//! A batch is a question of up to 1,024 keys, and its answer one frame for each:
+//!
+//! | bytes of the question | what |
+//! |---|---|
+//! | 4, big-endian | the number of keys |
+//! | 2, big-endian, and as many | the length of the first key, and the key; and so on |
+//!
+//! | first byte of a frame | then |
+//! |---|---|
+//! | 0: a value | 8: the milliseconds it still lives, all ones for ever; 4: its length; the value |
+//! | 1: absent | |
+//! | 2: the owner's load failed | 2: the length of the text; the text |
+//! | 3: not here, ask singly | |
 //!
 //! Where a token is set, peers send `Authorization: Bearer …`, and the server answers `401`
 //! without it.

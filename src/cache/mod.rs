@@ -106,6 +106,9 @@ impl Cache {
 
     #[inline]
     pub(crate) fn get(&self, key: &Key<'_>) -> Option<Record> {
+        if self.max_bytes == 0 {
+            return None;
+        }
         let found = self.shard(self.home(key)).lock().unwrap().get(key, || self.clock.now());
         match found {
             Found::Hit(record) => Some(record),
@@ -124,6 +127,9 @@ impl Cache {
 
     /// A look that is no use: it counts no hit and leaves the order as it is.
     pub(crate) fn peek(&self, key: &Key<'_>) -> Option<Record> {
+        if self.max_bytes == 0 {
+            return None;
+        }
         self.shard(self.home(key)).lock().unwrap().peek(key, || self.clock.now())
     }
 
