@@ -12,11 +12,12 @@ use log::{info, warn};
 use ureq::config::Config;
 use ureq::http::{Response, Uri};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::{Connector, NextTimeout, TcpConnector};
 use ureq::{Agent, Body, RequestBuilder};
 
 use super::PoolOptions;
 use super::combine::Combine;
+use super::connection::Sparing;
 use super::cooldown::Cooldown;
 use super::frame::{self, Heard};
 use super::wire;
@@ -61,8 +62,10 @@ impl HttpGetter {
             .accept_encoding("")
             .build();
         let addresses = Addresses::default();
+        let step = options.timeout / 16 + Duration::from_nanos(1); // never zero
+        let connector = ().chain(TcpConnector::default()).chain(Sparing { step });
         Self {
-            agent: Agent::with_parts(config, DefaultConnector::new(), addresses.clone()),
+            agent: Agent::with_parts(config, connector, addresses.clone()),
             base_url,
             addresses,
             cooldown: Cooldown::default(),

@@ -5,6 +5,7 @@
 //! | `wire` | paths, escapes and headers, for both ends |
 //! | `pool` | [`HttpPool`]: the ring, and a getter for each other node |
 //! | `client` | `HttpGetter`: asks one peer |
+//! | `connection` | ureq's connections with fewer system calls |
 //! | `cooldown` | dead peers cost once |
 //! | `combine` | gets that go to the same peer share a request |
 //! | `frame` | how a batch is written as bytes |
@@ -15,6 +16,7 @@
 
 mod client;
 mod combine;
+mod connection;
 mod cooldown;
 mod frame;
 mod listener;
