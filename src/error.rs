@@ -41,8 +41,8 @@ pub enum Error {
         /// How long this caller waited.
         waited: Duration,
     },
-    /// A key was removed, but not everywhere: these peers could not be reached, and may serve the
-    /// old value until it expires there.
+    /// A key was removed, or a group cleared, but not everywhere: these peers did not say that they
+    /// did it, and may serve old values until those expire there.
     RemoveIncomplete {
         /// The peers that were not reached, and why.
         failed: Vec<(String, PeerError)>,
@@ -109,6 +109,8 @@ pub enum PeerError {
     Transport(String),
     /// The deadline of the whole exchange passed.
     Timeout,
+    /// All the time was spent waiting for others before the peer could be asked.
+    NoTimeLeft,
     /// The peer failed shortly before and is not asked again until its cool-down ends.
     CoolingDown,
     /// The peer answered with this status, other than a value or "no such key".
@@ -139,6 +141,7 @@ impl fmt::Display for PeerError {
         match self {
             Self::Transport(what) => f.write_str(what),
             Self::Timeout => write!(f, "no answer within the deadline"),
+            Self::NoTimeLeft => write!(f, "no time was left to ask"),
             Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
             Self::Status { code, text } => write!(f, "answered {code}: {text}"),
             Self::Unsupported => write!(f, "does not know this kind of request"),

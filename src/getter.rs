@@ -34,7 +34,8 @@ pub trait Getter: Send + Sync {
     fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError>;
 
     /// The same for many keys at once, in their order, one answer for each. Default: one after
-    /// the other; where the origin is a database, one query does it.
+    /// the other; where the origin is a database, one query does it. All of it should take less time
+    /// than a peer waits for its answer, [`PoolOptions::timeout`](crate::PoolOptions::timeout).
     fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
         keys.iter().map(|key| self.get(key)).collect()
     }

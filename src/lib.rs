@@ -69,7 +69,7 @@
 //! # Ok::<(), geecache::Error>(())
 //! ```
 //!
-//! The peer port belongs on a private network: whoever reaches it can read every key, and
+//! The peer port belongs on a private network: whoever reaches it can read and remove every key, and
 //! nothing bounds the connections or the header of a request in memory. See the README.
 //!
 //! # Reading order
@@ -108,7 +108,7 @@
 //! |---|---|---|
 //! | `GET {base}{group}/{key}` | `200`, the bytes; `Geecache-Ttl-Ms: n` where the value expires in n ms | has the value |
 //! | | `404` with `Geecache-Result: absent` | "no such key", final |
-//! | | `404` without it: no such group there, or a stranger | falls back |
+//! | | `404` without it: no such group there (`Geecache-Error: no-group`), or a stranger | falls back |
 //! | | `502` with the error's text: the owner's own load failed | falls back, logs the text |
 //! | | `503` with `Retry-After`: overloaded or shutting down | falls back |
 //! | | `400`, `401`, `405`, `500`, anything else, a timeout, too large a value | falls back |

@@ -20,7 +20,7 @@ impl Links {
     pub(crate) fn reach(&mut self, place: u32) {
         let len = place as usize + 1;
         if len > self.0.capacity() {
-            self.0.reserve_exact(len.max(len + len / 8) - self.0.len());
+            self.0.reserve_exact(len + len / 8 - self.0.len());
         }
         if len > self.0.len() {
             self.0.resize(len, Link { newer: NONE, older: NONE });

@@ -2,8 +2,8 @@
 //!
 //! How does a cache serve many threads and still keep to one budget? The entries are spread
 //! over [`Shard`]s by the hash of their key, each behind a `Mutex` of its own that is held for
-//! some tens of nanoseconds; the bytes are summed up for all shards together, and only an
-//! insertion or an eviction touches that sum. A shard that holds more than its fair part gives
+//! some tens of nanoseconds; the bytes are summed up for all shards together, and no hit
+//! touches that sum. A shard that holds more than its fair part gives
 //! way first, so shards stay equally full, and yet a single value may be as large as the whole
 //! budget.
 
@@ -64,7 +64,7 @@ pub(crate) struct Cache {
 #[repr(align(128))]
 struct Padded(Mutex<Shard>);
 
-/// A snapshot of a cache. Sizes are in bytes and count key, value and a fixed 72 for each entry,
+/// A snapshot of a cache. Sizes are in bytes and count key, value and a fixed 80 for each entry,
 /// 32 more where it expires.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -178,7 +178,8 @@ impl Cache {
     }
 
     /// Evicts until the budget holds: from shards above their fair part first, beginning at the
-    /// one that was `filled`, then from any. What was filled in last stays.
+    /// one that was `filled`, then from any. What was filled in last stays, but for an LRU in which
+    /// everything else was hit meanwhile.
     fn make_room(&self, filled: usize) {
         for part in [self.max_bytes / self.shards.len(), 0] {
             for i in 0..self.shards.len() {

@@ -64,8 +64,8 @@ impl Order {
         }
     }
 
-    /// The entry that is to be evicted; never the one pushed last, unless it is alone. It is
-    /// still in the order.
+    /// The entry that is to be evicted; not the one pushed last, unless it is alone, or in an
+    /// LRU all others were hit since. It is still in the order.
     pub(crate) fn victim(
         &mut self,
         cost: impl Fn(u32) -> usize,

@@ -66,8 +66,8 @@ impl Shard {
         self.table.len()
     }
 
-    #[inline]
     /// Looks `key` up; `now` is asked only where the entry can expire.
+    #[inline]
     pub(crate) fn get(&mut self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Found {
         let Some((place, record)) = self.find(key) else { return Found::Nothing };
         if record.expires().is_some_and(|at| at <= now()) {

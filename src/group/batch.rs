@@ -3,22 +3,22 @@
 //! A page that shows a hundred names would ask a hundred times, one after the other. Here the
 //! hits are taken first, and the rest is asked for by one request to each owner, all owners at
 //! the same time; what this node owns, or has to load in an owner's place, goes to the origin by
-//! one call of [`Getter::get_many`](crate::Getter::get_many). Each key of a batch takes its seat
-//! in the same flight as single gets do, so the two share their loads.
+//! one call of [`Getter::get_many`](crate::Getter::get_many). Each key that goes to the origin
+//! takes its seat in the same flight as single gets do, so the two share their loads; keys that
+//! go to an owner share theirs there.
 
 use std::collections::HashMap;
 use std::iter::zip;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use log::debug;
 
-use super::{Answer, Group, text_of};
+use super::{Answer, Group, at_once, text_of};
 use crate::cache::{Cache, Key};
 use crate::flight::{Lead, Seat};
-use crate::{BoxError, ByteView, Error, PeerGetter};
+use crate::{BoxError, ByteView, Error, PeerError, PeerGetter};
 
 /// What this node tells a peer about one key of a batch.
 pub(crate) enum Told {
@@ -72,40 +72,37 @@ impl Group {
                 }
             }
         }
-        let these = |places: &[usize]| places.iter().map(|&i| &keys[i]).collect::<Vec<_>>();
-        let mut answers: Vec<Option<Answer>> = vec![None; keys.len()];
-        thread::scope(|scope| {
-            let ask = |owner: &Arc<dyn PeerGetter>, places: &[usize]| {
-                self.load_many_from_peer(&**owner, &these(places))
-            };
-            let mut owners: Vec<_> = by_owner.values().collect();
-            // One part of the work is this thread's: its own keys, or else the last owner's.
-            let last = if own.is_empty() { owners.pop() } else { None };
-            let asked: Vec<_> = owners
-                .into_iter()
-                .map(|(owner, places)| (places, scope.spawn(move || ask(owner, places))))
-                .collect();
-            let mut put = |places: &[usize], part: Vec<Answer>| {
-                zip(places, part).for_each(|(&i, answer)| answers[i] = Some(answer));
-            };
-            match last {
-                Some((owner, places)) => put(places, ask(owner, places)),
-                None => put(&own, self.load_many_locally(&these(&own), &self.main)),
-            }
-            for (places, asked) in asked {
-                put(places, asked.join().expect("a load does not panic"));
+        let mut parts: Vec<_> =
+            by_owner.into_values().map(|(owner, part)| (Some(owner), part)).collect();
+        if !own.is_empty() {
+            parts.push((None, own));
+        }
+        let loaded = at_once(&parts, |(owner, part)| {
+            let keys: Vec<_> = part.iter().map(|&i| &keys[i]).collect();
+            match owner {
+                Some(owner) => self.load_many_from_peer(&**owner, &keys),
+                None => self.load_many_locally(&keys, &self.main),
             }
         });
-        answers.into_iter().map(|answer| answer.expect("each key is somebody's")).collect()
+        let mut answers: Vec<Option<Answer>> = vec![None; keys.len()];
+        for ((_, part), loaded) in zip(parts, loaded) {
+            zip(part, loaded).for_each(|(i, answer)| answers[i] = Some(answer));
+        }
+        answers.into_iter().map(|answer| answer.expect("each key is in one part")).collect()
     }
 
     fn load_many_from_peer(&self, owner: &dyn PeerGetter, keys: &[&Key<'_>]) -> Vec<Answer> {
         debug!("[{}] {} keys: pick peer {}, fetch from it", self.name, keys.len(), owner.name());
         let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
         let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
+        let mut heard = owner.get_many(&self.name, &texts);
+        if heard.len() != keys.len() {
+            let wrong = format!("get_many gave {} answers for {} keys", heard.len(), keys.len());
+            heard = vec![Err(PeerError::Transport(wrong)); keys.len()];
+        }
         let mut fallen = Vec::new();
         let mut answers = Vec::new();
-        for ((&key, lease), answer) in zip(zip(keys, leases), owner.get_many(&self.name, &texts)) {
+        for ((&key, lease), answer) in zip(zip(keys, leases), heard) {
             let answer = self.keep_copy(key, answer, lease);
             if let Err(error) = &answer {
                 self.log_fallback(owner, key, error);

@@ -45,7 +45,7 @@ impl GroupBuilder {
         }
     }
 
-    /// The budget of both caches together, in bytes: keys, values and 72 bytes for each entry,
+    /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry,
     /// 32 more where it expires.
     /// Default: 64 MiB.
     #[doc(alias = "cacheBytes")]

@@ -36,8 +36,9 @@ mod remove;
 use log::{Level, debug, log, max_level};
 use std::any::Any;
 use std::hash::BuildHasher;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use crate::cache::{Cache, Hasher, Key, Lease, Record};
@@ -299,7 +300,8 @@ impl Group {
     /// The ttl less a random part of up to `ttl_jitter`.
     fn jittered(&self, ttl: Duration, key: &Key<'_>) -> Duration {
         let random = self.hasher.hash_one((key.hash, self.clock.now())) as f64 / u64::MAX as f64;
-        ttl.mul_f64(1.0 - self.ttl_jitter * random)
+        let jittered = ttl.as_secs_f64() * (1.0 - self.ttl_jitter * random);
+        Duration::try_from_secs_f64(jittered).unwrap_or(ttl)
     }
 
     fn log_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {
@@ -310,6 +312,23 @@ impl Group {
         };
         log!(level, "[{}] {:?}: peer {}: {error}; fall back", self.name, key.text, owner.name());
     }
+}
+
+/// Does `work` on all items at the same time, on a thread for each but the last; where no thread
+/// can be had, here as well.
+fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let Some((last, others)) = items.split_last() else { return Vec::new() };
+    let work = &work;
+    thread::scope(|scope| {
+        let start = |item| thread::Builder::new().spawn_scoped(scope, move || work(item));
+        let started: Vec<_> = others.iter().map(|item| (item, start(item).ok())).collect();
+        let last = work(last);
+        let result = |(item, thread): (&T, Option<ScopedJoinHandle<'_, R>>)| match thread {
+            Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            None => work(item),
+        };
+        started.into_iter().map(result).chain([last]).collect()
+    })
 }
 
 fn text_of(panic: &(dyn Any + Send)) -> String {

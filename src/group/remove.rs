@@ -11,12 +11,13 @@
 //!
 //! What stays: a node that could not be reached serves its copy until that expires,
 //! [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the latest, or, if it is the owner, until the
-//! value itself expires or is evicted. [`Error::RemoveIncomplete`] names it.
+//! value itself expires or is evicted. [`Error::RemoveIncomplete`] names it. And while the lists of
+//! nodes disagree on the owner, an old copy can be copied on between two nodes' removals; it too
+//! ends with its `hot_ttl`.
 
 use std::sync::Arc;
-use std::thread;
 
-use super::Group;
+use super::{Group, at_once};
 use crate::cache::Key;
 use crate::{Error, PeerError, PeerGetter};
 
@@ -32,12 +33,12 @@ impl Group {
         let owner = self.peers.pick(key.text);
         let remove = |peer: &dyn PeerGetter| peer.remove(&self.name, key.text);
         let mut failed = match &owner {
-            Some(owner) => at_once(std::slice::from_ref(owner), remove),
+            Some(owner) => ask_all(std::slice::from_ref(owner), remove),
             None => Vec::new(),
         };
         let mut others = self.peers.others();
         others.retain(|peer| owner.as_ref().is_none_or(|owner| owner.name() != peer.name()));
-        failed.extend(at_once(&others, remove));
+        failed.extend(ask_all(&others, remove));
         // What came from the owner between the first line and its answer.
         self.remove_here(&key);
         complete(failed)
@@ -53,12 +54,12 @@ impl Group {
         // Each node owns some keys and has copies of others, so none can be first. The second
         // round drops the copies that were made of what was not dropped yet in the first.
         self.answer_clear();
-        let failed = at_once(&others, clear);
+        let failed = ask_all(&others, clear);
         let reached =
             |peer: &Arc<dyn PeerGetter>| failed.iter().all(|(name, _)| name != peer.name());
         let reached: Vec<_> = others.iter().filter(|peer| reached(peer)).cloned().collect();
         self.answer_clear();
-        let failed_later = at_once(&reached, clear);
+        let failed_later = ask_all(&reached, clear);
         complete([failed, failed_later].concat())
     }
 
@@ -89,22 +90,12 @@ impl Group {
 }
 
 /// Asks all peers at the same time; returns those that failed.
-fn at_once(
+fn ask_all(
     peers: &[Arc<dyn PeerGetter>],
     ask: impl Fn(&dyn PeerGetter) -> Result<(), PeerError> + Sync,
 ) -> Vec<(String, PeerError)> {
-    let ask = |peer: &Arc<dyn PeerGetter>| ask(&**peer).err().map(|e| (peer.name().to_string(), e));
-    match peers {
-        [] => Vec::new(),
-        [peer] => ask(peer).into_iter().collect(),
-        peers => thread::scope(|scope| {
-            let asked: Vec<_> = peers.iter().map(|peer| scope.spawn(|| ask(peer))).collect();
-            asked
-                .into_iter()
-                .filter_map(|asked| asked.join().expect("peers do not panic"))
-                .collect()
-        }),
-    }
+    let failures = at_once(peers, |peer| ask(&**peer).err().map(|e| (peer.name().to_string(), e)));
+    failures.into_iter().flatten().collect()
 }
 
 fn complete(failed: Vec<(String, PeerError)>) -> Result<(), Error> {

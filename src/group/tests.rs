@@ -312,6 +312,22 @@ fn the_defaults_are_those_of_the_docs() {
 }
 
 #[test]
+fn a_time_to_live_without_an_end_is_for_ever() {
+    let group = Group::builder("scores", |key: &str| {
+        let value = Loaded::from("630");
+        Ok::<_, Fails>(Some(if key == "own" { value.ttl(Duration::MAX) } else { value }))
+    })
+    .ttl(Duration::MAX)
+    .ttl_jitter(0.5)
+    .build()
+    .unwrap();
+    for key in ["own", "groups", "own", "groups"] {
+        assert_eq!(group.get(key).unwrap().unwrap(), "630");
+    }
+    assert_eq!(group.stats().main.hits, 2);
+}
+
+#[test]
 fn settings_that_cannot_work_are_refused() {
     let build = |name: &str, hot| {
         let getter = scores(&Arc::default());

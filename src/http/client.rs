@@ -129,8 +129,9 @@ impl HttpGetter {
                     heard.map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
                 Ok(heard.into_iter().map(|heard| self.answer_of(heard)).collect())
             }
-            // As Go's servers answer a POST, each in its way.
-            200 | 400 | 404 | 405 | 500 | 501 => {
+            // As Go's servers answer a POST, each in its way; but not one of ours without the group.
+            200 | 400 | 404 | 405 | 500 | 501 if !answer.headers().contains_key(wire::ERROR) => {
+                let _ = status(&mut answer); // reading it gives the connection back
                 *self.no_batches.lock().unwrap() = Some(self.clock.now());
                 Ok(keys.iter().map(|_| None).collect())
             }
@@ -189,7 +190,7 @@ impl HttpGetter {
         request: RequestBuilder<B>,
     ) -> Result<RequestBuilder<B>, PeerError> {
         match end.saturating_sub(self.clock.now()) {
-            Duration::ZERO => Err(PeerError::Timeout),
+            Duration::ZERO => Err(PeerError::NoTimeLeft),
             left => Ok(request.config().timeout_global(Some(left)).build()),
         }
     }
@@ -256,12 +257,16 @@ impl PeerGetter for HttpGetter {
                 return plain();
             }
             let batch = |keys: &[&str]| {
-                self.ask_batch(group, keys, true, end)
-                    .unwrap_or_else(|error| keys.iter().map(|_| Some(Err(error.clone()))).collect())
+                match self.ask_batch(group, keys, true, end) {
+                    Ok(answers) => answers,
+                    // The others may have more time left than who leads.
+                    Err(PeerError::NoTimeLeft) => keys.iter().map(|_| None).collect(),
+                    Err(error) => keys.iter().map(|_| Some(Err(error.clone()))).collect(),
+                }
             };
             let answer =
                 self.combine.get(group, key, self.options.timeout, frame::fitting, batch, plain);
-            answer.unwrap_or(Err(PeerError::Timeout))
+            answer.unwrap_or(Err(PeerError::NoTimeLeft))
         })
     }
 
@@ -270,14 +275,16 @@ impl PeerGetter for HttpGetter {
         while answers.len() < keys.len() {
             let rest = &keys[answers.len()..];
             let part = &rest[..frame::fitting(rest)];
+            // One deadline for the part, also where its keys are asked for singly.
+            let end = self.end();
             let asked = match self.knows_batches() {
-                true => self.reach(|| self.ask_batch(group, part, false, self.end())),
+                true => self.reach(|| self.ask_batch(group, part, false, end)),
                 false => Ok(part.iter().map(|_| None).collect()),
             };
             match asked {
                 Err(error) => answers.extend(part.iter().map(|_| Err(error.clone()))),
                 Ok(asked) => answers.extend(zip(part, asked).map(|(key, answer)| {
-                    answer.unwrap_or_else(|| self.reach(|| self.ask(group, key, self.end())))
+                    answer.unwrap_or_else(|| self.reach(|| self.ask(group, key, end)))
                 })),
             }
         }
@@ -285,11 +292,12 @@ impl PeerGetter for HttpGetter {
     }
 
     fn remove(&self, group: &str, key: &str) -> Result<(), PeerError> {
-        self.reach(|| self.delete(&wire::path(&self.options.base_path, group, key)))
+        // Also of a peer that cools down: a removal that is not even tried leaves an old value.
+        self.delete(&wire::path(&self.options.base_path, group, key))
     }
 
     fn clear(&self, group: &str) -> Result<(), PeerError> {
-        self.reach(|| self.delete(&wire::group_path(&self.options.base_path, group)))
+        self.delete(&wire::group_path(&self.options.base_path, group))
     }
 }
 

@@ -122,8 +122,8 @@ impl<A> Combine<A> {
             [key].into_iter().chain(out.waiters.iter().map(|w| &*w.key)).collect();
         let mut answers = batch(&keys).into_iter();
         let own = answers.next().flatten();
-        for (waiter, answer) in out.waiters.drain(..).zip(answers) {
-            waiter.decide(Fate::Answered(answer));
+        for answer in answers.take(out.waiters.len()) {
+            out.waiters.remove(0).decide(Fate::Answered(answer));
         }
         own
     }
@@ -147,14 +147,18 @@ impl<A> Combine<A> {
 
     /// The batch is back: the next one is led by somebody who still waits, if anybody does.
     fn pass_on(&self) {
-        let mut state = self.state.lock().unwrap();
-        while !state.waiting.is_empty() {
+        loop {
+            let mut state = self.state.lock().unwrap();
+            if state.waiting.is_empty() {
+                state.batch_out = false;
+                return;
+            }
             let next = state.waiting.remove(0);
+            drop(state);
             if next.decide(Fate::Leads) {
                 return;
             }
         }
-        state.batch_out = false;
     }
 }
 

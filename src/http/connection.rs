@@ -12,8 +12,9 @@ use ureq::Error;
 use ureq::unversioned::transport::time::Duration as Left;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
-/// A connection that was in use this shortly before is not tested.
-const A_MOMENT: Duration = Duration::from_millis(50);
+/// A connection that was in use this shortly before is not tested. Not longer: a peer that restarts
+/// closes connections that were just in use.
+const A_MOMENT: Duration = Duration::from_millis(1);
 
 /// Wraps the connection that the connector before it in the chain has made.
 #[derive(Debug)]

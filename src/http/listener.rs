@@ -232,7 +232,7 @@ impl Keeper {
 
         let (shared, late) = (self.shared.clone(), self.late.clone());
         // Twice the timeout: a connection may be silent for one before, and one after a request.
-        let linger = 2 * self.idle_timeout;
+        let linger = self.idle_timeout.saturating_mul(2);
         thread::Builder::new().name("http-late".into()).spawn(move || {
             let mut last = Instant::now();
             while !shared.is_closed() && last.elapsed() < linger {

@@ -48,6 +48,8 @@ pub struct PoolOptions {
     pub token: Option<String>,
 }
 
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
 impl Default for PoolOptions {
     fn default() -> Self {
         Self {
@@ -131,11 +133,15 @@ impl HttpPool {
         let self_url = self_url.into();
         check_url(&self_url)?;
         check_base_path(&options.base_path)?;
+        check_token(options.token.as_deref())?;
         if options.points_per_peer == Some(0) {
             return Err(Error::Config("points_per_peer must be at least 1".into()));
         }
-        if options.timeout.is_zero() || options.connect_timeout.is_zero() {
-            return Err(Error::Config("a timeout of zero leaves no time to ask a peer".into()));
+        if [options.timeout, options.connect_timeout]
+            .iter()
+            .any(|t| t.is_zero() || *t > LONGEST_TIMEOUT)
+        {
+            return Err(Error::Config("a timeout is more than zero and a day at the most".into()));
         }
         let options = Arc::new(options);
         let ring = ring_of([self_url.clone()], &options);
@@ -242,6 +248,14 @@ fn check_url(url: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// A token travels in a header: what is read from a file often ends in a newline, which cannot.
+pub(super) fn check_token(token: Option<&str>) -> Result<(), Error> {
+    if token.is_none_or(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic())) {
+        return Ok(());
+    }
+    Err(Error::Config("a token is one or more visible ASCII characters, without spaces".into()))
+}
+
 pub(super) fn check_base_path(path: &str) -> Result<(), Error> {
     if path.len() > 1 && path.starts_with('/') && path.ends_with('/') && path.parse::<Uri>().is_ok()
     {
@@ -341,6 +355,10 @@ mod tests {
         let refused = |options| HttpPool::with_options(URLS[0], options).is_err();
         assert!(refused(PoolOptions { points_per_peer: Some(0), ..PoolOptions::default() }));
         assert!(refused(PoolOptions { timeout: Duration::ZERO, ..PoolOptions::default() }));
+        assert!(refused(PoolOptions { timeout: Duration::MAX, ..PoolOptions::default() }));
+        for token in ["", "from a file\n", "two words", "ключ"] {
+            assert!(refused(PoolOptions { token: Some(token.into()), ..PoolOptions::default() }));
+        }
         assert!(refused(PoolOptions { base_path: "geecache".into(), ..PoolOptions::default() }));
     }
 

@@ -3,8 +3,9 @@
 //! The other end of [`client`](super::client); `lib.rs` has the protocol as a table.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tiny_http::{Method, Request, ResponseBox};
 
@@ -12,6 +13,9 @@ use super::workers::{bytes, header, text};
 use super::{frame, wire};
 use crate::stats::{Counter, head, prometheus};
 use crate::{Error, Group};
+
+/// How long a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(5);
 
 pub(super) struct Routes {
     pub(super) groups: HashMap<String, Arc<Group>>,
@@ -21,29 +25,33 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    pub(super) fn answer(&self, request: &mut Request) -> ResponseBox {
+    /// The answer; `None` to a client that takes too long to ask.
+    pub(super) fn answer(&self, request: &mut Request) -> Option<ResponseBox> {
         let path = request.url().split('?').next().unwrap_or_default().to_string();
-        match path.strip_prefix(&*self.base_path) {
-            Some(rest) => self.answer_peer(request, rest),
+        Some(match path.strip_prefix(&*self.base_path) {
+            Some(_) if !self.may_ask(request) => {
+                text(401, "a token is required\n").with_header(header("WWW-Authenticate", "Bearer"))
+            }
+            Some(rest) => match read_body(request, Instant::now() + BODY_TIME)? {
+                Ok(body) => self.answer_peer(request, rest, &body),
+                Err(error) => text(400, &format!("{error}\n")),
+            },
             None => match &*path {
                 "/healthz" => text(200, "ok\n"),
                 "/metrics" => text(200, &self.metrics()),
                 _ => text(404, "no such page\n"),
             },
-        }
+        })
     }
 
-    fn answer_peer(&self, request: &mut Request, path: &str) -> ResponseBox {
-        if !self.may_ask(request) {
-            return text(401, "a token is required\n")
-                .with_header(header("WWW-Authenticate", "Bearer"));
-        }
+    fn answer_peer(&self, request: &Request, path: &str, body: &[u8]) -> ResponseBox {
         let (group, key) = match wire::parse(path) {
             Ok(parts) => parts,
             Err(what) => return text(400, &format!("{what}\n")),
         };
         let Some(group) = self.groups.get(&group) else {
-            return text(404, &format!("no such group: {group}\n"));
+            return text(404, &format!("no such group: {group}\n"))
+                .with_header(header(wire::ERROR, wire::NO_GROUP));
         };
         match (request.method(), key) {
             (Method::Get, Some(key)) => answer_get(group, &key),
@@ -55,7 +63,7 @@ impl Routes {
                 group.answer_clear();
                 bytes(204, "")
             }
-            (Method::Post, None) => answer_batch(group, request),
+            (Method::Post, None) => answer_batch(group, body, is_only_if_cached(request)),
             (Method::Get, None) => text(400, "a key is required: {group}/{key}\n"),
             (_, key) => {
                 let allowed = if key.is_some() { "GET, DELETE" } else { "POST, DELETE" };
@@ -95,22 +103,38 @@ fn answer_get(group: &Group, key: &str) -> ResponseBox {
     }
 }
 
-fn answer_batch(group: &Group, request: &mut Request) -> ResponseBox {
-    let only_cached = request.headers().iter().any(|header| {
-        header.field.equiv("Cache-Control") && header.value.as_str() == wire::ONLY_IF_CACHED
-    });
-    let mut body = Vec::new();
-    let most = frame::MAX_QUESTION_BYTES as u64;
-    if let Err(error) = request.as_reader().take(most + 1).read_to_end(&mut body) {
-        return text(400, &format!("{error}\n"));
-    }
-    if body.len() as u64 > most {
+fn answer_batch(group: &Group, body: &[u8], only_cached: bool) -> ResponseBox {
+    if body.len() > frame::MAX_QUESTION_BYTES {
+        let most = frame::MAX_QUESTION_BYTES;
         return text(413, &format!("a batch is no longer than {most} bytes\n"));
     }
-    match frame::read_question(&body) {
+    match frame::read_question(body) {
         Ok(keys) => bytes(200, frame::write_answer(&group.answer_batch(&keys, only_cached)))
             .with_header(header("Content-Type", wire::BATCH_TYPE)),
         Err(what) => text(400, &format!("{what}\n")),
+    }
+}
+
+fn is_only_if_cached(request: &Request) -> bool {
+    request.headers().iter().any(|header| {
+        header.field.equiv("Cache-Control") && header.value.as_str() == wire::ONLY_IF_CACHED
+    })
+}
+
+/// Reads the body, up to one byte more than a batch may have; `None` if it is not there in time,
+/// so that who drips cannot hold a worker for longer than that and one read.
+fn read_body(request: &mut Request, end: Instant) -> Option<io::Result<Vec<u8>>> {
+    let mut reader = request.as_reader().take(frame::MAX_QUESTION_BYTES as u64 + 1);
+    let (mut body, mut part) = (Vec::new(), [0; 16 << 10]);
+    loop {
+        match reader.read(&mut part) {
+            Ok(0) => return Some(Ok(body)),
+            Ok(n) => body.extend_from_slice(&part[..n]),
+            Err(error) => return Some(Err(error)),
+        }
+        if Instant::now() > end {
+            return None;
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tiny_http::{Request, ResponseBox};
 
 use super::listener::Listener;
-use super::pool::check_base_path;
+use super::pool::{check_base_path, check_token};
 use super::routes::Routes;
 use super::wire::DEFAULT_BASE_PATH;
 use super::workers::Workers;
@@ -24,7 +24,7 @@ use crate::{Error, Group};
 #[derive(Clone)]
 pub struct ServerOptions {
     /// How many requests are answered at the same time; each may wait for the origin.
-    /// Default: 16.
+    /// Up to 4,096. Default: 16.
     pub workers: usize,
     /// How many requests wait for a worker before further ones get `503`. Default: 256.
     pub queue: usize,
@@ -37,6 +37,9 @@ pub struct ServerOptions {
     /// Default: none.
     pub token: Option<String>,
 }
+
+/// More threads than a process can usually have would end it instead of being an error.
+const MOST_WORKERS: usize = 4096;
 
 impl Default for ServerOptions {
     fn default() -> Self {
@@ -98,6 +101,7 @@ impl HttpServer {
         options: ServerOptions,
     ) -> Result<Self, Error> {
         check_base_path(&options.base_path)?;
+        check_token(options.token.as_deref())?;
         let mut by_name = HashMap::new();
         for group in groups {
             if let Some(twin) = by_name.insert(group.name().to_string(), group) {
@@ -124,17 +128,20 @@ impl HttpServer {
         options: ServerOptions,
         handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        Self::run(listener, &options, Arc::default(), handler)
+        Self::run(listener, &options, Arc::default(), move |request| Some(handler(request)))
     }
 
     fn run(
         listener: TcpListener,
         options: &ServerOptions,
         shed: Arc<Counter>,
-        handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
+        handler: impl Fn(&mut Request) -> Option<ResponseBox> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        if options.workers == 0 || options.idle_timeout.is_zero() {
-            return Err(Error::Config("a server needs a worker and an idle timeout".into()));
+        if !(1..=MOST_WORKERS).contains(&options.workers) {
+            return Err(Error::Config(format!("a server has 1 to {MOST_WORKERS} workers")));
+        }
+        if options.idle_timeout.is_zero() {
+            return Err(Error::Config("an idle timeout of zero leaves no time to ask".into()));
         }
         let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
         let workers = Arc::new(Workers::start(options.workers, options.queue, shed, handler)?);
@@ -204,6 +211,9 @@ mod tests {
             "two groups are named \"scores\""
         );
         assert!(start(vec![], ServerOptions { workers: 0, ..default() }).is_some());
+        assert!(start(vec![], ServerOptions { workers: 4_097, ..default() }).is_some());
+        let token = Some("from a file\n".into());
+        assert!(start(vec![], ServerOptions { token, ..default() }).is_some());
         assert!(start(vec![], ServerOptions { base_path: "/x".into(), ..default() }).is_some());
     }
 }

@@ -17,6 +17,11 @@ pub(crate) const DEFAULT_BASE_PATH: &str = "/_geecache/";
 pub(crate) const RESULT: &str = "Geecache-Result";
 pub(crate) const ABSENT: &str = "absent";
 
+/// On another `404`: that it comes from a node of ours, which has no such group, and not from one
+/// that knows no batches.
+pub(crate) const ERROR: &str = "Geecache-Error";
+pub(crate) const NO_GROUP: &str = "no-group";
+
 /// On a `200`: for how many milliseconds from now the value lives.
 pub(crate) const TTL_MS: &str = "Geecache-Ttl-Ms";
 

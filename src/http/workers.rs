@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
-use log::{debug, error};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded, unbounded};
+use log::{debug, error, warn};
 use tiny_http::{Header, Request, Response, ResponseBox};
 
 use crate::stats::Counter;
@@ -35,10 +35,11 @@ impl Workers {
         threads: usize,
         queue: usize,
         shed: Arc<Counter>,
-        handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
+        handler: impl Fn(&mut Request) -> Option<ResponseBox> + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let (sender, requests) = bounded(queue);
-        let (refused, refusals) = bounded(queue.max(1));
+        // Without a bound, as tiny_http's own queue is: the receiver must never wait.
+        let (refused, refusals) = unbounded();
         let (running, ended) = bounded(0);
         let handler = Arc::new(handler);
         for i in 0..threads {
@@ -49,21 +50,23 @@ impl Workers {
             })?;
         }
         thread::Builder::new().name("geecache-refuser".into()).spawn(move || {
-            refusals.iter().for_each(|request| answer(request, |_| overloaded()));
+            refusals.iter().for_each(|request| answer(request, |_| Some(overloaded())));
         })?;
         Ok(Self { queue: Mutex::new(Some(sender)), refused, ended, shed })
     }
 
     /// Queues a request, or refuses it if the queue is full or the pool drains.
     pub(crate) fn hand(&self, request: Request) {
+        if request.body_length().is_some_and(|length| length > MOST_ANNOUNCED) {
+            warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", request.url());
+            return abandon(request);
+        }
         let queued = match &*self.queue.lock().unwrap() {
             Some(queue) => queue.try_send(request),
             None => Err(TrySendError::Disconnected(request)),
         };
         if let Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) = queued {
             self.shed.add_one();
-            // Where even those to be refused queue up, this thread waits its turn; each write
-            // has a time-out.
             let _ = self.refused.send(request);
         }
     }
@@ -76,13 +79,31 @@ impl Workers {
     }
 }
 
-/// Answers one request. Whatever happens to it, the thread lives on.
-fn answer(mut request: Request, handler: impl Fn(&mut Request) -> ResponseBox) {
+/// The longest body that a request may announce, in bytes.
+const MOST_ANNOUNCED: usize = 16 << 20;
+
+/// Gives up a request and its connection, without an answer.
+///
+/// When a request is dropped or answered, tiny_http allocates and reads what its client announced
+/// and we have not read. A length that cannot be allocated ends the process, and a client that
+/// drips holds the thread. So such a request is leaked; it costs a thread of tiny_http's.
+fn abandon(request: Request) {
+    std::mem::forget(request);
+}
+
+/// Answers one request, or abandons it if the handler has no answer. Whatever happens to it, the thread lives on.
+fn answer(mut request: Request, handler: impl Fn(&mut Request) -> Option<ResponseBox>) {
     let (method, path) = (request.method().clone(), request.url().to_string());
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let response = catch_unwind(AssertUnwindSafe(|| handler(&mut request)));
         let panicked = response.is_err();
-        (request.respond(response.unwrap_or_else(|_| text(500, "the handler panicked"))), panicked)
+        match response.unwrap_or_else(|_| Some(text(500, "the handler panicked\n"))) {
+            Some(response) => (request.respond(response), panicked),
+            None => {
+                abandon(request);
+                (Ok(()), panicked)
+            }
+        }
     }));
     match outcome {
         Ok((Ok(()), false)) => {}

@@ -161,3 +161,12 @@ fn one_connection_takes_many_questions() {
         );
     }
 }
+
+#[test]
+fn a_body_that_no_memory_can_hold_costs_its_client_the_answer_and_nobody_else() {
+    let [node] = Cluster::over(&Origin::of_all()).start();
+    let mut liar = Client::connect(&node.url);
+    liar.send("GET /_geecache/scores/Tom", &["Content-Length: 4611686018427387904"]);
+    assert_eq!(ask(&node.url, "GET /healthz", &[]).status, 200);
+    assert_eq!(ask(&node.url, "GET /_geecache/scores/Tom", &[]).text(), value_of("Tom"));
+}

@@ -7,7 +7,7 @@ use geecache::{BoxError, Clock, Loaded};
 use crate::support::*;
 
 /// What each entry costs besides its key and value, as `max_bytes` documents it.
-const OVERHEAD: usize = 72;
+const OVERHEAD: usize = 80;
 /// And besides for one that expires.
 const EXPIRY_OVERHEAD: usize = 32;
 
