@@ -28,7 +28,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{fs, mem};
@@ -61,14 +61,14 @@ pub(crate) struct Listener {
     shared: Arc<Shared>,
     /// Requests on connections of replaced servers.
     late: Receiver<Request>,
-    /// The keeper, and the channel whose end tells it to stop.
+    // Guards the keeper until somebody ends it, by the end of the channel beside it.
     keeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
 }
 
 struct Shared {
     closed: AtomicBool,
-    /// The server that accepts.
-    server: RwLock<Arc<Server>>,
+    // Guards which server accepts.
+    server: Mutex<Arc<Server>>,
 }
 
 impl Shared {
@@ -77,11 +77,11 @@ impl Shared {
     }
 
     fn server(&self) -> Arc<Server> {
-        self.server.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.server.lock().unwrap().clone()
     }
 
     fn replace_server(&self, new: Arc<Server>) -> Arc<Server> {
-        mem::replace(&mut self.server.write().unwrap_or_else(PoisonError::into_inner), new)
+        mem::replace(&mut self.server.lock().unwrap(), new)
     }
 }
 
@@ -97,7 +97,7 @@ impl Listener {
         let addr = socket.local_addr()?;
         let shared = Arc::new(Shared {
             closed: AtomicBool::new(false),
-            server: RwLock::new(serve(&socket)?),
+            server: Mutex::new(serve(&socket)?),
         });
         let (sender, late) = unbounded();
         let keeper =
@@ -132,8 +132,8 @@ impl Listener {
     /// Refuses new connections from now on and frees the port. Requests on open connections
     /// still come out of [`recv`](Self::recv), so that they can be told that we leave.
     pub(crate) fn stop_accepting(&self) {
-        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((stop, thread)) = keeper.take() {
+        let keeper = self.keeper.lock().unwrap().take();
+        if let Some((stop, thread)) = keeper {
             drop(stop);
             let _ = thread.join();
         }
