@@ -1,7 +1,7 @@
 //! Measures geecache side by side with the crates that people would use instead.
 //!
 //! ```text
-//! cargo run --release --example bench -- hits|evict|memory|ratio|ring|hot|fetch|stampede|all [--json] [--quick]
+//! cargo run --release --example bench -- hits|evict|memory|ratio|ring|hot|fetch|combine|batch|stampede|all [--json] [--quick]
 //! ```
 //!
 //! Tables go to stdout, progress to stderr. Every number is measured in the run that prints it;
@@ -15,11 +15,15 @@
 //! - `ring`: finding a key's owner, and how even the shares are
 //! - `hot`: which share of the gets asks no peer
 //! - `fetch`: gets of keys that another process holds
+//! - `combine`: such gets that share requests
+//! - `batch`: many keys at once
 //! - `stampede`: many callers of one cold key
 //!
-//! `workload` draws the keys, `systems` makes the caches, `measure` takes the times and `table`
-//! prints them.
+//! `workload` draws the keys, `systems` makes the caches, `remote` is the other process,
+//! `measure` takes the times and `table` prints them.
 
+mod batch;
+mod combine;
 mod evict;
 mod fetch;
 mod hits;
@@ -27,6 +31,7 @@ mod hot;
 mod measure;
 mod memory;
 mod ratio;
+mod remote;
 mod ring;
 mod stampede;
 mod systems;
@@ -79,6 +84,10 @@ enum Topic {
     Hot,
     /// Gets of keys that another process holds
     Fetch,
+    /// Such gets that share requests
+    Combine,
+    /// Many keys at once
+    Batch,
     /// Many callers of one cold key
     Stampede,
     /// Every topic in turn
@@ -86,7 +95,7 @@ enum Topic {
     /// A child of `memory`
     #[command(hide = true)]
     Fill { system: String },
-    /// The child of `fetch`
+    /// The child of `fetch`, `combine` and `batch`
     #[command(hide = true)]
     Own,
 }
@@ -106,6 +115,8 @@ const ALL: &[fn(&Settings) -> Report] = &[
     ring::run,
     hot::run,
     fetch::run,
+    combine::run,
+    batch::run,
     stampede::run,
 ];
 
@@ -119,10 +130,12 @@ fn main() {
         Topic::Ring => &[ring::run as _],
         Topic::Hot => &[hot::run as _],
         Topic::Fetch => &[fetch::run as _],
+        Topic::Combine => &[combine::run as _],
+        Topic::Batch => &[batch::run as _],
         Topic::Stampede => &[stampede::run as _],
         Topic::All => ALL,
         Topic::Fill { system } => return memory::fill(&system),
-        Topic::Own => return fetch::own(),
+        Topic::Own => return remote::own(),
     };
     let machine = machine();
     if !settings.json {

@@ -12,8 +12,8 @@ use indicatif::ProgressBar;
 /// What each system gave in each round: `samples[system][round]`.
 pub(crate) struct Samples(Vec<Vec<f64>>);
 
-/// Lets each of `systems` systems run once a round: `run` is given the system and the round. Who begins changes from round to round, so
-/// that nobody always runs in the wake of the same other.
+/// Lets each of `systems` systems run once a round: `run` is given the system and the round. Who
+/// begins changes from round to round, so that nobody always runs in the wake of the same other.
 pub(crate) fn interleave(
     rounds: usize,
     systems: usize,
