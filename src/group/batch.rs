@@ -16,7 +16,7 @@ use std::time::Duration;
 use log::debug;
 
 use super::{Answer, Group, at_once, text_of};
-use crate::cache::{Cache, Key};
+use crate::cache::{Cache, Key, Record};
 use crate::flight::{Lead, Seat};
 use crate::{BoxError, ByteView, Error, PeerError, PeerGetter};
 
@@ -31,34 +31,39 @@ pub(crate) enum Told {
 impl Group {
     /// The values of many keys, in the order asked, as [`get`](Self::get) would give each.
     pub fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<ByteView>, Error>> {
+        let mut answers = Vec::with_capacity(keys.len());
         let mut missing = Vec::new();
-        // Where in `missing` a key is that was asked for before.
+        // Where in `missing` a key is, and whose answers wait for what is there.
         let mut places: HashMap<&str, usize> = HashMap::new();
-        let found: Vec<Result<Answer, usize>> = keys
-            .iter()
-            .map(|&text| {
-                let key = match self.key(text) {
-                    Ok(key) => key,
-                    Err(error) => return Ok(Err(error)),
-                };
-                if let Some(record) = self.look_up(&key) {
-                    return Ok(Ok(record));
+        let mut waiting = Vec::new();
+        for &text in keys {
+            let key = match self.key(text) {
+                Ok(key) => key,
+                Err(error) => {
+                    answers.push(Err(error));
+                    continue;
                 }
-                self.counters.misses.add_one();
-                let place = *places.entry(text).or_insert(missing.len());
-                match place == missing.len() {
-                    true => missing.push(key),
-                    false => self.counters.shared.add_one(),
-                }
-                Err(place)
-            })
-            .collect();
-        let loaded = if missing.is_empty() { Vec::new() } else { self.load_many(&missing) };
-        let answer = |found| match found {
-            Ok(answer) => answer,
-            Err(place) => Answer::clone(&loaded[place]),
-        };
-        found.into_iter().map(|found| Ok(answer(found)?.into_value())).collect()
+            };
+            if let Some(record) = self.look_up(&key) {
+                answers.push(Ok(record.into_value()));
+                continue;
+            }
+            self.counters.misses.add_one();
+            let place = *places.entry(text).or_insert(missing.len());
+            match place == missing.len() {
+                true => missing.push(key),
+                false => self.counters.shared.add_one(),
+            }
+            waiting.push((answers.len(), place));
+            answers.push(Ok(None));
+        }
+        if !missing.is_empty() {
+            let loaded = self.load_many(&missing);
+            for (i, place) in waiting {
+                answers[i] = loaded[place].clone().map(Record::into_value);
+            }
+        }
+        answers
     }
 
     fn load_many(&self, keys: &[Key<'_>]) -> Vec<Answer> {

@@ -5,8 +5,8 @@
 //! this long ago and commit in groups: what arrives while a commit is under way leaves together
 //! in the next one. No timer, and nobody waits when nothing is under way:
 //!
-//! - The first get goes out at once, as a request of its own: *plainly*.
-//! - While it is out, the next one goes out at once as a *batch*, if only of one key.
+//! - A get that finds nothing out goes out at once, as a request of its own: *plainly*.
+//! - While only that is out, the next one goes out at once as a *batch*, if only of one key.
 //! - While a batch is out, further gets gather. When it returns, one of those that wait leads
 //!   the next batch and takes all the others along.
 //!
@@ -17,16 +17,13 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-/// How many plain requests go out before gets gather.
-const PLAIN: usize = 1;
-
 pub(super) struct Combine<A> {
     // Guards who is out and who waits; nobody asks a peer under it.
     state: Mutex<State<A>>,
 }
 
 struct State<A> {
-    plain_out: usize,
+    plain_out: bool,
     batch_out: bool,
     waiting: Vec<Arc<Waiter<A>>>,
 }
@@ -59,7 +56,7 @@ enum Part<A> {
 
 impl<A> Combine<A> {
     pub(super) fn new() -> Self {
-        let state = State { plain_out: 0, batch_out: false, waiting: Vec::new() };
+        let state = State { plain_out: false, batch_out: false, waiting: Vec::new() };
         Self { state: Mutex::new(state) }
     }
 
@@ -92,8 +89,8 @@ impl<A> Combine<A> {
 
     fn part(&self, group: &str, key: &str) -> Part<A> {
         let mut state = self.state.lock().unwrap();
-        if state.plain_out < PLAIN {
-            state.plain_out += 1;
+        if !state.plain_out && !state.batch_out {
+            state.plain_out = true;
             Part::Plain
         } else if !state.batch_out {
             state.batch_out = true;
@@ -122,8 +119,12 @@ impl<A> Combine<A> {
             [key].into_iter().chain(out.waiters.iter().map(|w| &*w.key)).collect();
         let mut answers = batch(&keys).into_iter();
         let own = answers.next().flatten();
-        for answer in answers.take(out.waiters.len()) {
-            out.waiters.remove(0).decide(Fate::Answered(answer));
+        // The next batch goes out first, and is under way while the callers of this one wake up.
+        let waiters = std::mem::take(&mut out.waiters);
+        drop(out);
+        let answers = answers.chain(std::iter::repeat_with(|| None));
+        for (waiter, answer) in waiters.into_iter().zip(answers) {
+            waiter.decide(Fate::Answered(answer));
         }
         own
     }
@@ -180,6 +181,7 @@ impl<A> Waiter<A> {
         let is_there = matches!(*fate, Fate::Waiting);
         if is_there {
             *fate = decision;
+            drop(fate); // so that who wakes does not meet the lock
             self.decided.notify_one();
         }
         is_there
@@ -190,7 +192,7 @@ struct PlainOut<'c, A>(&'c Combine<A>);
 
 impl<A> Drop for PlainOut<'_, A> {
     fn drop(&mut self) {
-        self.0.state.lock().unwrap().plain_out -= 1;
+        self.0.state.lock().unwrap().plain_out = false;
     }
 }
 
@@ -323,7 +325,7 @@ mod tests {
             assert_eq!(answers, expected);
         });
         let state = peer.combine.state.lock().unwrap();
-        assert_eq!((state.plain_out, state.batch_out, state.waiting.len()), (0, false, 0));
+        assert_eq!((state.plain_out, state.batch_out, state.waiting.len()), (false, false, 0));
     }
 
     #[test]
