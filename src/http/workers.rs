@@ -91,7 +91,8 @@ fn abandon(request: Request) {
     std::mem::forget(request);
 }
 
-/// Answers one request, or abandons it if the handler has no answer. Whatever happens to it, the thread lives on.
+/// Answers one request, or abandons it if the handler has no answer. Whatever happens to it, the
+/// thread lives on.
 fn answer(mut request: Request, handler: impl Fn(&mut Request) -> Option<ResponseBox>) {
     let (method, path) = (request.method().clone(), request.url().to_string());
     let outcome = catch_unwind(AssertUnwindSafe(|| {
