@@ -66,7 +66,8 @@ fn an_owner_whose_host_says_nothing_leaves_the_get_to_the_origin() {
         queued.push(stream);
     }
     let took = answered_by_the_origin_while_the_owner_is_unreachable(&url_of(address));
-    assert!(took >= DEADLINE, "it had its time");
+    // ureq gives a connect the whole milliseconds that are left, so it may end one early.
+    assert!(took + Duration::from_millis(1) >= DEADLINE, "it had its time");
 }
 
 #[test]
