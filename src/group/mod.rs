@@ -300,8 +300,8 @@ impl Group {
     /// The ttl less a random part of up to `ttl_jitter`.
     fn jittered(&self, ttl: Duration, key: &Key<'_>) -> Duration {
         let random = self.hasher.hash_one((key.hash, self.clock.now())) as f64 / u64::MAX as f64;
-        let jittered = ttl.as_secs_f64() * (1.0 - self.ttl_jitter * random);
-        Duration::try_from_secs_f64(jittered).unwrap_or(ttl)
+        let part = Duration::try_from_secs_f64(ttl.as_secs_f64() * self.ttl_jitter * random);
+        part.map_or(ttl, |part| ttl.saturating_sub(part))
     }
 
     fn log_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {

@@ -337,6 +337,3 @@ impl Resolver for Addresses {
         Ok(addresses)
     }
 }
-
-/// The longest that any part of the defaults lets a caller wait for a peer.
-pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ureq::http::Uri;
 
-use super::client::{DEFAULT_TIMEOUT, HttpGetter};
+use super::client::HttpGetter;
 use super::wire::DEFAULT_BASE_PATH;
 use crate::{Error, PeerGetter, PeerPicker, Ring, RingHash};
 
@@ -56,7 +56,7 @@ impl Default for PoolOptions {
             hash: RingHash::Crc32,
             points_per_peer: None,
             connect_timeout: Duration::from_millis(500),
-            timeout: DEFAULT_TIMEOUT,
+            timeout: Duration::from_secs(3),
             max_idle_connections: 64,
             max_value_bytes: 16 << 20,
             combine: true,

@@ -219,14 +219,7 @@ fn a_value_above_the_transfer_limit_falls_back_for_itself_alone() {
 
 /// Two keys of a batch from one node and one of them singly from another: which first?
 fn share_their_load(batch_first: bool) {
-    let gate = Gate::default();
-    let origin = Origin::new({
-        let gate = gate.clone();
-        move |key: &str| {
-            gate.wait();
-            Ok::<_, BoxError>(Some(value_of(key)))
-        }
-    });
+    let (origin, gate) = Origin::gated();
     let nodes: [Node; 3] = Cluster::over(&origin).start();
     let [asker, owner, third] = &nodes;
     let keys: Vec<_> = asker.keys_of(&owner.url).take(2).collect();

@@ -63,14 +63,7 @@ fn an_error_at_the_owner_alone_is_nobodys_error() {
 
 #[test]
 fn one_load_for_100_concurrent_gets_of_a_cold_key_through_three_nodes() {
-    let gate = Gate::default();
-    let origin = Origin::new({
-        let gate = gate.clone();
-        move |key: &str| {
-            gate.wait();
-            Ok::<_, BoxError>(Some(value_of(key)))
-        }
-    });
+    let (origin, gate) = Origin::gated();
     let nodes: [Node; 3] = Cluster::over(&origin).start();
     thread::scope(|scope| {
         let gets =
@@ -117,14 +110,7 @@ fn a_getter_that_panics_is_an_error_to_all_who_wait_and_the_key_is_usable_after(
 
 #[test]
 fn two_nodes_that_each_take_the_other_for_the_owner_both_answer() {
-    let gate = Gate::default();
-    let origin = Origin::new({
-        let gate = gate.clone();
-        move |key: &str| {
-            gate.wait();
-            Ok::<_, BoxError>(Some(value_of(key)))
-        }
-    });
+    let (origin, gate) = Origin::gated();
     let [a, b]: [Node; 2] = Cluster::over(&origin).workers(1, 16).start();
     // Each lists the other under a name that the other does not call itself by.
     a.pool.set_peers([&a.url, &b.alias()]).unwrap();

@@ -5,8 +5,6 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use geecache::BoxError;
-
 use crate::support::*;
 
 /// Opens `n` connections at once, keeps all open, and returns them and how long it took until
@@ -74,22 +72,9 @@ fn each_of_64_connections_opened_at_once_and_kept_open_is_answered() {
     each_connection_of_a_burst_is_answered(64);
 }
 
-/// An origin that holds every load until the gate is open.
-fn gated() -> (Origin, Gate) {
-    let gate = Gate::default();
-    let origin = Origin::new({
-        let gate = gate.clone();
-        move |key: &str| {
-            gate.wait();
-            Ok::<_, BoxError>(Some(value_of(key)))
-        }
-    });
-    (origin, gate)
-}
-
 #[test]
 fn a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished() {
-    let (origin, gate) = gated();
+    let (origin, gate) = Origin::gated();
     let [node] = Cluster::over(&origin).workers(1, 1).start();
     let ask_for = |key: &str| {
         let mut client = Client::connect(&node.url);
@@ -124,7 +109,7 @@ fn a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished() {
 
 #[test]
 fn an_overloaded_owner_leaves_the_get_to_the_origin_at_once() {
-    let (gated, gate) = gated();
+    let (gated, gate) = Origin::gated();
     let [owner] = Cluster::over(&gated).workers(1, 0).start();
     let [asker] = Cluster::over(&Origin::of_all()).peer(&owner.url).start();
     let key = asker.key_of(&owner.url);
@@ -146,7 +131,7 @@ fn an_overloaded_owner_leaves_the_get_to_the_origin_at_once() {
 
 #[test]
 fn a_shutdown_finishes_what_is_in_flight_and_refuses_what_comes() {
-    let (origin, gate) = gated();
+    let (origin, gate) = Origin::gated();
     let [mut node] = Cluster::over(&origin).start();
     let (mut in_flight, mut later) = (Client::connect(&node.url), Client::connect(&node.url));
     in_flight.send("GET /_geecache/scores/Tom", &[]);
@@ -171,7 +156,7 @@ fn a_shutdown_finishes_what_is_in_flight_and_refuses_what_comes() {
 
 #[test]
 fn a_shutdown_waits_no_longer_than_its_grace() {
-    let (origin, gate) = gated();
+    let (origin, gate) = Origin::gated();
     let [mut node] = Cluster::over(&origin).start();
     let mut client = Client::connect(&node.url);
     client.send("GET /_geecache/scores/Tom", &[]);

@@ -91,6 +91,19 @@ impl Origin {
     }
 
     /// Has the value [`value_of`] for every key.
+    /// Holds every load until the gate is open.
+    pub(crate) fn gated() -> (Self, Gate) {
+        let gate = Gate::default();
+        let origin = Self::new({
+            let gate = gate.clone();
+            move |key: &str| {
+                gate.wait();
+                Ok::<_, BoxError>(Some(value_of(key)))
+            }
+        });
+        (origin, gate)
+    }
+
     pub(crate) fn of_all() -> Self {
         Self::new(|key: &str| Ok::<_, BoxError>(Some(value_of(key))))
     }
