@@ -216,7 +216,7 @@ mod tests {
     use super::*;
     use crossbeam_channel::{Receiver, Sender, bounded};
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::thread;
+    use std::thread::{self, Scope, ScopedJoinHandle};
     use std::time::Instant;
 
     const LONG: Duration = Duration::from_secs(30);
@@ -249,6 +249,18 @@ mod tests {
                 format!("{key} plainly")
             };
             self.combine.get("scores", key, patience, |keys| keys.len().min(4), batch, plain)
+        }
+
+        /// Two gets that are out: of `slow`, plainly, and of `hit1`, as a batch.
+        fn occupied_in<'s>(
+            &'s self,
+            scope: &'s Scope<'s, '_>,
+        ) -> [ScopedJoinHandle<'s, Option<String>>; 2] {
+            let slow = scope.spawn(|| self.get("slow", LONG));
+            assert_eq!(self.next_request(), "plain slow");
+            let first = scope.spawn(|| self.get("hit1", LONG));
+            assert_eq!(self.next_request(), "batch hit1");
+            [slow, first]
         }
 
         fn next_request(&self) -> String {
@@ -289,10 +301,7 @@ mod tests {
     fn gets_gather_behind_a_batch_and_never_behind_a_plain_request() {
         let peer = Peer::new();
         thread::scope(|scope| {
-            let slow = scope.spawn(|| peer.get("slow", LONG));
-            assert_eq!(peer.next_request(), "plain slow");
-            let first = scope.spawn(|| peer.get("hit1", LONG));
-            assert_eq!(peer.next_request(), "batch hit1");
+            let [slow, first] = peer.occupied_in(scope);
             let mut gathered = Vec::new();
             for (i, key) in ["hit2", "miss", "hit3", "hit4", "hit5"].into_iter().enumerate() {
                 gathered.push(scope.spawn({
@@ -332,10 +341,7 @@ mod tests {
     fn patience_ends_and_who_is_gone_does_not_lead() {
         let peer = Peer::new();
         thread::scope(|scope| {
-            let slow = scope.spawn(|| peer.get("slow", LONG));
-            assert_eq!(peer.next_request(), "plain slow");
-            let first = scope.spawn(|| peer.get("hit1", LONG));
-            assert_eq!(peer.next_request(), "batch hit1");
+            let [slow, first] = peer.occupied_in(scope);
             assert_eq!(peer.get("hit2", Duration::from_millis(1)), None);
             let last = scope.spawn(|| peer.get("hit3", LONG));
             peer.wait_for(2);
@@ -353,10 +359,7 @@ mod tests {
     fn a_leader_that_panics_lets_the_others_ask_plainly() {
         let peer = Peer::new();
         thread::scope(|scope| {
-            let slow = scope.spawn(|| peer.get("slow", LONG));
-            assert_eq!(peer.next_request(), "plain slow");
-            let first = scope.spawn(|| peer.get("hit1", LONG));
-            assert_eq!(peer.next_request(), "batch hit1");
+            let [slow, first] = peer.occupied_in(scope);
             let bomb = scope.spawn(|| catch_unwind(AssertUnwindSafe(|| peer.get("bomb", LONG))));
             peer.wait_for(1);
             let other = scope.spawn(|| peer.get("hit2", LONG));
