@@ -1,14 +1,18 @@
 # `make` lists the targets.
 
 CARGO ?= cargo
+# Installs a Debian package unless its program is there: $(call install,program,package).
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+install = command -v $(1) >/dev/null || \
+	{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy --no-install-recommends $(2); }
 EXAMPLES := $(or $(CARGO_TARGET_DIR),target)/release/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help build test examples build-cluster cluster demo fmt fmt-check lint doc ci clean
+.PHONY: help build test test-metrics examples build-cluster cluster demo fmt fmt-check lint doc ci clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
-		while IFS='|' read -r target text; do printf '  make %-10s %s\n' "$$target" "$$text"; done
+		while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
 	@echo
 	@echo 'With `make cluster KEEP=1` the nodes go on when one of them ends; ARGS=-v logs each get.'
 
@@ -17,6 +21,10 @@ build: ## build the library and the examples, in release mode
 
 test: ## run all tests
 	$(CARGO) test --locked
+
+test-metrics: ## check /metrics with promtool (installs Debian's prometheus where missing)
+	$(call install,promtool,prometheus)
+	$(CARGO) test --locked --test it -- --ignored promtool
 
 examples: ## run the small examples: hello, by_hand, ring
 	$(CARGO) run --locked --quiet --example hello
@@ -44,7 +52,7 @@ lint: ## run clippy on all targets, warnings denied
 doc: ## build the docs, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-ci: fmt-check lint test doc ## format, lint, tests and docs, as before each merge
+ci: fmt-check lint test test-metrics doc ## format, lint, all tests and docs, as before each merge
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -45,29 +45,9 @@ impl<T: Clone> Flight<T> {
         Self { calls: Mutex::default() }
     }
 
-    /// Runs `work`, unless another thread is at it for the same `key`: then waits for that
-    /// one's answer, but no longer than `patience`.
-    ///
-    /// The leader always publishes. If `work` panics, the followers are told, the key is free
-    /// again, and the panic goes on in the leader.
+    /// Takes part in the work for `key`: leads it, unless another thread does. Who leads several
+    /// must land them all before it follows.
     #[doc(alias = "Do")]
-    pub(crate) fn run(
-        &self,
-        key: &str,
-        patience: Duration,
-        work: impl FnOnce() -> T,
-    ) -> Result<T, Unanswered> {
-        match self.join(key) {
-            Seat::Leader(lead) => {
-                let answer = work();
-                lead.land(answer.clone());
-                Ok(answer)
-            }
-            Seat::Follower(call) => call.wait(patience),
-        }
-    }
-
-    /// Takes part in the work for `key`. Who leads several must land them all before it follows.
     pub(crate) fn join<'f>(&'f self, key: &'f str) -> Seat<'f, T> {
         match self.calls.lock().unwrap().entry(key.into()) {
             Entry::Occupied(call) => Seat::Follower(call.get().clone()),
@@ -105,6 +85,7 @@ impl<T: Clone> Call<T> {
         Self { leader: thread::current().id(), outcome: Mutex::default(), done: Condvar::new() }
     }
 
+    /// The leader's answer, waited for no longer than `patience`.
     pub(crate) fn wait(&self, patience: Duration) -> Result<T, Unanswered> {
         let outcome = self.outcome.lock().unwrap();
         if outcome.is_none() && self.leader == thread::current().id() {
@@ -118,7 +99,8 @@ impl<T: Clone> Call<T> {
     }
 }
 
-/// The lead of a call. Ends it when dropped, so that a leader that unwinds ends it too.
+/// The lead of a call. The leader always publishes: the lead ends the call when it is dropped, so
+/// that if the leader unwinds, the followers are told and the key is free again.
 #[must_use]
 pub(crate) struct Lead<'f, T: Clone> {
     flight: &'f Flight<T>,
@@ -162,6 +144,25 @@ mod tests {
     use std::time::Instant;
 
     const LONG: Duration = Duration::from_secs(30);
+
+    impl<T: Clone> Flight<T> {
+        /// Leads or follows, whichever it is.
+        fn run(
+            &self,
+            key: &str,
+            patience: Duration,
+            work: impl FnOnce() -> T,
+        ) -> Result<T, Unanswered> {
+            match self.join(key) {
+                Seat::Leader(lead) => {
+                    let answer = work();
+                    lead.land(answer.clone());
+                    Ok(answer)
+                }
+                Seat::Follower(call) => call.wait(patience),
+            }
+        }
+    }
 
     /// Spins, politely, until `condition` holds; gives up after `LONG`.
     fn eventually(condition: impl Fn() -> bool) {

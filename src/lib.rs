@@ -86,7 +86,7 @@
 //! | `peer.rs` | [`PeerPicker`], [`PeerGetter`]: the seam between the story and the network |
 //! | `group/` | [`Group`]: one get, top to bottom |
 //! | `http/` | [`HttpPool`] asks, [`HttpServer`] answers |
-//! | `error.rs`, `clock.rs`, `stats.rs` | [`Error`], [`Clock`], [`Stats`] |
+//! | `error.rs`, `clock.rs`, `stats.rs`, `metrics.rs` | [`Error`], [`Clock`], [`Stats`], [`prometheus`] |
 //!
 //! Arrows go down only: `http` → `group` → `cache`, `flight`, `peer`, `getter` → `byte_view`,
 //! `error`, `clock`, `stats`, `ring`. `group` does not know of HTTP; `ring` and `flight` know of
@@ -144,6 +144,7 @@ mod flight;
 mod getter;
 mod group;
 mod http;
+mod metrics;
 mod peer;
 mod ring;
 mod stats;
@@ -153,11 +154,12 @@ pub use cache::{CacheStats, Eviction};
 pub use clock::Clock;
 pub use error::{Error, PeerError};
 pub use getter::{BoxError, Getter, Loaded};
-pub use group::{Group, GroupBuilder, MAX_KEY_BYTES};
+pub use group::{Asked, Group, GroupBuilder, MAX_KEY_BYTES, Tier, Trace};
 pub use http::{HttpPool, HttpServer, PoolOptions, ServerOptions};
+pub use metrics::prometheus;
 pub use peer::{PeerGetter, PeerPicker};
 pub use ring::{Ring, RingHash};
-pub use stats::{Stats, prometheus};
+pub use stats::{Histogram, PeerStats, Stats};
 pub use tiny_http;
 
 #[cfg(doctest)]

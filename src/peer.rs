@@ -38,6 +38,12 @@ pub trait PeerGetter: Send + Sync {
         keys.iter().map(|key| self.get(group, key)).collect()
     }
 
+    /// Whether the peer answered when it was last asked, or was never asked; for
+    /// [`Group::stats`](crate::Group::stats). Default: yes.
+    fn is_up(&self) -> bool {
+        true
+    }
+
     /// Drops the peer's own copies of `key`; see [`Group::answer_removal`]. Default: an error.
     ///
     /// [`Group::answer_removal`]: crate::Group::answer_removal

@@ -1,15 +1,21 @@
-//! `Stats`: what a group counts, as numbers and as Prometheus text.
+//! `Stats`: what a group counts.
 //!
-//! Two identities hold once no get is under way, and a test checks them after each scenario:
+//! How does an operator know that a node does well? By how much its caches answer, by which peers
+//! do not, and by how long loads take. Three identities hold once no get is under way, and a test
+//! checks them after each scenario; of the metrics by peer the sum over the peers is meant:
 //!
 //! - `gets = main.hits + hot.hits + misses`
 //! - `misses = peer_loads + local_loads + local_load_errors + shared`
+//! - `fallbacks = peer_errors`
 //!
 //! Hits are counted in the shards, under the lock that a hit takes anyway, so that counting
-//! costs the hit path no cache line that threads share.
+//! costs the hit path no cache line that threads share. Read on in `metrics.rs`, which writes all
+//! this for Prometheus.
 
-use std::fmt::Write;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::cache::CacheStats;
 
@@ -25,9 +31,9 @@ pub struct Stats {
     pub peer_requests: u64,
     /// Gets that no cache could answer.
     pub misses: u64,
-    /// Misses answered by the key's owner, with a value or with "no such key".
+    /// Misses answered by the key's owner, with a value or with "no such key": the sum over `peers`.
     pub peer_loads: u64,
-    /// Owners that did not answer; each is followed by a fallback.
+    /// Misses that the owner did not answer, each followed by a fallback: the sum over `peers`.
     pub peer_errors: u64,
     /// Loads from the origin in place of an owner that did not answer.
     pub fallbacks: u64,
@@ -38,10 +44,62 @@ pub struct Stats {
     /// Misses that another caller's load answered, or failed together with it.
     #[doc(alias = "LoadsDeduped")]
     pub shared: u64,
+    /// How long the getter took, each call of it; one for a batch.
+    pub getter_times: Histogram,
+    /// What came of asking each peer, by its name.
+    pub peers: BTreeMap<String, PeerStats>,
     /// The cache of keys that this process owns.
     pub main: CacheStats,
     /// The cache of other processes' keys.
     pub hot: CacheStats,
+}
+
+/// What came of a group's questions to one peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerStats {
+    /// Whether it [answered last time](crate::PeerGetter::is_up); `None` once it is no peer any
+    /// more.
+    pub up: Option<bool>,
+    /// Misses that it answered.
+    pub loads: u64,
+    /// Misses that it did not answer.
+    pub errors: u64,
+    /// How long it took, each question, answered or not; one for a batch.
+    pub times: Histogram,
+}
+
+/// How many times were how long.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Histogram {
+    /// How many were at most as long as the [bound](Self::BOUNDS) of the same place, and longer
+    /// than the one before; the last, how many were longer than all bounds.
+    pub counts: [u64; Self::BOUNDS.len() + 1],
+    /// All times together.
+    pub sum: Duration,
+}
+
+impl Histogram {
+    /// 100 µs to 10 s, about the double each time.
+    pub const BOUNDS: [Duration; 16] = {
+        let micros = [
+            100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+            1_000_000, 2_500_000, 5_000_000, 10_000_000,
+        ];
+        let mut bounds = [Duration::ZERO; 16];
+        let mut i = 0;
+        while i < 16 {
+            bounds[i] = Duration::from_micros(micros[i]);
+            i += 1;
+        }
+        bounds
+    };
+
+    /// How many times there were.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
 }
 
 /// What a group counts off the hit path.
@@ -49,12 +107,41 @@ pub struct Stats {
 pub(crate) struct Counters {
     pub(crate) misses: Counter,
     pub(crate) peer_requests: Counter,
-    pub(crate) peer_loads: Counter,
-    pub(crate) peer_errors: Counter,
     pub(crate) fallbacks: Counter,
     pub(crate) local_loads: Counter,
     pub(crate) local_load_errors: Counter,
     pub(crate) shared: Counter,
+    pub(crate) getter_times: Times,
+    // Guards the table alone. A peer that leaves stays, so that no sum ever falls.
+    peers: Mutex<BTreeMap<String, Arc<PeerCounters>>>,
+}
+
+#[derive(Default)]
+pub(crate) struct PeerCounters {
+    pub(crate) loads: Counter,
+    pub(crate) errors: Counter,
+    pub(crate) times: Times,
+}
+
+/// A [`Histogram`] to be counted in.
+#[derive(Default)]
+pub(crate) struct Times {
+    counts: [Counter; Histogram::BOUNDS.len() + 1],
+    nanos: Counter,
+}
+
+impl Times {
+    pub(crate) fn record(&self, time: Duration) {
+        self.counts[Histogram::BOUNDS.partition_point(|&bound| bound < time)].add(1);
+        self.nanos.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn snapshot(&self) -> Histogram {
+        Histogram {
+            counts: self.counts.each_ref().map(Counter::get),
+            sum: Duration::from_nanos(self.nanos.get()),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -62,7 +149,11 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add_one(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -71,103 +162,88 @@ impl Counter {
 }
 
 impl Counters {
-    pub(crate) fn snapshot(&self, main: CacheStats, hot: CacheStats) -> Stats {
+    pub(crate) fn of_peer(&self, name: &str) -> Arc<PeerCounters> {
+        let mut peers = self.peers.lock().unwrap();
+        match peers.get(name) {
+            Some(counters) => counters.clone(),
+            None => peers.entry(name.into()).or_default().clone(),
+        }
+    }
+
+    /// `peers` are those of now, and whether each is up.
+    pub(crate) fn snapshot<'p>(
+        &self,
+        main: CacheStats,
+        hot: CacheStats,
+        peers: impl IntoIterator<Item = (&'p str, bool)>,
+    ) -> Stats {
+        let mut by_peer: BTreeMap<_, _> = self
+            .peers
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(name, peer)| (name.clone(), peer.snapshot()))
+            .collect();
+        for (name, is_up) in peers {
+            by_peer.entry(name.into()).or_default().up = Some(is_up);
+        }
         let misses = self.misses.get();
         Stats {
             gets: main.hits + hot.hits + misses,
             peer_requests: self.peer_requests.get(),
             misses,
-            peer_loads: self.peer_loads.get(),
-            peer_errors: self.peer_errors.get(),
+            peer_loads: by_peer.values().map(|peer| peer.loads).sum(),
+            peer_errors: by_peer.values().map(|peer| peer.errors).sum(),
             fallbacks: self.fallbacks.get(),
             local_loads: self.local_loads.get(),
             local_load_errors: self.local_load_errors.get(),
             shared: self.shared.get(),
+            getter_times: self.getter_times.snapshot(),
+            peers: by_peer,
             main,
             hot,
         }
     }
 }
 
-/// The metrics of several groups in the Prometheus text format (version 0.0.4), each with the
-/// label `group`.
-///
-/// ```
-/// # use geecache::Group;
-/// let scores = Group::builder("scores", |_: &str| Ok::<_, std::io::Error>(Some("630"))).build()?;
-/// scores.get("Tom")?;
-/// scores.get("Tom")?;
-/// let text = geecache::prometheus([(scores.name(), scores.stats())]);
-/// assert!(text.contains("geecache_hits_total{group=\"scores\",cache=\"main\"} 1\n"));
-/// # Ok::<(), geecache::Error>(())
-/// ```
-pub fn prometheus<'g>(groups: impl IntoIterator<Item = (&'g str, Stats)>) -> String {
-    let groups: Vec<_> = groups.into_iter().map(|(name, stats)| (label(name), stats)).collect();
-    let mut text = String::new();
-    for (name, kind, help, read) in GROUP_METRICS {
-        head(&mut text, name, kind, help);
-        for (group, stats) in &groups {
-            let _ = writeln!(text, "{name}{{group=\"{group}\"}} {}", read(stats));
+impl PeerCounters {
+    fn snapshot(&self) -> PeerStats {
+        PeerStats {
+            up: None,
+            loads: self.loads.get(),
+            errors: self.errors.get(),
+            times: self.times.snapshot(),
         }
     }
-    for (name, kind, help, read) in CACHE_METRICS {
-        head(&mut text, name, kind, help);
-        for (group, stats) in &groups {
-            for (cache, stats) in [("main", &stats.main), ("hot", &stats.hot)] {
-                let value = read(stats);
-                let _ = writeln!(text, "{name}{{group=\"{group}\",cache=\"{cache}\"}} {value}");
-            }
-        }
-    }
-    text
 }
-
-/// The two lines in front of a metric's values.
-pub(crate) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-}
-
-fn label(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-type Metric<S> = (&'static str, &'static str, &'static str, fn(&S) -> u64);
-
-const GROUP_METRICS: &[Metric<Stats>] = &[
-    ("geecache_gets_total", "counter", "Keys asked for, by callers here and by peers.", |s| s.gets),
-    ("geecache_peer_requests_total", "counter", "Keys that peers asked for.", |s| s.peer_requests),
-    ("geecache_misses_total", "counter", "Gets that no cache could answer.", |s| s.misses),
-    ("geecache_peer_loads_total", "counter", "Misses that the owner answered.", |s| s.peer_loads),
-    ("geecache_peer_errors_total", "counter", "Owners that did not answer.", |s| s.peer_errors),
-    ("geecache_fallbacks_total", "counter", "Loads in place of an owner.", |s| s.fallbacks),
-    ("geecache_local_loads_total", "counter", "Getter calls that succeeded.", |s| s.local_loads),
-    ("geecache_local_load_errors_total", "counter", "Getter calls that failed.", |s| {
-        s.local_load_errors
-    }),
-    ("geecache_shared_total", "counter", "Misses that shared another's load.", |s| s.shared),
-];
-
-const CACHE_METRICS: &[Metric<CacheStats>] = &[
-    ("geecache_hits_total", "counter", "Gets that a cache answered.", |c| c.hits),
-    ("geecache_evictions_total", "counter", "Entries that gave way to others.", |c| c.evictions),
-    ("geecache_expirations_total", "counter", "Entries found expired.", |c| c.expirations),
-    ("geecache_rejected_total", "counter", "Values larger than the budget.", |c| c.rejected),
-    ("geecache_entries", "gauge", "Entries held.", |c| c.entries as u64),
-    ("geecache_bytes", "gauge", "Bytes held, overhead included.", |c| c.bytes as u64),
-    ("geecache_max_bytes", "gauge", "The budget in bytes.", |c| c.max_bytes as u64),
-];
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn each_metric_has_its_help_and_type_once_and_labels_are_escaped() {
-        let text = prometheus([("a", Stats::default()), ("b\"\\\n", Stats::default())]);
-        assert_eq!(text.matches("# TYPE geecache_gets_total counter\n").count(), 1);
-        assert!(text.contains("geecache_gets_total{group=\"a\"} 0\n"));
-        assert!(text.contains("geecache_bytes{group=\"b\\\"\\\\\\n\",cache=\"hot\"} 0\n"));
-        let values = text.lines().filter(|line| !line.starts_with('#')).count();
-        assert_eq!(values, 2 * GROUP_METRICS.len() + 4 * CACHE_METRICS.len());
+    fn a_time_is_counted_where_it_is_no_longer_than_the_bound() {
+        let times = Times::default();
+        for micros in [0, 100, 101, 10_000_000, 10_000_001] {
+            times.record(Duration::from_micros(micros));
+        }
+        let histogram = times.snapshot();
+        assert_eq!((histogram.counts[0], histogram.counts[1]), (2, 1));
+        assert_eq!((histogram.counts[15], histogram.counts[16]), (1, 1));
+        assert_eq!(histogram.count(), 5);
+        assert_eq!(histogram.sum, Duration::from_micros(20_000_202));
+        assert!(Histogram::BOUNDS.is_sorted());
+    }
+
+    #[test]
+    fn a_peer_that_left_keeps_its_counts_and_is_neither_up_nor_down() {
+        let counters = Counters::default();
+        counters.of_peer("b").loads.add_one();
+        counters.of_peer("c").errors.add_one();
+        let caches = CacheStats::default;
+        let stats = counters.snapshot(caches(), caches(), [("c", false), ("d", true)]);
+        let up: Vec<_> = stats.peers.iter().map(|(name, peer)| (&**name, peer.up)).collect();
+        assert_eq!(up, [("b", None), ("c", Some(false)), ("d", Some(true))]);
+        assert_eq!((stats.peer_loads, stats.peer_errors), (1, 1));
     }
 }

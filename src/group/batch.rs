@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::iter::zip;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::debug;
 
@@ -44,7 +44,7 @@ impl Group {
                     continue;
                 }
             };
-            if let Some(record) = self.look_up(&key) {
+            if let Some((record, _)) = self.look_up(&key) {
                 answers.push(Ok(record.into_value()));
                 continue;
             }
@@ -100,7 +100,10 @@ impl Group {
         debug!("[{}] {} keys: pick peer {}, fetch from it", self.name, keys.len(), owner.name());
         let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
         let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
+        let start = Instant::now();
         let mut heard = owner.get_many(&self.name, &texts);
+        let counters = self.counters.of_peer(owner.name());
+        counters.times.record(start.elapsed());
         if heard.len() != keys.len() {
             let wrong = format!("get_many gave {} answers for {} keys", heard.len(), keys.len());
             heard = vec![Err(PeerError::Transport(wrong)); keys.len()];
@@ -108,7 +111,7 @@ impl Group {
         let mut fallen = Vec::new();
         let mut answers = Vec::new();
         for ((&key, lease), answer) in zip(zip(keys, leases), heard) {
-            let answer = self.keep_copy(key, answer, lease);
+            let answer = self.keep_copy(key, answer, lease, &counters);
             if let Err(error) = &answer {
                 self.log_fallback(owner, key, error);
                 self.counters.fallbacks.add_one();
@@ -131,9 +134,9 @@ impl Group {
         for (i, key) in keys.iter().enumerate() {
             match self.loading.join(key.text) {
                 Seat::Follower(call) => followed.push((i, call)),
-                Seat::Leader(lead) => match self.main.peek(key).or_else(|| self.hot.peek(key)) {
+                Seat::Leader(lead) => match self.peek(key) {
                     None => leads.push((i, lead)),
-                    Some(record) => {
+                    Some((record, _)) => {
                         self.counters.shared.add_one();
                         lead.land(Ok(record.clone()));
                         answers[i] = Some(Ok(record));
@@ -162,7 +165,10 @@ impl Group {
         debug!("[{}] {} keys: search the origin", self.name, keys.len());
         let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
         let leases: Vec<_> = keys.iter().map(|key| cache.lease(key)).collect();
-        let loaded = match catch_unwind(AssertUnwindSafe(|| self.getter.get_many(&texts))) {
+        let start = Instant::now();
+        let loaded = catch_unwind(AssertUnwindSafe(|| self.getter.get_many(&texts)));
+        self.counters.getter_times.record(start.elapsed());
+        let loaded = match loaded {
             Ok(loaded) if loaded.len() == keys.len() => loaded.into_iter().map(Ok).collect(),
             Ok(loaded) => {
                 let wrong =
@@ -197,7 +203,7 @@ impl Group {
                     self.counters.misses.add_one();
                     missing.push(key);
                 }
-                Ok(record)
+                Ok(record.map(|(record, _)| record))
             })
             .collect();
         let missing: Vec<_> = missing.iter().collect();

@@ -32,6 +32,7 @@ mod batch;
 mod builder;
 mod doorkeeper;
 mod remove;
+mod trace;
 
 use log::{Level, debug, log, max_level};
 use std::any::Any;
@@ -39,16 +40,17 @@ use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cache::{Cache, Hasher, Key, Lease, Record};
 use crate::clock::Clock;
-use crate::flight::{Flight, Unanswered};
-use crate::stats::{Counters, Stats};
+use crate::flight::{Flight, Seat, Unanswered};
+use crate::stats::{Counters, PeerCounters, Stats};
 use crate::{BoxError, ByteView, Error, Getter, Loaded, PeerError, PeerGetter, PeerPicker};
 pub(crate) use batch::Told;
 pub use builder::GroupBuilder;
 use doorkeeper::Doorkeeper;
+pub use trace::{Asked, Tier, Trace};
 
 /// The longest key in bytes. Also, a key has at least one.
 pub const MAX_KEY_BYTES: usize = 16 << 10;
@@ -110,35 +112,66 @@ impl Group {
     pub fn get(&self, key: &str) -> Result<Option<ByteView>, Error> {
         let key = self.key(key)?;
         let record = match self.look_up(&key) {
-            Some(record) => record,
-            None => self.load(&key)?,
+            Some((record, _)) => record,
+            None => self.load_logged(&key).0?,
         };
         Ok(record.into_value())
     }
 
+    /// As [`get`](Self::get), and how the answer came about.
+    pub fn get_traced(&self, key: &str) -> (Result<Option<ByteView>, Error>, Trace) {
+        let key = match self.key(key) {
+            Ok(key) => key,
+            Err(error) => return (Err(error), Trace::default()),
+        };
+        let (answer, trace) = match self.look_up(&key) {
+            Some((record, tier)) => (Ok(record), Trace { hit: Some(tier), ..Trace::default() }),
+            None => self.load_logged(&key),
+        };
+        (answer.map(Record::into_value), trace)
+    }
+
     // Cold and apart, so that a hit does not pay for its stack frame.
     #[cold]
-    fn load(&self, key: &Key<'_>) -> Answer {
+    fn load_logged(&self, key: &Key<'_>) -> (Answer, Trace) {
         self.counters.misses.add_one();
+        let mut trace = Trace::default();
+        let answer = self.load(key, &mut trace);
+        debug!("[{}] {:?}: {trace}", self.name, key.text);
+        (answer, trace)
+    }
+
+    fn load(&self, key: &Key<'_>, trace: &mut Trace) -> Answer {
         let Some(owner) = self.peers.pick(key.text) else {
-            return self.load_locally(key, &self.main);
+            return self.load_locally(key, &self.main, trace);
         };
-        self.fly(&self.asking, key, || match self.load_from_peer(&*owner, key) {
+        self.fly(&self.asking, key, trace, |trace| match self.load_from_peer(&*owner, key, trace) {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 self.log_fallback(&*owner, key, &error);
                 self.counters.fallbacks.add_one();
-                self.load_locally(key, &self.hot)
+                self.load_locally(key, &self.hot, trace)
             }
         })
     }
 
     #[doc(alias = "getFromPeer")]
-    fn load_from_peer(&self, owner: &dyn PeerGetter, key: &Key<'_>) -> Result<Record, PeerError> {
-        debug!("[{}] {:?}: pick peer {}, fetch from it", self.name, key.text, owner.name());
+    fn load_from_peer(
+        &self,
+        owner: &dyn PeerGetter,
+        key: &Key<'_>,
+        trace: &mut Trace,
+    ) -> Result<Record, PeerError> {
         let lease = self.hot.lease(key);
+        let start = Instant::now();
         let answer = owner.get(&self.name, key.text);
-        self.keep_copy(key, answer, lease)
+        let took = start.elapsed();
+        let counters = self.counters.of_peer(owner.name());
+        counters.times.record(took);
+        let answer = self.keep_copy(key, answer, lease, &counters);
+        let error = answer.as_ref().err().cloned();
+        trace.asked = Some(Asked { peer: owner.name().into(), took, error });
+        answer
     }
 
     /// Takes an owner's answer, and keeps a copy of a value that was asked for before.
@@ -147,9 +180,10 @@ impl Group {
         key: &Key<'_>,
         answer: Result<Option<Loaded>, PeerError>,
         lease: Lease,
+        owner: &PeerCounters,
     ) -> Result<Record, PeerError> {
-        let answer = answer.inspect_err(|_| self.counters.peer_errors.add_one())?;
-        self.counters.peer_loads.add_one();
+        let answer = answer.inspect_err(|_| owner.errors.add_one())?;
+        owner.loads.add_one();
         let ttl = answer.as_ref().and_then(|loaded| loaded.ttl);
         let record = self.record(key, answer.as_ref(), ttl.into_iter().chain([self.hot_ttl]).min());
         if answer.is_some() && self.doorkeeper.has_seen(key.hash) {
@@ -160,11 +194,14 @@ impl Group {
 
     /// Loads from the origin, into the cache that the asker says.
     #[doc(alias = "getLocally")]
-    fn load_locally(&self, key: &Key<'_>, cache: &Cache) -> Answer {
-        self.fly(&self.loading, key, || {
-            debug!("[{}] {:?}: search the origin", self.name, key.text);
+    fn load_locally(&self, key: &Key<'_>, cache: &Cache, trace: &mut Trace) -> Answer {
+        self.fly(&self.loading, key, trace, |trace| {
             let lease = cache.lease(key);
+            let start = Instant::now();
             let loaded = catch_unwind(AssertUnwindSafe(|| self.getter.get(key.text)));
+            let took = start.elapsed();
+            self.counters.getter_times.record(took);
+            trace.loaded = Some(took);
             self.fill(cache, key, loaded.map_err(|panic| text_of(&*panic)), lease)
         })
     }
@@ -210,10 +247,13 @@ impl Group {
         let key = self.key(key)?;
         self.counters.peer_requests.add_one();
         let record = match self.look_up(&key) {
-            Some(record) => record,
+            Some((record, _)) => record,
             None => {
                 self.counters.misses.add_one();
-                self.load_locally(&key, &self.main)?
+                let mut trace = Trace::default();
+                let answer = self.load_locally(&key, &self.main, &mut trace);
+                debug!("[{}] {:?}: {trace}, for a peer", self.name, key.text);
+                answer?
             }
         };
         Ok(self.with_remaining_ttl(record))
@@ -231,7 +271,9 @@ impl Group {
 
     /// What the group has counted until now.
     pub fn stats(&self) -> Stats {
-        self.counters.snapshot(self.main.stats(), self.hot.stats())
+        let peers = self.peers.others();
+        let peers = peers.iter().map(|peer| (peer.name(), peer.is_up()));
+        self.counters.snapshot(self.main.stats(), self.hot.stats(), peers)
     }
 
     #[inline]
@@ -243,17 +285,26 @@ impl Group {
     }
 
     #[inline]
-    fn look_up(&self, key: &Key<'_>) -> Option<Record> {
-        let record = self.main.get(key).or_else(|| self.hot.get(key))?;
+    fn look_up(&self, key: &Key<'_>) -> Option<(Record, Tier)> {
+        let found = match self.main.get(key) {
+            Some(record) => (record, Tier::Main),
+            None => (self.hot.get(key)?, Tier::Hot),
+        };
         if max_level() >= Level::Debug {
-            self.log_hit(key);
+            self.log_hit(key, found.1);
         }
-        Some(record)
+        Some(found)
     }
 
     #[cold]
-    fn log_hit(&self, key: &Key<'_>) {
-        debug!("[{}] {:?}: hit", self.name, key.text);
+    fn log_hit(&self, key: &Key<'_>, tier: Tier) {
+        debug!("[{}] {:?}: {tier} hit", self.name, key.text);
+    }
+
+    /// As [`look_up`](Self::look_up), but is no get: counts nothing and favours no entry.
+    fn peek(&self, key: &Key<'_>) -> Option<(Record, Tier)> {
+        let main = self.main.peek(key).map(|record| (record, Tier::Main));
+        main.or_else(|| Some((self.hot.peek(key)?, Tier::Hot)))
     }
 
     /// Runs `work` in a flight, unless a cache has the answer by now or another thread is
@@ -264,21 +315,34 @@ impl Group {
     /// 1. thread A misses and leads; thread B misses;
     /// 2. A keeps the value and its flight lands;
     /// 3. B, which was held up, comes to the flight, finds nobody there and leads as well.
-    fn fly(&self, flight: &Flight<Answer>, key: &Key<'_>, work: impl FnOnce() -> Answer) -> Answer {
-        let mut worked = false;
-        let answer = flight.run(key.text, self.load_timeout, || {
-            match self.main.peek(key).or_else(|| self.hot.peek(key)) {
-                Some(record) => Ok(record),
-                None => {
-                    worked = true;
-                    work()
-                }
+    fn fly(
+        &self,
+        flight: &Flight<Answer>,
+        key: &Key<'_>,
+        trace: &mut Trace,
+        work: impl FnOnce(&mut Trace) -> Answer,
+    ) -> Answer {
+        match flight.join(key.text) {
+            Seat::Leader(lead) => {
+                let answer = match self.peek(key) {
+                    None => work(trace),
+                    Some((record, tier)) => {
+                        self.counters.shared.add_one();
+                        trace.hit = Some(tier);
+                        Ok(record)
+                    }
+                };
+                lead.land(answer.clone());
+                answer
             }
-        });
-        if !worked {
-            self.counters.shared.add_one();
+            Seat::Follower(call) => {
+                self.counters.shared.add_one();
+                let start = Instant::now();
+                let answer = call.wait(self.load_timeout);
+                trace.waited = Some(start.elapsed());
+                answer.unwrap_or_else(|why| Err(self.unanswered(key, why)))
+            }
         }
-        answer.unwrap_or_else(|unanswered| Err(self.unanswered(key, unanswered)))
     }
 
     fn unanswered(&self, key: &Key<'_>, why: Unanswered) -> Error {

@@ -575,3 +575,54 @@ fn a_batch_of_a_peer_may_ask_for_what_is_cached_only() {
     ));
     check_identities(&group.stats());
 }
+
+#[test]
+fn a_trace_tells_the_branches_that_a_get_took() {
+    let own = Group::builder("scores", scores(&Arc::default())).build().unwrap();
+    let (answer, trace) = own.get_traced("Tom");
+    assert_eq!(answer.unwrap().unwrap(), "630");
+    assert!(matches!(trace, Trace { hit: None, asked: None, loaded: Some(_), waited: None }));
+    let (_, trace) = own.get_traced("Tom");
+    assert_eq!(trace, Trace { hit: Some(Tier::Main), ..Trace::default() });
+    assert_eq!(own.get_traced("").1, Trace::default());
+    let (answer, trace) = own.get_traced("bad");
+    assert!(answer.is_err() && trace.loaded.is_some(), "the getter was asked, and failed");
+
+    let value = || Ok(Some("1".into()));
+    let owner = Owner::answering([value(), value(), Ok(None), Err(PeerError::Timeout)]);
+    let group =
+        Group::builder("scores", scores(&Arc::default())).peers(PickOwner(owner)).build().unwrap();
+    let by_owner = |trace: &Trace, why: Option<PeerError>| {
+        let asked = trace.asked.as_ref().unwrap();
+        (&*asked.peer, &asked.error) == ("owner", &why) && trace.loaded.is_some() == why.is_some()
+    };
+    for key in ["a", "a", "absent"] {
+        assert!(by_owner(&group.get_traced(key).1, None), "{key}");
+    }
+    assert_eq!(group.get_traced("a").1, Trace { hit: Some(Tier::Hot), ..Trace::default() });
+    assert!(by_owner(&group.get_traced("Jack").1, Some(PeerError::Timeout)));
+    let stats = group.stats();
+    let peer = &stats.peers["owner"];
+    assert_eq!((peer.loads, peer.errors, peer.times.count()), (3, 1, 4));
+    assert_eq!(stats.getter_times.count(), 1);
+    check_identities(&stats);
+}
+
+#[test]
+fn a_trace_tells_that_another_caller_did_the_work() {
+    let (getter, calls, open) = gated();
+    let group = Group::builder("scores", getter).build().unwrap();
+    let long = Duration::from_secs(30);
+    thread::scope(|scope| {
+        let leader = scope.spawn(|| group.get_traced("Tom").1);
+        calls.recv_timeout(long).unwrap();
+        let follower = scope.spawn(|| group.get_traced("Tom").1);
+        while group.stats().shared == 0 {
+            thread::yield_now();
+        }
+        open.send_timeout("630", long).unwrap();
+        assert!(leader.join().unwrap().loaded.is_some());
+        let trace = follower.join().unwrap();
+        assert!(trace.waited.is_some() && trace.loaded.is_none(), "{trace}");
+    });
+}

@@ -76,11 +76,6 @@ impl HttpGetter {
         }
     }
 
-    /// Whether the peer answered last time, or was never asked.
-    pub(crate) fn is_well(&self) -> bool {
-        self.cooldown.is_well()
-    }
-
     /// Asks for one key by a request of its own.
     fn ask(&self, group: &str, key: &str, end: Duration) -> Answer {
         let url = self.url(&wire::path(&self.options.base_path, group, key));
@@ -289,6 +284,10 @@ impl PeerGetter for HttpGetter {
             }
         }
         answers
+    }
+
+    fn is_up(&self) -> bool {
+        self.cooldown.is_well()
     }
 
     fn remove(&self, group: &str, key: &str) -> Result<(), PeerError> {

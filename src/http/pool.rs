@@ -205,7 +205,7 @@ impl HttpPool {
     pub fn peers(&self) -> Vec<(String, bool)> {
         let getters: Vec<_> = self.nodes.lock().unwrap().getters.values().cloned().collect();
         let mut peers: Vec<_> =
-            getters.iter().map(|getter| (getter.name().to_string(), getter.is_well())).collect();
+            getters.iter().map(|getter| (getter.name().to_string(), getter.is_up())).collect();
         peers.sort();
         peers
     }

@@ -11,11 +11,14 @@ use tiny_http::{Method, Request, ResponseBox};
 
 use super::workers::{bytes, header, text};
 use super::{frame, wire};
-use crate::stats::{Counter, head, prometheus};
+use crate::metrics::{head, prometheus};
+use crate::stats::Counter;
 use crate::{Error, Group};
 
 /// How long a body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(5);
+
+const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) struct Routes {
     pub(super) groups: HashMap<String, Arc<Group>>,
@@ -38,7 +41,9 @@ impl Routes {
             },
             None => match &*path {
                 "/healthz" => text(200, "ok\n"),
-                "/metrics" => text(200, &self.metrics()),
+                "/metrics" => {
+                    bytes(200, self.metrics()).with_header(header("Content-Type", PROMETHEUS_TYPE))
+                }
                 _ => text(404, "no such page\n"),
             },
         })

@@ -12,6 +12,7 @@
 //! | `combining` | gets that share a request |
 //! | `protocol` | the server asked by hand |
 //! | `load` | bursts of connections, a full queue, a shutdown |
+//! | `metrics` | the counters as Prometheus reads them |
 //! | `mixed` | nodes of Go's GeeCache in the same cluster |
 //! | `processes` | a node that is killed, and an environment that names a proxy |
 //! | `node` | the program of `examples/node` |
@@ -24,6 +25,7 @@ mod fresh;
 mod gets;
 mod keys;
 mod load;
+mod metrics;
 mod mixed;
 mod node;
 mod owners;

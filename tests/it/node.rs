@@ -182,8 +182,8 @@ fn the_front_answers_while_a_node_is_killed_and_comes_back() {
     };
     let answered_by_the_owner = || {
         let metrics = ask(&urls[0], "GET /metrics", &[]);
-        let name = "geecache_peer_loads_total{group=\"scores\"} ";
-        metrics.text().lines().find_map(|line| line.strip_prefix(name)?.parse().ok())
+        let name = format!("geecache_peer_loads_total{{group=\"scores\",peer=\"{}\"}} ", urls[1]);
+        metrics.text().lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
     };
     (0..10).for_each(|_| get_another());
     assert_eq!(answered_by_the_owner(), Some(10));

@@ -127,25 +127,6 @@ fn healthz_is_ok_and_other_paths_are_404() {
 }
 
 #[test]
-fn metrics_tell_what_was_asked() {
-    let node = node();
-    for _ in 0..3 {
-        ask(&node.url, "GET /_geecache/scores/Tom", &[]);
-    }
-    let answer = ask(&node.url, "GET /metrics", &[]);
-    assert_eq!(answer.status, 200);
-    assert!(answer.header("Content-Type").unwrap().starts_with("text/plain"));
-    for line in [
-        "geecache_peer_requests_total{group=\"scores\"} 3",
-        "geecache_local_loads_total{group=\"scores\"} 1",
-        "geecache_hits_total{group=\"scores\",cache=\"main\"} 2",
-        "geecache_shed_total 0",
-    ] {
-        assert!(answer.text().lines().any(|l| l == line), "{line} in {}", answer.text());
-    }
-}
-
-#[test]
 fn one_connection_takes_many_questions() {
     let node = node();
     let mut client = Client::connect(&node.url);

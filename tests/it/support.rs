@@ -90,7 +90,6 @@ impl Origin {
         }
     }
 
-    /// Has the value [`value_of`] for every key.
     /// Holds every load until the gate is open.
     pub(crate) fn gated() -> (Self, Gate) {
         let gate = Gate::default();
@@ -104,6 +103,7 @@ impl Origin {
         (origin, gate)
     }
 
+    /// Has the value [`value_of`] for every key.
     pub(crate) fn of_all() -> Self {
         Self::new(|key: &str| Ok::<_, BoxError>(Some(value_of(key))))
     }
@@ -319,6 +319,7 @@ pub(crate) fn check_identities<'n>(nodes: impl IntoIterator<Item = &'n Node>) {
         let outcomes =
             stats.peer_loads + stats.local_loads + stats.local_load_errors + stats.shared;
         assert_eq!(stats.misses, outcomes, "{stats:?}");
+        assert_eq!(stats.fallbacks, stats.peer_errors, "{stats:?}");
     }
 }
 

@@ -1,0 +1,101 @@
+//! `Trace`: the way of one get, as a reader of a log or of a page wants to know it.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::PeerError;
+
+/// How one get was answered: which branches of the [flow](crate#one-get) it took.
+///
+/// What a get did not do is `None`. An owner that was asked and did not answer stands beside what
+/// was done in its place. [`Display`](fmt::Display) gives the text of the log line.
+///
+/// ```
+/// use geecache::{Group, Tier};
+///
+/// let scores = Group::builder("scores", |_: &str| Ok::<_, std::io::Error>(Some("630"))).build()?;
+/// let (_, trace) = scores.get_traced("Tom");
+/// assert!(trace.loaded.is_some());
+/// let (_, trace) = scores.get_traced("Tom");
+/// assert_eq!(trace.hit, Some(Tier::Main));
+/// assert_eq!(trace.to_string(), "main hit");
+/// # Ok::<(), geecache::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Trace {
+    /// The cache that had the answer: at once, or when this get was about to load.
+    pub hit: Option<Tier>,
+    /// The owner that was asked.
+    pub asked: Option<Asked>,
+    /// How long this process's own getter took.
+    pub loaded: Option<Duration>,
+    /// How long this get waited for another one that was at the same key.
+    pub waited: Option<Duration>,
+}
+
+/// One of a group's two caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// The keys that this process owns.
+    Main,
+    /// Copies of other processes' keys.
+    Hot,
+}
+
+/// A question to a key's owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Asked {
+    /// The owner's name.
+    pub peer: String,
+    /// How long the question took.
+    pub took: Duration,
+    /// Why the owner did not answer, so that this process fell back; `None` if it did.
+    pub error: Option<PeerError>,
+}
+
+impl fmt::Display for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut steps = Vec::new();
+        if let Some(Asked { peer, took, error }) = &self.asked {
+            steps.push(format!("asked {peer} in {took:.1?}"));
+            steps.extend(error.as_ref().map(|error| format!("fell back: {error}")));
+        }
+        steps.extend(self.waited.map(|took| format!("waited {took:.1?} for another caller")));
+        steps.extend(self.hit.map(|tier| format!("{tier} hit")));
+        steps.extend(self.loaded.map(|took| format!("loaded from the origin in {took:.1?}")));
+        f.write_str(&steps.join(", "))
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Main => "main",
+            Self::Hot => "hot",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_reads_as_what_happened_in_its_order() {
+        let (peer, took) = ("http://b:8001".to_string(), Duration::from_micros(1_250));
+        let asked = Asked { peer, took, error: Some(PeerError::CoolingDown) };
+        let loaded = Some(Duration::from_millis(20));
+        assert_eq!(
+            Trace { asked: Some(asked.clone()), loaded, ..Trace::default() }.to_string(),
+            "asked http://b:8001 in 1.2ms, fell back: failed shortly before, cooling down, \
+             loaded from the origin in 20.0ms"
+        );
+        let asked = Some(Asked { error: None, ..asked });
+        let answered = Trace { asked, ..Trace::default() };
+        assert_eq!(answered.to_string(), "asked http://b:8001 in 1.2ms");
+        let hit = Trace { hit: Some(Tier::Hot), ..Trace::default() };
+        assert_eq!(hit.to_string(), "hot hit");
+    }
+}

@@ -1,0 +1,163 @@
+//! [`Stats`] as Prometheus reads them.
+
+use std::fmt::{Display, Write};
+use std::iter::zip;
+
+use crate::cache::CacheStats;
+use crate::stats::{Histogram, PeerStats, Stats};
+
+/// The metrics of several groups in the Prometheus text format (version 0.0.4): each with the
+/// label `group`, those of a cache with `cache`, those of a peer with `peer`.
+///
+/// ```
+/// # use geecache::Group;
+/// let scores = Group::builder("scores", |_: &str| Ok::<_, std::io::Error>(Some("630"))).build()?;
+/// scores.get("Tom")?;
+/// scores.get("Tom")?;
+/// let text = geecache::prometheus([(scores.name(), scores.stats())]);
+/// assert!(text.contains("geecache_hits_total{group=\"scores\",cache=\"main\"} 1\n"));
+/// # Ok::<(), geecache::Error>(())
+/// ```
+pub fn prometheus<'g>(groups: impl IntoIterator<Item = (&'g str, Stats)>) -> String {
+    let groups = groups.into_iter().map(|(name, stats)| (label("group", name), stats));
+    let groups: Vec<_> = groups.collect();
+    let (mut caches, mut peers) = (Vec::new(), Vec::new());
+    for (group, stats) in &groups {
+        caches.push((format!("{group},cache=\"main\""), &stats.main));
+        caches.push((format!("{group},cache=\"hot\""), &stats.hot));
+        let of_peer =
+            |(name, peer): (&String, _)| (format!("{group},{}", label("peer", name)), peer);
+        peers.extend(stats.peers.iter().map(of_peer));
+    }
+
+    let mut text = String::new();
+    for &(name, kind, help, read) in GROUP_METRICS {
+        let values = groups.iter().map(|(labels, stats)| (labels, read(stats)));
+        family(&mut text, name, kind, help, values);
+    }
+    for &(name, kind, help, read) in CACHE_METRICS {
+        let values = caches.iter().map(|(labels, stats)| (labels, read(stats)));
+        family(&mut text, name, kind, help, values);
+    }
+    for &(name, kind, help, read) in PEER_METRICS {
+        let values = peers.iter().filter_map(|(labels, peer)| Some((labels, read(peer)?)));
+        family(&mut text, name, kind, help, values);
+    }
+    let times = groups.iter().map(|(labels, stats)| (labels, &stats.getter_times));
+    histogram(&mut text, "geecache_origin_load_seconds", "Time of each getter call.", times);
+    let times = peers.iter().map(|(labels, peer)| (labels, &peer.times));
+    histogram(&mut text, "geecache_peer_load_seconds", "Time of each question to a peer.", times);
+    text
+}
+
+fn family<L: Display>(
+    text: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    values: impl IntoIterator<Item = (L, u64)>,
+) {
+    head(text, name, kind, help);
+    for (labels, value) in values {
+        let _ = writeln!(text, "{name}{{{labels}}} {value}");
+    }
+}
+
+fn histogram<'h, L: Display>(
+    text: &mut String,
+    name: &str,
+    help: &str,
+    values: impl IntoIterator<Item = (L, &'h Histogram)>,
+) {
+    head(text, name, "histogram", help);
+    for (labels, times) in values {
+        let mut until_here = 0;
+        for (bound, count) in zip(Histogram::BOUNDS, times.counts) {
+            until_here += count;
+            let bound = bound.as_secs_f64();
+            let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {until_here}");
+        }
+        let (sum, count) = (times.sum.as_secs_f64(), times.count());
+        let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+        let _ = writeln!(text, "{name}_sum{{{labels}}} {sum}");
+        let _ = writeln!(text, "{name}_count{{{labels}}} {count}");
+    }
+}
+
+/// The two lines in front of a metric's values.
+pub(crate) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+}
+
+fn label(name: &str, value: &str) -> String {
+    let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("{name}=\"{value}\"")
+}
+
+/// Its name, its type, its help and where it is read.
+type Metric<S, V> = (&'static str, &'static str, &'static str, fn(&S) -> V);
+
+const GROUP_METRICS: &[Metric<Stats, u64>] = &[
+    ("geecache_gets_total", "counter", "Keys asked for, by callers here and by peers.", |s| s.gets),
+    ("geecache_peer_requests_total", "counter", "Keys that peers asked for.", |s| s.peer_requests),
+    ("geecache_misses_total", "counter", "Gets that no cache could answer.", |s| s.misses),
+    ("geecache_fallbacks_total", "counter", "Loads in place of an owner.", |s| s.fallbacks),
+    ("geecache_local_loads_total", "counter", "Getter calls that succeeded.", |s| s.local_loads),
+    ("geecache_local_load_errors_total", "counter", "Getter calls that failed.", |s| {
+        s.local_load_errors
+    }),
+    ("geecache_shared_total", "counter", "Misses that shared another's load.", |s| s.shared),
+];
+
+const CACHE_METRICS: &[Metric<CacheStats, u64>] = &[
+    ("geecache_hits_total", "counter", "Gets that a cache answered.", |c| c.hits),
+    ("geecache_evictions_total", "counter", "Entries that gave way to others.", |c| c.evictions),
+    ("geecache_expirations_total", "counter", "Entries found expired.", |c| c.expirations),
+    ("geecache_rejected_total", "counter", "Values larger than the budget.", |c| c.rejected),
+    ("geecache_entries", "gauge", "Entries held.", |c| c.entries as u64),
+    ("geecache_bytes", "gauge", "Bytes held, overhead included.", |c| c.bytes as u64),
+    ("geecache_max_bytes", "gauge", "The budget in bytes.", |c| c.max_bytes as u64),
+];
+
+const PEER_METRICS: &[Metric<PeerStats, Option<u64>>] = &[
+    ("geecache_peer_up", "gauge", "1 if the peer answered last time, 0 if it cools down.", |p| {
+        p.up.map(u64::from)
+    }),
+    ("geecache_peer_loads_total", "counter", "Misses that the owner answered.", |p| Some(p.loads)),
+    ("geecache_peer_errors_total", "counter", "Misses that the owner did not answer.", |p| {
+        Some(p.errors)
+    }),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_metric_has_its_help_and_type_once_and_labels_are_escaped() {
+        let text = prometheus([("a", Stats::default()), ("b\"\\\n", Stats::default())]);
+        assert_eq!(text.matches("# TYPE geecache_gets_total counter\n").count(), 1);
+        assert!(text.contains("geecache_gets_total{group=\"a\"} 0\n"));
+        assert!(text.contains("geecache_bytes{group=\"b\\\"\\\\\\n\",cache=\"hot\"} 0\n"));
+    }
+
+    #[test]
+    fn a_histogram_is_cumulative_and_a_peer_that_left_is_not_up_or_down() {
+        let mut stats = Stats::default();
+        let mut peer = PeerStats { up: None, loads: 3, ..PeerStats::default() };
+        (peer.times.counts[0], peer.times.counts[3], peer.times.counts[16]) = (1, 1, 1);
+        stats.peers.insert("http://b:1".into(), peer);
+        let text = prometheus([("a", stats)]);
+        let values: Vec<_> = text.lines().filter(|line| line.contains("peer=")).collect();
+        let bucket = |le| {
+            let labels = format!("group=\"a\",peer=\"http://b:1\",le=\"{le}\"");
+            let line = format!("geecache_peer_load_seconds_bucket{{{labels}}} ");
+            let line = values.iter().find_map(|value| value.strip_prefix(&line)).unwrap();
+            line.parse::<u64>().unwrap()
+        };
+        assert_eq!([bucket("0.0001"), bucket("0.0005"), bucket("0.001")], [1, 1, 2]);
+        assert_eq!([bucket("10"), bucket("+Inf")], [2, 3]);
+        assert!(values.contains(&"geecache_peer_loads_total{group=\"a\",peer=\"http://b:1\"} 3"));
+        assert!(!values.iter().any(|value| value.contains("peer_up")));
+    }
+}

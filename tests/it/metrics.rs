@@ -1,0 +1,127 @@
+//! `/metrics`: what an operator sees, and that it adds up.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use geecache::BoxError;
+
+use crate::support::*;
+
+const NAMES: [&str; 21] = [
+    "geecache_gets_total",
+    "geecache_hits_total",
+    "geecache_misses_total",
+    "geecache_peer_loads_total",
+    "geecache_peer_errors_total",
+    "geecache_fallbacks_total",
+    "geecache_local_loads_total",
+    "geecache_local_load_errors_total",
+    "geecache_shared_total",
+    "geecache_peer_requests_total",
+    "geecache_evictions_total",
+    "geecache_expirations_total",
+    "geecache_rejected_total",
+    "geecache_shed_total",
+    "geecache_bytes",
+    "geecache_max_bytes",
+    "geecache_entries",
+    "geecache_peer_up",
+    "geecache_origin_load_seconds_sum",
+    "geecache_origin_load_seconds_count",
+    "geecache_peer_load_seconds_count",
+];
+
+/// Two nodes and a peer that is not there: after hits of each kind, loads, a failing getter,
+/// absent keys, fallbacks, a batch.
+fn nodes_that_have_seen_much() -> ([Node; 2], String) {
+    let dead = dead_url();
+    let origin = Origin::new(|key: &str| match key {
+        "bad" => Err(BoxError::from("disk full")),
+        "absent" => Ok(None),
+        key => Ok(Some(value_of(key))),
+    });
+    let [asker, owner] = Cluster::over(&origin).peer(&dead).start();
+    let of = |url: &str, n| asker.keys_of(url).take(n).collect::<Vec<_>>();
+    for keys in [of(&asker.url, 3), of(&owner.url, 3), of(&dead, 3)] {
+        for key in [&keys[0], &keys[0], &keys[0], &keys[1]] {
+            asker.get(key);
+        }
+        asker.get_many(&keys);
+    }
+    asker.get("absent");
+    assert!(asker.group().get("bad").is_err());
+    ([asker, owner], dead)
+}
+
+fn metrics_of(node: &Node) -> String {
+    let answer = ask(&node.url, "GET /metrics", &[]);
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("Content-Type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    answer.text().to_string()
+}
+
+/// The sums over all labels, by name.
+fn sums(metrics: &str) -> HashMap<&str, f64> {
+    let mut sums = HashMap::new();
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        let name = name.split('{').next().unwrap();
+        *sums.entry(name).or_default() += value.parse::<f64>().unwrap();
+    }
+    sums
+}
+
+#[test]
+fn each_metric_is_there_and_they_add_up() {
+    let (nodes, _) = nodes_that_have_seen_much();
+    check_identities(&nodes);
+    for node in &nodes {
+        let metrics = metrics_of(node);
+        let sums = sums(&metrics);
+        let of = |name: &str| sums[&*format!("geecache_{name}")];
+        for name in NAMES {
+            assert!(sums.contains_key(name), "{name} in {metrics}");
+        }
+        assert_eq!(of("gets_total"), of("hits_total") + of("misses_total"));
+        let outcomes = ["peer_loads", "local_loads", "local_load_errors", "shared"];
+        let outcomes: f64 = outcomes.map(|name| of(&format!("{name}_total"))).iter().sum();
+        assert_eq!(of("misses_total"), outcomes);
+        assert_eq!(of("fallbacks_total"), of("peer_errors_total"));
+        assert!(of("origin_load_seconds_sum") > 0.0);
+    }
+    let [asker, owner] = nodes.each_ref().map(|node| node.stats());
+    assert!(asker.peer_errors > 0 && asker.local_load_errors + owner.local_load_errors > 0);
+    assert_eq!(asker.peer_loads, owner.peer_requests);
+}
+
+#[test]
+fn a_peer_that_cools_down_is_not_up() {
+    let (nodes, dead) = nodes_that_have_seen_much();
+    let metrics = metrics_of(&nodes[0]);
+    let up = |peer: &str| {
+        let line = format!("geecache_peer_up{{group=\"scores\",peer=\"{peer}\"}} ");
+        metrics.lines().find_map(|l| l.strip_prefix(&line)).map(str::to_string)
+    };
+    assert_eq!(up(&dead).as_deref(), Some("0"), "{metrics}");
+    assert_eq!(up(&nodes[1].url).as_deref(), Some("1"));
+    let stats = nodes[0].stats();
+    assert_eq!(stats.peers[&dead].up, Some(false));
+    assert_eq!(stats.peers[&nodes[1].url].loads, stats.peer_loads);
+    let questions = &stats.peers[&nodes[1].url].times;
+    assert!(questions.sum > Duration::ZERO && questions.count() <= stats.peer_loads);
+}
+
+#[test]
+#[ignore = "needs promtool; `make test-metrics` installs it"]
+fn promtool_finds_nothing_to_complain_of() {
+    let (nodes, _) = nodes_that_have_seen_much();
+    let mut promtool = Command::new("promtool");
+    let promtool = promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.stdout(Stdio::piped()).spawn().expect("promtool is installed");
+    promtool.stdin.take().unwrap().write_all(metrics_of(&nodes[0]).as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
