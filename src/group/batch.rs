@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use super::{Answer, Group, at_once, text_of};
+use super::{Answer, Group, at_once, text_of, was_asked};
 use crate::cache::{Cache, Key, Record};
 use crate::flight::{Lead, Seat};
 use crate::{BoxError, ByteView, Error, PeerError, PeerGetter};
@@ -102,8 +102,11 @@ impl Group {
         let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
         let start = Instant::now();
         let mut heard = owner.get_many(&self.name, &texts);
+        let took = start.elapsed();
         let counters = self.counters.of_peer(owner.name());
-        counters.times.record(start.elapsed());
+        if heard.iter().any(was_asked) {
+            counters.times.record(took);
+        }
         if heard.len() != keys.len() {
             let wrong = format!("get_many gave {} answers for {} keys", heard.len(), keys.len());
             heard = vec![Err(PeerError::Transport(wrong)); keys.len()];

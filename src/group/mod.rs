@@ -167,7 +167,9 @@ impl Group {
         let answer = owner.get(&self.name, key.text);
         let took = start.elapsed();
         let counters = self.counters.of_peer(owner.name());
-        counters.times.record(took);
+        if was_asked(&answer) {
+            counters.times.record(took);
+        }
         let answer = self.keep_copy(key, answer, lease, &counters);
         let error = answer.as_ref().err().cloned();
         trace.asked = Some(Asked { peer: owner.name().into(), took, error });
@@ -376,6 +378,11 @@ impl Group {
         };
         log!(level, "[{}] {:?}: peer {}: {error}; fall back", self.name, key.text, owner.name());
     }
+}
+
+/// Whether the answer, or none, is a peer's own: a peer that cools down was not even asked.
+fn was_asked(answer: &Result<Option<Loaded>, PeerError>) -> bool {
+    !matches!(answer, Err(PeerError::CoolingDown))
 }
 
 /// Does `work` on all items at the same time, on a thread for each but the last; where no thread

@@ -589,7 +589,8 @@ fn a_trace_tells_the_branches_that_a_get_took() {
     assert!(answer.is_err() && trace.loaded.is_some(), "the getter was asked, and failed");
 
     let value = || Ok(Some("1".into()));
-    let owner = Owner::answering([value(), value(), Ok(None), Err(PeerError::Timeout)]);
+    let (late, cold) = (Err(PeerError::Timeout), Err(PeerError::CoolingDown));
+    let owner = Owner::answering([value(), value(), Ok(None), late, cold]);
     let group =
         Group::builder("scores", scores(&Arc::default())).peers(PickOwner(owner)).build().unwrap();
     let by_owner = |trace: &Trace, why: Option<PeerError>| {
@@ -601,10 +602,12 @@ fn a_trace_tells_the_branches_that_a_get_took() {
     }
     assert_eq!(group.get_traced("a").1, Trace { hit: Some(Tier::Hot), ..Trace::default() });
     assert!(by_owner(&group.get_traced("Jack").1, Some(PeerError::Timeout)));
+    assert!(by_owner(&group.get_traced("Tom").1, Some(PeerError::CoolingDown)));
     let stats = group.stats();
     let peer = &stats.peers["owner"];
-    assert_eq!((peer.loads, peer.errors, peer.times.count()), (3, 1, 4));
-    assert_eq!(stats.getter_times.count(), 1);
+    assert_eq!((peer.loads, peer.errors), (3, 2));
+    assert_eq!(peer.times.count(), 4, "who cools down is not asked");
+    assert_eq!(stats.getter_times.count(), 2);
     check_identities(&stats);
 }
 

@@ -59,12 +59,14 @@ impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut steps = Vec::new();
         if let Some(Asked { peer, took, error }) = &self.asked {
-            steps.push(format!("asked {peer} in {took:.1?}"));
-            steps.extend(error.as_ref().map(|error| format!("fell back: {error}")));
+            steps.push(match error {
+                None => format!("asked {peer} in {took:.1?}"),
+                Some(error) => format!("{peer}: {error}; fell back after {took:.1?}"),
+            });
         }
         steps.extend(self.waited.map(|took| format!("waited {took:.1?} for another caller")));
         steps.extend(self.hit.map(|tier| format!("{tier} hit")));
-        steps.extend(self.loaded.map(|took| format!("loaded from the origin in {took:.1?}")));
+        steps.extend(self.loaded.map(|took| format!("searched the origin in {took:.1?}")));
         f.write_str(&steps.join(", "))
     }
 }
@@ -85,12 +87,12 @@ mod tests {
     #[test]
     fn a_trace_reads_as_what_happened_in_its_order() {
         let (peer, took) = ("http://b:8001".to_string(), Duration::from_micros(1_250));
-        let asked = Asked { peer, took, error: Some(PeerError::CoolingDown) };
+        let asked = Asked { peer, took, error: Some(PeerError::Timeout) };
         let loaded = Some(Duration::from_millis(20));
         assert_eq!(
             Trace { asked: Some(asked.clone()), loaded, ..Trace::default() }.to_string(),
-            "asked http://b:8001 in 1.2ms, fell back: failed shortly before, cooling down, \
-             loaded from the origin in 20.0ms"
+            "http://b:8001: no answer within the deadline; fell back after 1.2ms, \
+             searched the origin in 20.0ms"
         );
         let asked = Some(Asked { error: None, ..asked });
         let answered = Trace { asked, ..Trace::default() };
