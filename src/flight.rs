@@ -6,8 +6,10 @@
 //! condition variable and share its answer. Nothing is remembered: who comes later leads anew.
 //! Read on in [`Group`](crate::Group), which has two flights and says why one is not enough.
 
+use std::array;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::BuildHasher;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
@@ -17,9 +19,19 @@ use foldhash::fast::RandomState;
 /// Work under way, by key.
 #[doc(alias = "singleflight")]
 pub(crate) struct Flight<T> {
-    // Guards the table alone. The leader works, and followers wait, without it.
-    calls: Mutex<HashMap<Box<str>, Arc<Call<T>>, RandomState>>,
+    // Several, so that threads with different keys seldom meet.
+    tables: [Table<T>; TABLES],
+    hasher: RandomState,
 }
+
+const TABLES: usize = 16;
+
+// Guards the calls of some keys alone: the leader works, and followers wait, without it. Shares
+// no cache line with its neighbour.
+#[repr(align(128))]
+struct Table<T>(Mutex<Calls<T>>);
+
+type Calls<T> = HashMap<Box<str>, Arc<Call<T>>, RandomState>;
 
 /// Why a follower has no answer to share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,35 +54,34 @@ pub(crate) struct Call<T> {
 
 impl<T: Clone> Flight<T> {
     pub(crate) fn new() -> Self {
-        Self { calls: Mutex::default() }
+        Self { tables: array::from_fn(|_| Table(Mutex::default())), hasher: RandomState::default() }
     }
 
     /// Takes part in the work for `key`: leads it, unless another thread does. Who leads several
     /// must land them all before it follows.
     #[doc(alias = "Do")]
     pub(crate) fn join<'f>(&'f self, key: &'f str) -> Seat<'f, T> {
-        match self.calls.lock().unwrap().entry(key.into()) {
+        match self.table(key).lock().unwrap().entry(key.into()) {
             Entry::Occupied(call) => Seat::Follower(call.get().clone()),
             Entry::Vacant(place) => {
                 let call = place.insert(Arc::new(Call::led_by_this_thread())).clone();
-                Seat::Leader(Lead {
-                    flight: self,
-                    key,
-                    call,
-                    outcome: Err(Unanswered::LeaderPanicked),
-                })
+                Seat::Leader(Lead { flight: self, key, call: Some(call) })
             }
         }
     }
 
     /// From now on nobody follows the work that is under way for `key`: who comes leads anew.
     pub(crate) fn forget(&self, key: &str) {
-        self.calls.lock().unwrap().remove(key);
+        self.table(key).lock().unwrap().remove(key);
     }
 
     /// The same for all keys.
     pub(crate) fn forget_all(&self) {
-        self.calls.lock().unwrap().clear();
+        self.tables.iter().for_each(|Table(calls)| calls.lock().unwrap().clear());
+    }
+
+    fn table(&self, key: &str) -> &Mutex<Calls<T>> {
+        &self.tables[self.hasher.hash_one(key) as usize % TABLES].0
     }
 }
 
@@ -105,33 +116,41 @@ impl<T: Clone> Call<T> {
 pub(crate) struct Lead<'f, T: Clone> {
     flight: &'f Flight<T>,
     key: &'f str,
-    call: Arc<Call<T>>,
-    outcome: Result<T, Unanswered>,
+    // `None` once it has ended.
+    call: Option<Arc<Call<T>>>,
 }
 
 impl<T: Clone> Lead<'_, T> {
     /// Publishes the answer.
-    pub(crate) fn land(mut self, answer: T) {
-        self.outcome = Ok(answer);
+    pub(crate) fn land(mut self, answer: &T) {
+        self.end(|| Ok(answer.clone()));
+    }
+
+    fn end(&mut self, outcome: impl FnOnce() -> Result<T, Unanswered>) {
+        let Some(call) = self.call.take() else { return };
+        // Off the table first: who comes from now on leads anew and is not told of a panic
+        // that was not his.
+        let mut calls = self.flight.table(self.key).lock().unwrap();
+        let mut removed = calls.remove_entry(self.key);
+        if let Some((key, another)) = removed.take_if(|(_, found)| !Arc::ptr_eq(found, &call)) {
+            // Ours was forgotten, and the key is another's by now.
+            calls.insert(key, another);
+        }
+        drop(calls);
+        drop(removed);
+        // Nobody else holds the call, and off the table nobody will.
+        if Arc::strong_count(&call) == 1 {
+            return;
+        }
+        let outcome = outcome();
+        *call.outcome.lock().unwrap() = Some(outcome);
+        call.done.notify_all();
     }
 }
 
 impl<T: Clone> Drop for Lead<'_, T> {
     fn drop(&mut self) {
-        // Off the table first: who comes from now on leads anew and is not told of a panic
-        // that was not his. If the call was forgotten, the key may be another's by now.
-        let mut calls = self.flight.calls.lock().unwrap();
-        if calls.get(self.key).is_some_and(|call| Arc::ptr_eq(call, &self.call)) {
-            calls.remove(self.key);
-        }
-        drop(calls);
-        // Nobody else holds the call, and off the table nobody will.
-        if Arc::strong_count(&self.call) == 1 {
-            return;
-        }
-        let outcome = std::mem::replace(&mut self.outcome, Err(Unanswered::LeaderPanicked));
-        *self.call.outcome.lock().unwrap() = Some(outcome);
-        self.call.done.notify_all();
+        self.end(|| Err(Unanswered::LeaderPanicked));
     }
 }
 
@@ -156,7 +175,7 @@ mod tests {
             match self.join(key) {
                 Seat::Leader(lead) => {
                     let answer = work();
-                    lead.land(answer.clone());
+                    lead.land(&answer);
                     Ok(answer)
                 }
                 Seat::Follower(call) => call.wait(patience),
@@ -173,9 +192,9 @@ mod tests {
         }
     }
 
-    fn followers<T>(flight: &Flight<T>, key: &str) -> usize {
+    fn followers<T: Clone>(flight: &Flight<T>, key: &str) -> usize {
         // The table and the leader hold one each.
-        flight.calls.lock().unwrap().get(key).map_or(0, |call| Arc::strong_count(call) - 2)
+        flight.table(key).lock().unwrap().get(key).map_or(0, |call| Arc::strong_count(call) - 2)
     }
 
     #[test]
@@ -190,7 +209,7 @@ mod tests {
                     runs.fetch_add(1, Ordering::SeqCst) + 42
                 })
             });
-            eventually(|| flight.calls.lock().unwrap().contains_key("k"));
+            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
             let others: Vec<_> =
                 (0..10).map(|_| scope.spawn(|| flight.run("k", LONG, || unreachable!()))).collect();
             eventually(|| followers(&flight, "k") == 10);
@@ -222,7 +241,7 @@ mod tests {
                     })
                 }))
             });
-            eventually(|| flight.calls.lock().unwrap().contains_key("k"));
+            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
             let follower = scope.spawn(|| flight.run("k", LONG, || unreachable!()));
             eventually(|| followers(&flight, "k") == 1);
             open.send(()).unwrap();
@@ -248,7 +267,7 @@ mod tests {
         let (open, gate) = bounded(0);
         thread::scope(|scope| {
             let leader = scope.spawn(|| flight.run("k", LONG, || gate.recv_timeout(LONG).unwrap()));
-            eventually(|| flight.calls.lock().unwrap().contains_key("k"));
+            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
             let impatient = flight.run("k", Duration::from_millis(1), || unreachable!());
             assert_eq!(impatient, Err(Unanswered::TimedOut));
             open.send(()).unwrap();
@@ -265,11 +284,11 @@ mod tests {
         let Seat::Leader(second) = flight.join("k") else { panic!("the first is forgotten") };
         thread::scope(|scope| {
             let follower = scope.spawn(move || follower.wait(LONG));
-            first.land(1);
+            first.land(&1);
             assert_eq!(follower.join().unwrap(), Ok(1));
         });
         assert!(matches!(flight.join("k"), Seat::Follower(_)), "the first left the second's place");
-        second.land(2);
+        second.land(&2);
         assert_eq!(flight.run("k", LONG, || 3), Ok(3));
     }
 }

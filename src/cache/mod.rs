@@ -147,13 +147,26 @@ impl Cache {
             return;
         }
         let home = self.home(key);
-        self.bytes.fetch_add(cost, Ordering::Relaxed);
-        let inserted = self.shard(home).lock().unwrap().insert(key, record, lease);
-        match inserted {
-            Ok(None) => {}
-            Ok(Some(replaced)) => self.give_back(&replaced),
-            Err(refused) => self.give_back(&refused),
+        let mut shard = self.shard(home).lock().unwrap();
+        let mut gone = match shard.insert(key, record, lease) {
+            Ok(replaced) => replaced,
+            Err(_refused) => {
+                drop(shard);
+                return;
+            }
+        };
+        // In a full cache one goes where one comes. The sum then need not be written, and stays
+        // in the processor caches of all threads.
+        let is_full = self.bytes.load(Ordering::Relaxed) + cost > self.max_bytes;
+        if gone.is_none() && is_full && shard.bytes > self.fair_part() && shard.len() > 1 {
+            gone = shard.evict(|| self.clock.now());
         }
+        let freed = gone.as_ref().map_or(0, Record::cost);
+        if cost != freed {
+            // Under the lock: nobody may subtract what is not added yet.
+            self.bytes.fetch_add(cost.wrapping_sub(freed), Ordering::Relaxed);
+        }
+        drop(shard);
         self.make_room(home);
     }
 
@@ -181,7 +194,7 @@ impl Cache {
     /// one that was `filled`, then from any. What was filled in last stays, but for an LRU in which
     /// everything else was hit meanwhile.
     fn make_room(&self, filled: usize) {
-        for part in [self.max_bytes / self.shards.len(), 0] {
+        for part in [self.fair_part(), 0] {
             for i in 0..self.shards.len() {
                 let index = (filled + i) & (self.shards.len() - 1);
                 let least_entries = if i == 0 { 2 } else { 1 };
@@ -216,6 +229,10 @@ impl Cache {
             stats.bytes += shard.bytes;
         }
         stats
+    }
+
+    fn fair_part(&self) -> usize {
+        self.max_bytes / self.shards.len()
     }
 
     fn home(&self, key: &Key<'_>) -> usize {

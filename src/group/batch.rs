@@ -141,15 +141,16 @@ impl Group {
                     None => leads.push((i, lead)),
                     Some((record, _)) => {
                         self.counters.shared.add_one();
-                        lead.land(Ok(record.clone()));
-                        answers[i] = Some(Ok(record));
+                        let answer = Ok(record);
+                        lead.land(&answer);
+                        answers[i] = Some(answer);
                     }
                 },
             }
         }
         let led: Vec<_> = leads.iter().map(|&(i, _)| keys[i]).collect();
         for ((i, lead), answer) in zip(leads, self.ask_getter_for_many(&led, cache)) {
-            lead.land(answer.clone());
+            lead.land(&answer);
             answers[i] = Some(answer);
         }
         // All that this thread leads has landed, so two batches cannot wait for each other.

@@ -334,7 +334,7 @@ impl Group {
                         Ok(record)
                     }
                 };
-                lead.land(answer.clone());
+                lead.land(&answer);
                 answer
             }
             Seat::Follower(call) => {
