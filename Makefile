@@ -49,8 +49,9 @@ fmt-check: ## check the format
 lint: ## run clippy on all targets, warnings denied
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-doc: ## build the docs, warnings denied
+doc: ## build the docs as a book, the private modules among them, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
 ci: fmt-check lint test test-metrics doc ## format, lint, all tests and docs, as before each merge
 

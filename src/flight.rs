@@ -4,6 +4,15 @@
 //! What keeps a thousand callers of a key that just expired from asking a slow origin a
 //! thousand times? One of them, the *leader*, runs; the others, its *followers*, sleep on a
 //! condition variable and share its answer. Nothing is remembered: who comes later leads anew.
+//!
+//! In Go's singleflight of the source a leader that panics leaves its call in the table:
+//!
+//! 1. A leads for a key, and its work panics; A's thread unwinds.
+//! 2. B waits for A. Nobody will wake it.
+//! 3. C comes for the same key, finds A's call, and waits as well; so does everybody after it.
+//!
+//! Here a lead ends when it is dropped, and unwinding drops it: the key is free, B is told.
+//!
 //! Read on in [`Group`](crate::Group), which has two flights and says why one is not enough.
 
 use std::array;

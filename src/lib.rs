@@ -74,18 +74,20 @@
 //!
 //! # Reading order
 //!
-//! Leaves first. Each file opens with the question that it answers.
+//! Leaves first. Each file opens with the question that it answers, the flaw that it cures and the
+//! race that it guards against; `make doc` builds these pages together with the public ones, as a
+//! short book.
 //!
 //! | file | what |
 //! |---|---|
-//! | `byte_view.rs` | [`ByteView`]: immutable bytes, cheap to clone |
-//! | `getter.rs` | [`Getter`]: the origin; [`Loaded`]: a value and its time to live |
-//! | `ring.rs` | [`Ring`]: who owns which key |
-//! | `flight.rs` | `Flight`: one runner per key, the others wait |
-//! | `cache/` | `Cache`: shards, records in one allocation, [`Eviction`] |
-//! | `peer.rs` | [`PeerPicker`], [`PeerGetter`]: the seam between the story and the network |
-//! | `group/` | [`Group`]: one get, top to bottom |
-//! | `http/` | [`HttpPool`] asks, [`HttpServer`] answers |
+//! | [`byte_view.rs`](byte_view) | [`ByteView`]: immutable bytes, cheap to clone |
+//! | [`getter.rs`](getter) | [`Getter`]: the origin; [`Loaded`]: a value and its time to live |
+//! | [`ring.rs`](ring) | [`Ring`]: who owns which key |
+//! | [`flight.rs`](flight) | `Flight`: one runner per key, the others wait |
+//! | [`cache/`](cache) | `Cache`: shards, records in one allocation, [`Eviction`] |
+//! | [`peer.rs`](peer) | [`PeerPicker`], [`PeerGetter`]: the seam between the story and the network |
+//! | [`group/`](group) | [`Group`]: one get, top to bottom |
+//! | [`http/`](http) | [`HttpPool`] asks, [`HttpServer`] answers |
 //! | `error.rs`, `clock.rs`, `stats.rs`, `metrics.rs` | [`Error`], [`Clock`], [`Stats`], [`prometheus`] |
 //!
 //! Arrows go down only: `http` → `group` → `cache`, `flight`, `peer`, `getter` → `byte_view`,
@@ -135,6 +137,47 @@
 //!
 //! Where a token is set, peers send `Authorization: Bearer …`, and the server answers `401`
 //! without it.
+//!
+//! # What fails, and what then happens
+//!
+//! The tests are in `tests/it`, those of the listener beside its code.
+//!
+//! | what | then | shown by |
+//! |---|---|---|
+//! | an owner refuses connections, or its host is gone without a word | one caller pays one connect timeout for each cool-down, the others fall back at once; after it one caller tries | `owners::an_owner_that_is_gone_leaves_the_get_to_the_origin`, `owners::an_owner_whose_host_says_nothing_leaves_the_get_to_the_origin`, `owners::after_the_cool_down_one_caller_tries_and_finds_the_owner_back` |
+//! | an owner accepts and stays mute, or drips bytes | the deadline of the whole question ends it, fall back | `owners::silence_falls_back_to_the_origin`, `owners::a_head_that_drips_falls_back_to_the_origin`, `owners::a_body_that_drips_falls_back_to_the_origin`, `owners::a_mute_owner_costs_one_deadline_and_not_one_each` |
+//! | an owner is killed in the middle of an answer | fall back; it is asked again when it is back | `processes::an_owner_that_is_killed_in_mid_request_leaves_the_get_to_the_origin_and_returns` |
+//! | an owner answers something that is no answer | fall back | `owners::what_is_not_http_falls_back_to_the_origin`, `owners::status_500_falls_back_to_the_origin`, `batches::an_owner_whose_answer_is_malformed_falls_back` |
+//! | lists of nodes disagree, or a node lists itself under another name | every get is answered; a list without the node itself is refused | `gets::two_nodes_that_each_take_the_other_for_the_owner_both_answer`, `gets::a_node_that_lists_itself_under_another_name_asks_itself_and_is_answered` |
+//! | the list changes under load | no get fails | `gets::no_get_fails_while_the_list_of_peers_changes` |
+//! | a getter panics | that get is an error, those who waited are told, the worker lives, the key is usable | `gets::a_getter_that_panics_is_an_error_to_all_who_wait_and_the_key_is_usable_after` |
+//! | a getter fails | an error with its text, shared by those who waited, cached for nobody | `gets::an_error_of_the_getter_is_tried_once_more_here_and_then_told` |
+//! | more requests than workers and queue can take | `503` at once on the new ones, those accepted are finished; peers fall back | `load::a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished`, `load::an_overloaded_owner_leaves_the_get_to_the_origin_at_once` |
+//! | a value larger than the cache, or than what may travel | returned, not kept, counted; nothing else is flushed | `values::a_value_above_the_budget_is_returned_and_flushes_nothing`, `values::a_value_of_just_the_transfer_limit_travels_and_one_byte_more_is_loaded_here` |
+//! | a removal cannot reach a node | it is named; its copy lives for `hot_ttl` at the most | `removal::nodes_that_cannot_be_reached_are_named_after_all_others_were`, `removal::a_node_that_was_not_reached_has_its_copy_until_the_hot_ttl_ends` |
+//! | the listener runs out of file descriptors | it answers again once there are some | `listener::answers_again_after_a_lack_of_descriptors` |
+//! | a shutdown | no new connections, `503` on the open ones, what is in flight is finished, the threads end | `load::a_shutdown_finishes_what_is_in_flight_and_refuses_what_comes`, `load::a_shutdown_waits_no_longer_than_its_grace` |
+//!
+//! # From the Go source to here
+//!
+//! | GeeCache, groupcache | here | what is different |
+//! |---|---|---|
+//! | `Group`, `NewGroup`, `GetGroup` | [`Group`], [`Group::builder`] | no global table: the server is handed its groups, so ten nodes fit in one test |
+//! | `Getter`, `GetterFunc` | [`Getter`], a closure | "no such key" is `Ok(None)`, not an error |
+//! | `ByteView` | [`ByteView`] | shares the entry's one allocation |
+//! | `load`, `getLocally`, `getFromPeer`, `populateCache` | `Group::load`, `load_locally`, `load_from_peer`, `fill` | a peer's answer is kept for a while, and its failure logged |
+//! | `singleflight.Group`, `Do` | `Flight`, `join` | two of them, so that nodes never wait for each other; a panic releases all |
+//! | `lru.Cache` | [`Eviction`] | S3-FIFO, in shards; LRU as an option; entries can expire |
+//! | `mainCache`, `hotCache` | the same, see [`Tier`] | a copy is kept at the second time, and not by a coin |
+//! | `consistenthash.Map`, `Get`, `replicas` | [`Ring`], [`owner`](Ring::owner), [`points_per_peer`](PoolOptions::points_per_peer) | immutable; a tie does not depend on the order of the list |
+//! | `PeerPicker`, `PeerGetter`, `RegisterPeers` | [`PeerPicker`], [`PeerGetter`], [`GroupBuilder::peers`] | a peer can also be asked for many keys and told of a removal |
+//! | `HTTPPool`, `Set` | [`HttpPool`], [`set_peers`](HttpPool::set_peers) | deadlines, cool-downs, connections that are kept; a list without oneself is refused |
+//! | `httpGetter` | `HttpGetter` | concurrent gets share requests |
+//! | `ServeHTTP` | [`HttpServer`], [`Group::answer_peer`] | a bounded pool of workers, a shutdown that finishes what it has begun |
+//! | `Stats`, `LoadsDeduped`, `ServerRequests` | [`Stats`], `shared`, `peer_requests` | the sums add up; histograms; Prometheus text |
+
+// The reading order links to private modules, which `make doc` shows.
+#![allow(rustdoc::private_intra_doc_links)]
 
 mod byte_view;
 mod cache;

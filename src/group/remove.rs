@@ -6,8 +6,13 @@
 //! - *A load that began before.* It holds a lease from before the removal, so what it brings is
 //!   not kept (see [`Lease`](crate::cache::Lease)); and the flights forget it, so nobody joins
 //!   it any more. Its own callers may get the old value: they asked before.
-//! - *A copy of a copy.* Node C drops its copy; before the owner has dropped its own, C asks it
-//!   again and has the old value back. So the owner is told first, and all others after it.
+//! - *A copy of a copy.* So the owner is told first, and all others after it. If all were told at
+//!   the same time:
+//!
+//!   1. node C drops its copy;
+//!   2. C is asked for the key, asks the owner, which has not been told yet, and keeps the old
+//!      value;
+//!   3. the owner drops the value, `remove` returns, and C still serves what it should not.
 //!
 //! What stays: a node that could not be reached serves its copy until that expires,
 //! [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the latest, or, if it is the owner, until the

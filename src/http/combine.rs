@@ -10,9 +10,13 @@
 //! - While a batch is out, further gets gather. When it returns, one of those that wait leads
 //!   the next batch and takes all the others along.
 //!
-//! A plain request may wait for the origin, so nobody ever waits for one. A batch asks only for
-//! what the peer has cached, and those keys of it that are not are asked for plainly after it,
-//! each by its own caller. So no hit waits for somebody else's load.
+//! What gathers must not wait for strangers. If callers gathered behind whatever is out:
+//!
+//! 1. A asks for a key that the owner does not have; the owner asks the origin, for a second.
+//! 2. B wants a key that the owner has, gathers behind A, and waits for A's origin.
+//!
+//! So nobody ever waits for a plain request. A batch asks only for what the peer has cached, and
+//! those keys of it that are not are asked for plainly after it, each by its own caller.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;

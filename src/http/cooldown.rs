@@ -3,6 +3,15 @@
 //! While a peer does not answer, each get that asks it waits for a deadline before it falls
 //! back. So a peer that failed is left alone for a while, which doubles with each failure; then
 //! one caller tries, and the others fall back at once until it has come back.
+//!
+//! Callers that asked before the first failure fail after it, and must not count again:
+//!
+//! 1. Thirty callers ask a peer that seems well; its process is killed.
+//! 2. All thirty fail within a millisecond. If each doubled the pause, the peer would be left
+//!    alone for the longest time at once, for a restart that takes one second.
+//!
+//! So only the first failure of a peer that was well counts, and later only that of the one who
+//! tries.
 
 use std::sync::Mutex;
 use std::time::Duration;

@@ -2,7 +2,14 @@
 //!
 //! How does a list of nodes change while a thousand gets are under way? The new ring is built
 //! outside of the lock and swapped inside; getters of peers that stay are kept, with their
-//! connections and cool-downs.
+//! connections and cool-downs. Ring and getters stand behind the same Mutex, for with one each:
+//!
+//! 1. A get looks into the old ring: node C owns the key.
+//! 2. `set_peers` swaps the ring and then the getters; C is gone.
+//! 3. The get finds no getter for C and takes the key for its own, though another node owns it:
+//!    two loads, and a value in the wrong cache.
+//!
+//! A get that has C's getter in hand when C leaves asks it once more, which does no harm.
 
 use std::collections::HashMap;
 use std::fmt;

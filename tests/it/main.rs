@@ -16,11 +16,13 @@
 //! | `mixed` | nodes of Go's GeeCache in the same cluster |
 //! | `processes` | a node that is killed, and an environment that names a proxy |
 //! | `node` | the program of `examples/node` |
+//! | `docs` | what the docs say of all these |
 //!
 //! `support` has the nodes, the stand-ins and the ways to wait.
 
 mod batches;
 mod combining;
+mod docs;
 mod fresh;
 mod gets;
 mod keys;
