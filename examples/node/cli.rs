@@ -57,6 +57,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) queue: u16,
 
+    /// The file with the secret that peers ask each other for [default: what the environment says
+    /// in GEECACHE_TOKEN]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+
     /// Log the story of each get
     #[arg(short, long)]
     pub(crate) verbose: bool,

@@ -4,11 +4,12 @@
 //! servers over one group: one that peers ask, and a front with workers of its own, so that
 //! callers who wait for a peer never keep a peer waiting.
 //!
-//! Read [`run`] first; then `front.rs`, `database.rs` and `cli.rs`.
+//! Read [`run`] first; then `front.rs`, `database.rs`, `token.rs` and `cli.rs`.
 
 mod cli;
 mod database;
 mod front;
+mod token;
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
@@ -51,7 +52,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let default = PoolOptions::default();
     // The owner may have to ask the origin before it answers.
     let timeout = default.timeout + options.origin_delay;
-    let pool = HttpPool::with_options(&options.self_url, PoolOptions { timeout, ..default })?;
+    let token = token::read(options.token_file.as_deref())?;
+    let pool_options = PoolOptions { timeout, token: token.clone(), ..default };
+    let pool = HttpPool::with_options(&options.self_url, pool_options)?;
     pool.set_peers(&options.peers)?;
     let listener = bind(options.listen())?;
     let front_listener = options.api.as_deref().map(bind).transpose()?;
@@ -70,9 +73,15 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let scores = scores.build()?;
 
     log_to_stderr(options.verbose)?;
+    if let Some(file) = &options.token_file
+        && token::is_open_to_all(file)
+    {
+        warn!("every user of this machine can read the token in {}", file.display());
+    }
     let server_options = ServerOptions {
         workers: options.workers.into(),
         queue: options.queue.into(),
+        token,
         ..ServerOptions::default()
     };
     let server = HttpServer::start(listener, [scores.clone()], server_options.clone())?;

@@ -310,3 +310,17 @@ fn batches_pass_where_a_token_is_asked_for() {
     assert_eq!((asker.stats().peer_loads, asker.stats().peer_errors), (10, 0));
     assert_eq!(post(&owner.url, "/_geecache/scores", &[], &batch_of(&["Tom"])).status, 401);
 }
+
+#[test]
+fn an_owner_that_refuses_the_token_is_not_taken_for_one_that_knows_no_batches() {
+    let (owner, questions) = recording(|_| response(401, "text/plain", "a token is required\n"));
+    let [asker] = Cluster::over(&Origin::of_all()).token("guess").peer(&owner.url).start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(20).collect();
+    assert_eq!(asker.get_many(&keys[..10]), values_of(&keys[..10]));
+    assert_eq!(asker.get_many(&keys[10..]), values_of(&keys[10..]));
+    assert_eq!(batches(&questions), 2);
+    let questions = questions.lock().unwrap();
+    assert_eq!(questions.len(), 2, "nor asked for each key singly");
+    assert!(questions.iter().all(|q| q.header("Authorization") == Some("Bearer guess")));
+    assert_eq!((asker.stats().fallbacks, asker.stats().peer_loads), (20, 0));
+}

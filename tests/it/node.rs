@@ -1,6 +1,7 @@
 //! The program of `examples/node`, in processes of its own.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::{env, fs, process, thread};
@@ -22,7 +23,19 @@ impl Folder {
     }
 
     fn database(&self) -> String {
-        self.0.join("scores.db").into_os_string().into_string().unwrap()
+        self.path("scores.db")
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).into_os_string().into_string().unwrap()
+    }
+
+    /// A file with this text, which may be read by those whom `mode` says.
+    fn file(&self, name: &str, text: &str, mode: u32) -> String {
+        let path = self.path(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
     }
 }
 
@@ -43,7 +56,9 @@ fn program() -> Command {
     let folder = env::current_exe().unwrap().parent().unwrap().with_file_name("examples");
     let program = folder.join("node");
     assert!(program.exists(), "`cargo test` or `cargo build --example node` makes {program:?}");
-    Command::new(program)
+    let mut command = Command::new(program);
+    command.env_remove("GEECACHE_TOKEN");
+    command
 }
 
 /// A node that runs, with its front.
@@ -54,18 +69,31 @@ struct Process {
 }
 
 impl Process {
-    fn spawn(arguments: &[&str]) -> (Child, Lines) {
-        let mut child = program().args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    fn spawn(arguments: &[&str], environment: &[(&str, &str)]) -> (Child, Lines) {
+        let mut command = program();
+        command.args(arguments).envs(environment.iter().copied()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
         let lines = Lines::of(child.stderr.take().unwrap());
         (child, lines)
     }
 
     /// Starts the node at `url`. `wait_until_up` is to follow.
     fn start(url: &str, peers: &[String], database: &str, more: &[&str]) -> Self {
+        Self::start_in(&[], url, peers, database, more)
+    }
+
+    /// The same, with these variables in its environment.
+    fn start_in(
+        environment: &[(&str, &str)],
+        url: &str,
+        peers: &[String],
+        database: &str,
+        more: &[&str],
+    ) -> Self {
         let peers = peers.join(",");
         let arguments =
             ["--self-url", url, "--peers", &peers, "--db", database, "--api", "127.0.0.1:0", "-v"];
-        let (child, lines) = Self::spawn(&[&arguments, more].concat());
+        let (child, lines) = Self::spawn(&[&arguments, more].concat(), environment);
         Self { child, lines, front: String::new() }
     }
 
@@ -109,6 +137,14 @@ fn ended(child: &mut Child) -> ExitStatus {
     status.unwrap()
 }
 
+/// What the node at `url` has counted until now.
+fn counted(url: &str, what: &str) -> u64 {
+    let metrics = ask(url, "GET /metrics", &[]);
+    let name = format!("geecache_{what}_total{{group=\"scores\"}} ");
+    let mut lines = metrics.text().lines();
+    lines.find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap()
+}
+
 #[test]
 fn three_processes_that_start_on_one_new_database_fill_it_once() {
     let folder = Folder::new("seed");
@@ -142,7 +178,7 @@ fn a_node_that_cannot_start_says_why_in_one_line_and_ends_with_2() {
         (&url, folder.0.to_str().unwrap(), "database"),
     ] {
         let (mut child, lines) =
-            Process::spawn(&["--self-url", url, "--peers", url, "--db", database]);
+            Process::spawn(&["--self-url", url, "--peers", url, "--db", database], &[]);
         let status = ended(&mut child);
         let lines = lines.rest();
         assert_eq!((status.code(), lines.len()), (Some(2), 1), "{lines:?}");
@@ -180,22 +216,18 @@ fn the_front_answers_while_a_node_is_killed_and_comes_back() {
         let (key, score) = users.next().unwrap();
         assert_eq!(asked.get(&key), (200, score), "{key}");
     };
-    let answered_by_the_owner = || {
-        let metrics = ask(&urls[0], "GET /metrics", &[]);
-        let name = format!("geecache_peer_loads_total{{group=\"scores\",peer=\"{}\"}} ", urls[1]);
-        metrics.text().lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
-    };
+    let answered_by_the_owner = || counted(&urls[0], "peer_loads");
     (0..10).for_each(|_| get_another());
-    assert_eq!(answered_by_the_owner(), Some(10));
+    assert_eq!(answered_by_the_owner(), 10);
     owner.signal(Signal::KILL);
     owner.ended();
     (0..10).for_each(|_| get_another());
-    assert_eq!(answered_by_the_owner(), Some(10));
+    assert_eq!(answered_by_the_owner(), 10);
     owner = start(&urls[1]);
     eventually("the owner answers again", || {
         thread::yield_now();
         get_another();
-        answered_by_the_owner() > Some(10)
+        answered_by_the_owner() > 10
     });
     drop(owner);
 }
@@ -278,4 +310,102 @@ fn values_and_absences_live_as_long_as_the_options_say() {
     let metrics = ask(&urls[0], "GET /metrics", &[]);
     let line = "geecache_local_loads_total{group=\"scores\"} 2";
     assert!(metrics.text().lines().any(|l| l == line), "{}", metrics.text());
+}
+
+#[test]
+fn nodes_answer_those_who_know_the_token_and_the_others_do_without_them() {
+    const TOKEN: &str = "wgbGWnN2X0ds";
+    let folder = Folder::new("token");
+    let (urls, database) = (urls::<3>("127.0.0.12"), folder.database());
+    let secret = folder.file("secret", &format!("{TOKEN}\n"), 0o600);
+    let shown = folder.file("shown", TOKEN, 0o644);
+    let start = |i: usize, environment: &[_], more: &[_]| {
+        Process::start_in(environment, &urls[i], &urls, &database, more)
+    };
+    let by_file = start(0, &[("GEECACHE_TOKEN", "the-file-counts")], &["--token-file", &secret]);
+    let by_file = by_file.wait_until_up();
+    let by_environment = start(1, &[("GEECACHE_TOKEN", TOKEN)], &[]).wait_until_up();
+    let pool = HttpPool::new(&*urls[0]).unwrap();
+    pool.set_peers(&urls).unwrap();
+    let mut users = (0..10_000).map(|user| (format!("user:{user:08}"), user.to_string()));
+    let mut get_another = |node: &Process, owner: usize| {
+        let (key, score) = users.find(|(key, _)| pool.owner(key) == urls[owner]).unwrap();
+        assert_eq!(node.get(&key), (200, score), "{key}");
+    };
+    (0..5).for_each(|_| get_another(&by_file, 1));
+    (0..5).for_each(|_| get_another(&by_environment, 0));
+    assert_eq!([&urls[0], &urls[1]].map(|url| counted(url, "peer_loads")), [5, 5]);
+
+    let mut nodes = vec![by_file, by_environment];
+    for guess in [&[][..], &[("GEECACHE_TOKEN", "guess")]] {
+        let stranger = start(2, guess, &[]).wait_until_up();
+        let before = counted(&urls[0], "peer_requests");
+        (0..5).for_each(|_| get_another(&stranger, 0));
+        assert_eq!((counted(&urls[2], "fallbacks"), counted(&urls[2], "peer_loads")), (5, 0));
+        assert_eq!(counted(&urls[0], "peer_requests"), before);
+        get_another(&nodes[0], 2);
+        let line = stranger.lines.line_with("401");
+        assert!(line.contains("a token is required"), "{line}");
+        drop(stranger);
+    }
+
+    let path = "/_geecache/scores";
+    let by_hand = |headers: &[&str]| {
+        let get = ask(&urls[0], &format!("GET {path}/Tom"), headers).status;
+        let delete = ask(&urls[0], &format!("DELETE {path}/Tom"), headers).status;
+        let clear = ask(&urls[0], &format!("DELETE {path}"), headers).status;
+        [get, delete, clear, post(&urls[0], path, headers, &batch_of(&["Tom"])).status]
+    };
+    assert_eq!(by_hand(&[]), [401; 4]);
+    assert_eq!(by_hand(&["Authorization: Bearer guess"]), [401; 4]);
+    assert_eq!(by_hand(&[&format!("Authorization: Bearer {TOKEN}")]), [200, 204, 204, 200]);
+
+    nodes.push(start(2, &[], &["--token-file", &shown]).wait_until_up());
+    for (node, url) in nodes.iter_mut().zip(&urls) {
+        assert!(!ask(url, "GET /metrics", &[]).text().contains(TOKEN));
+        node.signal(Signal::TERM);
+        assert_eq!(node.ended().code(), Some(0));
+        let lines = node.lines.all();
+        assert!(lines.iter().any(|line| line.contains("listens on")), "{lines:?}");
+        assert!(!lines.iter().any(|line| line.contains(TOKEN)), "{lines:?}");
+        let is_warned = lines.iter().any(|line| line.contains("every user of this machine"));
+        assert_eq!(is_warned, *url == urls[2]);
+    }
+}
+
+#[test]
+fn a_token_that_cannot_be_is_refused_and_never_shown() {
+    let folder = Folder::new("no-token");
+    let [url] = urls("127.0.0.13");
+    let file = |name, text| folder.file(name, text, 0o600);
+    let start = |file: Option<&str>, environment: &[_]| {
+        let database = folder.database();
+        let arguments = ["--self-url", &url, "--peers", &url, "--db", &database];
+        let more = file.map(|file| ["--token-file", file]);
+        Process::spawn(&[&arguments[..], more.as_slice().as_flattened()].concat(), environment)
+    };
+    let files = [
+        folder.path("missing"),
+        file("empty", ""),
+        file("newline", "\n"),
+        file("spaces", "se cret"),
+        file("lines", "se\ncret\n"),
+        file("latin", "se\u{e9}cret"),
+    ];
+    let by_file = files.iter().map(|file| (start(Some(file), &[]), file.as_str()));
+    let by_environment = ["", "se cret"].map(|token| {
+        let variable = "GEECACHE_TOKEN";
+        (start(None, &[(variable, token)]), variable)
+    });
+    for ((mut child, lines), place) in by_file.chain(by_environment) {
+        let status = ended(&mut child);
+        let lines = lines.rest();
+        assert_eq!((status.code(), lines.len()), (Some(2), 1), "{lines:?}");
+        let said = &lines[0];
+        assert!(said.starts_with(&format!("node: the token in {place}: ")), "{said}");
+        assert!(!said.replace(place, "").contains("cret"), "{said}");
+    }
+    let help = program().arg("--help").env("GEECACHE_TOKEN", "se-cret").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.contains("GEECACHE_TOKEN") && !help.contains("se-cret"), "{help}");
 }

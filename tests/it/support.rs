@@ -597,7 +597,10 @@ impl Answer {
 }
 
 /// What a process prints.
-pub(crate) struct Lines(Receiver<String>);
+pub(crate) struct Lines {
+    coming: Receiver<String>,
+    seen: Mutex<Vec<String>>,
+}
 
 impl Lines {
     pub(crate) fn of(output: impl Read + Send + 'static) -> Self {
@@ -607,7 +610,13 @@ impl Lines {
             // To its end, even if nobody listens any more: a process must not choke on a full pipe.
             lines.for_each(|line| drop(sender.send(line)));
         });
-        Self(lines)
+        Self { coming: lines, seen: Mutex::default() }
+    }
+
+    fn next(&self, within: Duration) -> Option<String> {
+        let line = self.coming.recv_timeout(within).ok()?;
+        self.seen.lock().unwrap().push(line.clone());
+        Some(line)
     }
 
     /// Waits for the next line that contains `text`.
@@ -615,8 +624,8 @@ impl Lines {
         let end = Instant::now() + LONG;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let line = self.0.recv_timeout(left);
-            let line = line.unwrap_or_else(|_| panic!("the process does not say {text:?}"));
+            let line = self.next(left);
+            let line = line.unwrap_or_else(|| panic!("the process does not say {text:?}"));
             if line.contains(text) {
                 return line;
             }
@@ -625,7 +634,13 @@ impl Lines {
 
     /// All that is left, once the process has ended.
     pub(crate) fn rest(&self) -> Vec<String> {
-        std::iter::from_fn(|| self.0.recv_timeout(LONG).ok()).collect()
+        std::iter::from_fn(|| self.next(LONG)).collect()
+    }
+
+    /// All that it ever printed, once the process has ended.
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.rest();
+        self.seen.lock().unwrap().clone()
     }
 }
 
