@@ -8,7 +8,7 @@ install = command -v $(1) >/dev/null || \
 EXAMPLES := $(or $(CARGO_TARGET_DIR),target)/release/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-metrics examples build-cluster cluster demo fmt fmt-check lint doc ci clean
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(MAKEFILE_LIST))
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -19,8 +19,9 @@ help: ## list the targets
 build: ## build the library and the examples, in release mode
 	$(CARGO) build --release --locked --lib --examples
 
-test: ## run all tests
-	$(CARGO) test --locked
+test: ## run all tests, and those of the pool in a build without TLS, too
+	$(CARGO) test --locked --features tls
+	$(CARGO) test --locked --lib http::pool
 
 test-metrics: ## check /metrics with promtool (installs Debian's prometheus where missing)
 	$(call install,promtool,prometheus)
@@ -40,18 +41,23 @@ cluster: build-cluster ## run nodes on 8001 to 8003 and a front on 9999, until C
 demo: build-cluster ## show by itself what a cluster does, then end
 	$(EXAMPLES)/cluster --demo $(ARGS)
 
+tls: ## run nodes behind stunnel, which is installed if need be, ask through it, then end
+	$(CARGO) build --release --locked --features tls --example node
+	examples/tls/run.sh $(EXAMPLES)/node
+
 fmt: ## format the code
 	$(CARGO) fmt
 
 fmt-check: ## check the format
 	$(CARGO) fmt --check
 
-lint: ## run clippy on all targets, warnings denied
+lint: ## run clippy on all targets, with TLS and without, warnings denied
+	$(CARGO) clippy --locked --all-targets --features tls -- -D warnings
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 doc: ## build the docs as a book, the private modules among them, warnings denied
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls --document-private-items
 
 ci: fmt-check lint test test-metrics doc ## format, lint, all tests and docs, as before each merge
 

@@ -62,6 +62,12 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
 
+    /// The file with the certificates, in PEM, by which peers behind https:// are believed
+    /// [default: those that browsers know]
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) root_certificates: Option<PathBuf>,
+
     /// Log the story of each get
     #[arg(short, long)]
     pub(crate) verbose: bool,
@@ -85,9 +91,11 @@ and 2 if the node could not start.";
 
 impl Options {
     /// Where to listen for peers.
-    pub(crate) fn listen(&self) -> &str {
-        let from_url = || self.self_url.strip_prefix("http://").unwrap_or(&self.self_url);
-        self.listen.as_deref().unwrap_or_else(from_url)
+    pub(crate) fn listen(&self) -> Result<&str, String> {
+        let from_url = || self.self_url.strip_prefix("http://");
+        self.listen.as_deref().or_else(from_url).ok_or_else(|| {
+            format!("--listen is required: a proxy listens at {} and asks there", self.self_url)
+        })
     }
 }
 

@@ -54,9 +54,12 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let timeout = default.timeout + options.origin_delay;
     let token = token::read(options.token_file.as_deref())?;
     let pool_options = PoolOptions { timeout, token: token.clone(), ..default };
+    #[cfg(feature = "tls")]
+    let pool_options =
+        PoolOptions { root_certificates: root_certificates(options)?, ..pool_options };
     let pool = HttpPool::with_options(&options.self_url, pool_options)?;
     pool.set_peers(&options.peers)?;
-    let listener = bind(options.listen())?;
+    let listener = bind(options.listen()?)?;
     let front_listener = options.api.as_deref().map(bind).transpose()?;
     let database = Database::open(&options.db, options.origin_delay)
         .map_err(|error| format!("database {}: {error}", options.db.display()))?;
@@ -105,6 +108,13 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         warn!("some requests were not answered within {GRACE:?}");
     }
     Ok(())
+}
+
+#[cfg(feature = "tls")]
+fn root_certificates(options: &Options) -> Result<Option<Vec<u8>>, String> {
+    let Some(file) = &options.root_certificates else { return Ok(None) };
+    let read = std::fs::read(file);
+    read.map(Some).map_err(|error| format!("the certificates in {}: {error}", file.display()))
 }
 
 /// The library's story and ours; what others log is left out.

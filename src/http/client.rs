@@ -27,7 +27,7 @@ use crate::{Loaded, PeerError, PeerGetter};
 /// Asks the peer at one base URL.
 #[doc(alias = "httpGetter")]
 pub(crate) struct HttpGetter {
-    /// As it is named in the list of peers, `http://host:port`.
+    /// As it is named in the list of peers, like `http://host:port`.
     base_url: String,
     agent: Agent,
     addresses: Addresses,
@@ -59,13 +59,19 @@ impl HttpGetter {
             .max_redirects_will_error(false)
             .user_agent("geecache")
             .accept("")
-            .accept_encoding("")
-            .build();
+            .accept_encoding("");
+        #[cfg(feature = "tls")]
+        let config = config.tls_config(
+            super::tls::config(options.root_certificates.as_deref()).expect("the pool checks it"),
+        );
         let addresses = Addresses::default();
         let step = options.timeout / 16 + Duration::from_nanos(1); // never zero
         let connector = ().chain(TcpConnector::default()).chain(Sparing { step });
+        // Outside of what spares system calls: those are the socket's.
+        #[cfg(feature = "tls")]
+        let connector = connector.chain(ureq::unversioned::transport::RustlsConnector::default());
         Self {
-            agent: Agent::with_parts(config, connector, addresses.clone()),
+            agent: Agent::with_parts(config.build(), connector, addresses.clone()),
             base_url,
             addresses,
             cooldown: Cooldown::default(),

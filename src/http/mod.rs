@@ -6,6 +6,7 @@
 //! | `pool` | [`HttpPool`]: the ring, and a getter for each other node |
 //! | `client` | `HttpGetter`: asks one peer |
 //! | `connection` | ureq's connections with fewer system calls |
+//! | `tls` | whom a node believes behind `https://`, with the feature `tls` |
 //! | `cooldown` | dead peers cost once |
 //! | `combine` | gets that go to the same peer share a request |
 //! | `frame` | how a batch is written as bytes |
@@ -23,6 +24,8 @@ mod listener;
 mod pool;
 mod routes;
 mod server;
+#[cfg(feature = "tls")]
+mod tls;
 mod wire;
 mod workers;
 

@@ -37,7 +37,7 @@ pub struct PoolOptions {
     /// the [hash's own number](RingHash::default_points): 50.
     #[doc(alias = "replicas")]
     pub points_per_peer: Option<usize>,
-    /// How long connecting to a peer may take. Default: 500 ms.
+    /// How long connecting to a peer may take, TLS included. Default: 500 ms.
     pub connect_timeout: Duration,
     /// How long a question to a peer may take from beginning to end; then this node loads by
     /// itself. It should be longer than the origin takes. Default: 3 s.
@@ -53,6 +53,10 @@ pub struct PoolOptions {
     pub base_path: String,
     /// The secret that peers ask for, sent as `Authorization: Bearer`. Default: none.
     pub token: Option<String>,
+    /// The root certificates, in PEM, by which peers behind `https://` are believed. Only with the
+    /// feature `tls`. Default: `None`, those that browsers know.
+    #[cfg(feature = "tls")]
+    pub root_certificates: Option<Vec<u8>>,
 }
 
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -69,11 +73,13 @@ impl Default for PoolOptions {
             combine: true,
             base_path: DEFAULT_BASE_PATH.into(),
             token: None,
+            #[cfg(feature = "tls")]
+            root_certificates: None,
         }
     }
 }
 
-/// Shows everything but the token.
+/// Shows everything but the token and the certificates.
 impl fmt::Debug for PoolOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolOptions")
@@ -86,14 +92,15 @@ impl fmt::Debug for PoolOptions {
             .field("combine", &self.combine)
             .field("base_path", &self.base_path)
             .field("token", &self.token.as_ref().map(|_| "…"))
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
 /// The nodes of a cluster as one of them sees it: a [`PeerPicker`] over HTTP.
 ///
-/// A node is known by its URL, `http://host:port`, and all nodes must write it the same way:
-/// it decides who owns which key. Until [`set_peers`](Self::set_peers) the node is alone.
+/// A node is known by its URL, `http://host:port`, or `https://` with the feature `tls`, and all
+/// nodes must write it the same way: it decides who owns which key. Until
+/// [`set_peers`](Self::set_peers) the node is alone.
 ///
 /// ```
 /// use geecache::HttpPool;
@@ -141,6 +148,8 @@ impl HttpPool {
         check_url(&self_url)?;
         check_base_path(&options.base_path)?;
         check_token(options.token.as_deref())?;
+        #[cfg(feature = "tls")]
+        super::tls::config(options.root_certificates.as_deref())?;
         if options.points_per_peer == Some(0) {
             return Err(Error::Config("points_per_peer must be at least 1".into()));
         }
@@ -243,10 +252,15 @@ fn check_url(url: &str) -> Result<(), Error> {
     };
     let uri: Uri = url.parse().map_err(|_| wrong("not a URL"))?;
     let Some(authority) = uri.authority() else { return Err(wrong("no host")) };
-    if uri.scheme_str() != Some("http") {
-        return Err(wrong("peers speak http"));
-    }
-    if url != format!("http://{authority}") {
+    let scheme = match uri.scheme_str() {
+        Some(scheme @ "http") => scheme,
+        Some(scheme @ "https") if cfg!(feature = "tls") => scheme,
+        Some("https") => {
+            return Err(wrong("https needs the feature `tls` of geecache; without it"));
+        }
+        _ => return Err(wrong("peers speak http")),
+    };
+    if url != format!("{scheme}://{authority}") {
         return Err(wrong("something follows the port"));
     }
     if authority.as_str().contains('@') {
@@ -316,12 +330,13 @@ mod tests {
             "",
             "a:8001",
             "a",
-            "https://a:8001",
+            "ftp://a:8001",
             "http://",
             "http://a:8001/",
             "http://a:8001/x",
             "http://a:8001?q",
             "http://u@a:8001",
+            "https://a:8001/",
         ] {
             assert!(HttpPool::new(url).is_err(), "{url}");
         }
@@ -330,6 +345,13 @@ mod tests {
         {
             assert!(HttpPool::new(url).is_ok(), "{url}");
         }
+    }
+
+    #[test]
+    fn https_needs_the_feature_tls() {
+        let pool = HttpPool::new("https://a:8001");
+        assert_eq!(pool.is_ok(), cfg!(feature = "tls"));
+        assert!(pool.err().is_none_or(|why| why.to_string().contains("the feature `tls`")));
     }
 
     #[test]
@@ -367,6 +389,11 @@ mod tests {
             assert!(refused(PoolOptions { token: Some(token.into()), ..PoolOptions::default() }));
         }
         assert!(refused(PoolOptions { base_path: "geecache".into(), ..PoolOptions::default() }));
+        #[cfg(feature = "tls")]
+        for roots in ["", "no PEM", "-----BEGIN CERTIFICATE-----\n~\n-----END CERTIFICATE-----\n"] {
+            let root_certificates = Some(roots.into());
+            assert!(refused(PoolOptions { root_certificates, ..PoolOptions::default() }));
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! | `metrics` | the counters as Prometheus reads them |
 //! | `mixed` | nodes of Go's GeeCache in the same cluster |
 //! | `processes` | a node that is killed, and an environment that names a proxy |
+//! | `tls` | peers behind `https://`, with the feature `tls` |
 //! | `node` | the program of `examples/node` |
 //! | `docs` | what the docs say of all these |
 //!
@@ -35,4 +36,6 @@ mod processes;
 mod protocol;
 mod removal;
 mod support;
+#[cfg(feature = "tls")]
+mod tls;
 mod values;

@@ -11,6 +11,8 @@ use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::*;
+#[cfg(feature = "tls")]
+use crate::tls::{Authority, TlsEnd};
 
 /// A folder for the database of one test, which goes with it.
 struct Folder(PathBuf);
@@ -408,4 +410,57 @@ fn a_token_that_cannot_be_is_refused_and_never_shown() {
     let help = program().arg("--help").env("GEECACHE_TOKEN", "se-cret").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     assert!(help.contains("GEECACHE_TOKEN") && !help.contains("se-cret"), "{help}");
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn nodes_behind_proxies_that_end_tls_ask_each_other_through_them() {
+    let folder = Folder::new("tls");
+    let (addresses, database) = (urls::<2>("127.0.0.14"), folder.database());
+    let authority = Authority::new();
+    let ends = addresses.each_ref().map(|url| TlsEnd::of(url, &authority, "127.0.0.1"));
+    let urls = ends.each_ref().map(|end| end.url.clone());
+    let roots = folder.file("root.pem", &authority.pem(), 0o644);
+    let others = folder.file("other.pem", &Authority::new().pem(), 0o644);
+    let start = |i: usize, roots: &str| {
+        let more = ["--listen", address_of(&addresses[i]), "--root-certificates", roots];
+        Process::start(&urls[i], &urls, &database, &more).wait_until_up()
+    };
+    let [asker, _owner] = [start(0, &roots), start(1, &roots)];
+    let pool = HttpPool::new(&*urls[0]).unwrap();
+    pool.set_peers(&urls).unwrap();
+    let mut users = (0..10_000)
+        .map(|user| (format!("user:{user:08}"), user.to_string()))
+        .filter(|(key, _)| pool.owner(key) == urls[1]);
+    for (key, score) in users.by_ref().take(10) {
+        assert_eq!(asker.get(&key), (200, score));
+    }
+    assert_eq!(counted(&addresses[0], "peer_loads"), 10);
+    assert_eq!(asker.ask("DELETE /api?key=Tom").status, 204);
+    drop(asker);
+
+    let asker = start(0, &others);
+    let (key, score) = users.next().unwrap();
+    assert_eq!(asker.get(&key), (200, score));
+    let line = asker.lines.line_with("certificate");
+    assert!(line.contains(&urls[1]), "{line}");
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_node_behind_a_proxy_has_to_be_told_where_to_listen_and_whom_to_believe() {
+    let missing = "/nowhere/root.pem";
+    for (more, gist) in [
+        (&[][..], "--listen is required"),
+        (&["--listen", "127.0.0.1:0", "--root-certificates", missing], missing),
+        (&["--listen", "127.0.0.1:0", "--root-certificates", "/dev/null"], "no certificate"),
+    ] {
+        let (url, database) = ("https://localhost:8443", ":memory:");
+        let arguments = ["--self-url", url, "--peers", url, "--db", database];
+        let (mut child, lines) = Process::spawn(&[&arguments, more].concat(), &[]);
+        let status = ended(&mut child);
+        let lines = lines.rest();
+        assert_eq!((status.code(), lines.len()), (Some(2), 1), "{lines:?}");
+        assert!(lines[0].starts_with("node: ") && lines[0].contains(gist), "{lines:?}");
+    }
 }

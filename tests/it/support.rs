@@ -185,6 +185,13 @@ impl Cluster {
         self
     }
 
+    /// The certificates by which peers behind `https://` are believed.
+    #[cfg(feature = "tls")]
+    pub(crate) fn root_certificates(mut self, pem: &str) -> Self {
+        self.pool.root_certificates = Some(pem.into());
+        self
+    }
+
     pub(crate) fn workers(mut self, workers: usize, queue: usize) -> Self {
         (self.server.workers, self.server.queue) = (workers, queue);
         self
@@ -327,7 +334,7 @@ pub(crate) fn url_of(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
-fn address_of(url: &str) -> &str {
+pub(crate) fn address_of(url: &str) -> &str {
     url.strip_prefix("http://").unwrap()
 }
 
