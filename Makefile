@@ -41,7 +41,10 @@ cluster: build-cluster ## run nodes on 8001 to 8003 and a front on 9999, until C
 demo: build-cluster ## show by itself what a cluster does, then end
 	$(EXAMPLES)/cluster --demo $(ARGS)
 
-tls: ## run nodes behind stunnel, which is installed if need be, ask through it, then end
+tls: ## run nodes behind stunnel, ask through it, then end (installs Debian's stunnel4 where missing)
+	$(call install,stunnel,stunnel4)
+	$(call install,openssl,openssl)
+	$(call install,curl,curl)
 	$(CARGO) build --release --locked --features tls --example node
 	examples/tls/run.sh $(EXAMPLES)/node
 

@@ -2,19 +2,12 @@
 # Runs three nodes behind stunnel, which ends TLS for them, asks through it, and ends all again.
 #
 #   run.sh NODE     NODE is the program of examples/node, built with the feature `tls`
+#
+# It needs stunnel, openssl and curl; `make tls` installs what is missing.
 set -euo pipefail
 
 node=$(realpath "$1")
 conf=$(realpath "$(dirname "$0")/stunnel.conf")
-
-install() {
-    command -v "$1" >/dev/null && return
-    echo "installing $2, which has $1"
-    { apt-get update && apt-get install -y "$2"; } >/dev/null
-}
-install stunnel stunnel4
-install openssl openssl
-install curl curl
 
 cd "$(mktemp -d)"
 started=()
@@ -40,7 +33,8 @@ certify -keyout node.key -out node.pem -subj /CN=localhost -CA root.pem -CAkey r
     -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE
 
 echo 'a token that the nodes share'
-(umask 077 && openssl rand -hex 32 >token)
+umask 077
+openssl rand -hex 32 >token
 
 echo 'stunnel in front of three nodes'
 stunnel "$conf" 2>stunnel.log &
@@ -62,7 +56,7 @@ expect() {
     if [ "$2" = "$3" ]; then echo "  $1: $2"; else echo "  $1: $2 instead of $3"; exit 1; fi
 }
 counted() {
-    ask https://localhost:8443/metrics | sed -n "s/^geecache_$1_total{group=\"scores\"} //p"
+    ask https://localhost:8443/metrics | awk "/^geecache_$1_total/ { n += \$2 } END { print n + 0 }"
 }
 
 echo 'through the front of the third'
@@ -80,6 +74,7 @@ expect 'a removal from all nodes' "$removal" 204
 echo 'and past it'
 tom=https://localhost:8441/_geecache/scores/Tom
 expect 'without the token' "$(ask "${code[@]}" $tom)" 401
-expect 'with it' "$(ask --header "Authorization: Bearer $(cat token)" $tom)" 630
+echo "Authorization: Bearer $(cat token)" >header # since all users see a command line
+expect 'with it' "$(ask --header @header $tom)" 630
 expect 'without TLS' "$(ask "${code[@]}" http://localhost:8441/healthz || true)" 000
 expect 'without our root' "$(curl --silent "${code[@]}" $tom || true)" 000
