@@ -197,7 +197,7 @@ pub use cache::{CacheStats, Eviction};
 pub use clock::Clock;
 pub use error::{Error, PeerError};
 pub use getter::{BoxError, Getter, Loaded};
-pub use group::{Asked, Group, GroupBuilder, MAX_KEY_BYTES, Tier, Trace};
+pub use group::{Asked, Group, GroupBuilder, MAX_GROUP_BYTES, MAX_KEY_BYTES, Tier, Trace};
 pub use http::{HttpPool, HttpServer, PoolOptions, ServerOptions};
 pub use metrics::prometheus;
 pub use peer::{PeerGetter, PeerPicker};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::doorkeeper::Doorkeeper;
-use super::{Group, Hasher};
+use super::{Group, Hasher, MAX_GROUP_BYTES};
 use crate::cache::{Cache, Eviction};
 use crate::flight::Flight;
 use crate::peer::NoPeers;
@@ -106,11 +106,15 @@ impl GroupBuilder {
     /// Makes the group.
     ///
     /// # Errors
-    /// [`Error::Config`] if the name is empty, `hot_bytes` is more than `max_bytes`, or `ttl_jitter`
-    /// is no fraction.
+    /// [`Error::Config`] if the name is empty or longer than
+    /// [`MAX_GROUP_BYTES`](crate::MAX_GROUP_BYTES), `hot_bytes` is more than `max_bytes`, or
+    /// `ttl_jitter` is no fraction.
     pub fn build(self) -> Result<Arc<Group>, Error> {
-        if self.name.is_empty() {
-            return Err(Error::Config("a group needs a name".into()));
+        if !(1..=MAX_GROUP_BYTES).contains(&self.name.len()) {
+            return Err(Error::Config(format!(
+                "a group has a name of 1 to {MAX_GROUP_BYTES} bytes, not of {}",
+                self.name.len()
+            )));
         }
         if !(0.0..=1.0).contains(&self.ttl_jitter) {
             return Err(Error::Config(format!(

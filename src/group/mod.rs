@@ -54,6 +54,8 @@ pub use trace::{Asked, Tier, Trace};
 
 /// The longest key in bytes. Also, a key has at least one.
 pub const MAX_KEY_BYTES: usize = 16 << 10;
+/// The longest name of a group in bytes. Also, it has at least one.
+pub const MAX_GROUP_BYTES: usize = 1 << 10;
 
 /// A namespace of keys with the getter that loads them and the caches that keep them.
 ///

@@ -335,7 +335,7 @@ fn settings_that_cannot_work_are_refused() {
         built.err().map(|error| error.to_string())
     };
     assert_eq!(build("scores", 100), None);
-    assert_eq!(build("", 0).unwrap(), "a group needs a name");
+    assert_eq!(build("", 0).unwrap(), "a group has a name of 1 to 1024 bytes, not of 0");
     assert!(build("scores", 101).unwrap().contains("hot_bytes (101)"));
 }
 

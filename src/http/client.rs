@@ -4,6 +4,7 @@
 //! exchange has one deadline, connections are kept between questions, and a peer that failed
 //! is left alone for a while (see [`cooldown`](super::cooldown)).
 
+use std::io::Read;
 use std::iter::zip;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -231,7 +232,7 @@ fn body(answer: &mut Response<Body>, limit: u64) -> Result<Vec<u8>, PeerError> {
         return Err(PeerError::TooLarge { limit });
     }
     // One more than the limit, to tell a body of just that size from a larger one.
-    match body.with_config().limit(limit + 1).read_to_vec() {
+    match body.with_config().limit(limit.saturating_add(1)).read_to_vec() {
         Ok(bytes) if bytes.len() as u64 <= limit => Ok(bytes),
         Ok(_) | Err(ureq::Error::BodyExceedsLimit(_)) => Err(PeerError::TooLarge { limit }),
         Err(error) => Err(failure(error)),
@@ -240,8 +241,9 @@ fn body(answer: &mut Response<Body>, limit: u64) -> Result<Vec<u8>, PeerError> {
 
 /// An answer that is none, with the beginning of its text.
 fn status(answer: &mut Response<Body>) -> PeerError {
-    let text = answer.body_mut().with_config().limit(1 << 10).lossy_utf8(true).read_to_string();
-    let text = text.unwrap_or_default().trim_end().into();
+    let mut text = Vec::new();
+    let _ = answer.body_mut().as_reader().take(frame::MAX_TEXT_BYTES as u64).read_to_end(&mut text);
+    let text = String::from_utf8_lossy(&text).trim_end().into();
     PeerError::Status { code: answer.status().as_u16(), text }
 }
 

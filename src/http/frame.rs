@@ -30,10 +30,10 @@ pub(super) const MAX_KEYS: usize = 1024;
 pub(super) const MAX_QUESTION_BYTES: usize = 1 << 20;
 /// The most bytes of values in one answer; what does not fit is asked for singly.
 pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
+/// The most bytes of an error's text; what is longer is cut.
+pub(super) const MAX_TEXT_BYTES: usize = 1 << 10;
 /// The longest body of an answer.
 pub(super) const MAX_ANSWER_BYTES: usize = MAX_VALUE_BYTES + MAX_KEYS * (3 + MAX_TEXT_BYTES);
-
-const MAX_TEXT_BYTES: usize = 1024;
 const NO_END: u64 = u64::MAX;
 
 const VALUE: u8 = 0;

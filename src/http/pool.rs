@@ -20,7 +20,7 @@ use ureq::http::Uri;
 
 use super::client::HttpGetter;
 use super::wire::DEFAULT_BASE_PATH;
-use crate::{Error, PeerGetter, PeerPicker, Ring, RingHash};
+use crate::{Error, MAX_GROUP_BYTES, MAX_KEY_BYTES, PeerGetter, PeerPicker, Ring, RingHash};
 
 /// How an [`HttpPool`] places and asks its peers.
 ///
@@ -33,8 +33,8 @@ use crate::{Error, PeerGetter, PeerPicker, Ring, RingHash};
 pub struct PoolOptions {
     /// The hash of the ring. All nodes must use the same. Default: [`RingHash::Crc32`], as Go.
     pub hash: RingHash,
-    /// How many points each node has on the ring. All nodes must use the same. Default: `None`,
-    /// the [hash's own number](RingHash::default_points): 50.
+    /// How many points each node has on the ring, up to 10,000. All nodes must use the same.
+    /// Default: `None`, the [hash's own number](RingHash::default_points): 50.
     #[doc(alias = "replicas")]
     pub points_per_peer: Option<usize>,
     /// How long connecting to a peer may take, TLS included. Default: 500 ms.
@@ -49,9 +49,10 @@ pub struct PoolOptions {
     pub max_value_bytes: u64,
     /// Whether concurrent gets that go to the same peer share requests. Default: `true`.
     pub combine: bool,
-    /// The path under which peers answer. Default: `/_geecache/`.
+    /// The path under which peers answer, of up to 1,024 bytes. Default: `/_geecache/`.
     pub base_path: String,
-    /// The secret that peers ask for, sent as `Authorization: Bearer`. Default: none.
+    /// The secret that peers ask for, sent as `Authorization: Bearer`: up to 4,096 visible ASCII
+    /// characters. Default: none.
     pub token: Option<String>,
     /// The root certificates, in PEM, by which peers behind `https://` are believed. Only with the
     /// feature `tls`. Default: `None`, those that browsers know.
@@ -59,7 +60,14 @@ pub struct PoolOptions {
     pub root_certificates: Option<Vec<u8>>,
 }
 
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// The ring has all nodes' points in memory.
+const MAX_POINTS: usize = 10_000;
+pub(super) const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_TOKEN_BYTES: usize = 4 << 10;
+/// Neither a node's URL nor the base path is longer.
+const MAX_URL_BYTES: usize = 1 << 10;
+// So ureq can ask for the longest key: no `Uri` is longer than 65,534 bytes.
+const _: () = assert!(2 * MAX_URL_BYTES + 3 * (MAX_GROUP_BYTES + MAX_KEY_BYTES) < 65_534);
 
 impl Default for PoolOptions {
     fn default() -> Self {
@@ -150,8 +158,8 @@ impl HttpPool {
         check_token(options.token.as_deref())?;
         #[cfg(feature = "tls")]
         super::tls::config(options.root_certificates.as_deref())?;
-        if options.points_per_peer == Some(0) {
-            return Err(Error::Config("points_per_peer must be at least 1".into()));
+        if options.points_per_peer.is_some_and(|points| !(1..=MAX_POINTS).contains(&points)) {
+            return Err(Error::Config(format!("a node has 1 to {MAX_POINTS} points on the ring")));
         }
         if [options.timeout, options.connect_timeout]
             .iter()
@@ -250,6 +258,9 @@ fn check_url(url: &str) -> Result<(), Error> {
     let wrong = |what: &str| {
         Error::Config(format!("node URL {url:?}: {what}, write it like http://10.0.0.1:8001"))
     };
+    if url.len() > MAX_URL_BYTES {
+        return Err(Error::Config(format!("a node URL has up to {MAX_URL_BYTES} bytes")));
+    }
     let uri: Uri = url.parse().map_err(|_| wrong("not a URL"))?;
     let Some(authority) = uri.authority() else { return Err(wrong("no host")) };
     let scheme = match uri.scheme_str() {
@@ -271,19 +282,26 @@ fn check_url(url: &str) -> Result<(), Error> {
 
 /// A token travels in a header: what is read from a file often ends in a newline, which cannot.
 pub(super) fn check_token(token: Option<&str>) -> Result<(), Error> {
-    if token.is_none_or(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic())) {
+    let Some(token) = token else { return Ok(()) };
+    if (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic()) {
         return Ok(());
     }
-    Err(Error::Config("a token is one or more visible ASCII characters, without spaces".into()))
+    Err(Error::Config(format!(
+        "a token is 1 to {MAX_TOKEN_BYTES} visible ASCII characters, without spaces"
+    )))
 }
 
 pub(super) fn check_base_path(path: &str) -> Result<(), Error> {
-    if path.len() > 1 && path.starts_with('/') && path.ends_with('/') && path.parse::<Uri>().is_ok()
+    if (2..=MAX_URL_BYTES).contains(&path.len())
+        && path.starts_with('/')
+        && path.ends_with('/')
+        && path.parse::<Uri>().is_ok()
     {
         return Ok(());
     }
     Err(Error::Config(format!(
-        "base path {path:?}: it begins and ends with a slash, like {DEFAULT_BASE_PATH}"
+        "base path {path:?}: it begins and ends with a slash, like {DEFAULT_BASE_PATH}, and has up \
+         to {MAX_URL_BYTES} bytes"
     )))
 }
 

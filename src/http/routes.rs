@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tiny_http::{Method, Request, ResponseBox};
+use tiny_http::{Header, Method, Request, ResponseBox};
 
 use super::workers::{bytes, header, text};
 use super::{frame, wire};
@@ -17,6 +17,8 @@ use crate::{Error, Group};
 
 /// How long a body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(5);
+/// The most bytes in the names and values of a header.
+const MAX_HEADER_BYTES: usize = 64 << 10;
 
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -30,6 +32,9 @@ pub(super) struct Routes {
 impl Routes {
     /// The answer; `None` to a client that takes too long to ask.
     pub(super) fn answer(&self, request: &mut Request) -> Option<ResponseBox> {
+        if header_bytes(request) > MAX_HEADER_BYTES {
+            return Some(text(431, &format!("a header has up to {MAX_HEADER_BYTES} bytes\n")));
+        }
         let path = request.url().split('?').next().unwrap_or_default().to_string();
         Some(match path.strip_prefix(&*self.base_path) {
             Some(_) if !self.may_ask(request) => {
@@ -124,6 +129,11 @@ fn is_only_if_cached(request: &Request) -> bool {
     request.headers().iter().any(|header| {
         header.field.equiv("Cache-Control") && header.value.as_str() == wire::ONLY_IF_CACHED
     })
+}
+
+fn header_bytes(request: &Request) -> usize {
+    let bytes = |header: &Header| header.field.as_str().as_str().len() + header.value.len();
+    request.headers().iter().map(bytes).sum()
 }
 
 /// Reads the body, up to one byte more than a batch may have; `None` if it is not there in time,

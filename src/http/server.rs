@@ -13,7 +13,7 @@ use std::time::Duration;
 use tiny_http::{Request, ResponseBox};
 
 use super::listener::Listener;
-use super::pool::{check_base_path, check_token};
+use super::pool::{LONGEST_TIMEOUT, check_base_path, check_token};
 use super::routes::Routes;
 use super::wire::DEFAULT_BASE_PATH;
 use super::workers::Workers;
@@ -26,10 +26,11 @@ pub struct ServerOptions {
     /// How many requests are answered at the same time; each may wait for the origin.
     /// Up to 4,096. Default: 16.
     pub workers: usize,
-    /// How many requests wait for a worker before further ones get `503`. Default: 256.
+    /// How many requests wait for a worker before further ones get `503`. Up to 65,536.
+    /// Default: 256.
     pub queue: usize,
     /// How long a connection may be silent, or not take an answer, before it is closed. Longer
-    /// than the 15 s for which peers keep theirs. Default: 60 s.
+    /// than the 15 s for which peers keep theirs, and up to a day. Default: 60 s.
     pub idle_timeout: Duration,
     /// The path under which peers ask. Default: `/_geecache/`.
     pub base_path: String,
@@ -40,6 +41,8 @@ pub struct ServerOptions {
 
 /// More threads than a process can usually have would end it instead of being an error.
 const MOST_WORKERS: usize = 4096;
+/// The queue's places are allocated at the start.
+const LONGEST_QUEUE: usize = 1 << 16;
 
 impl Default for ServerOptions {
     fn default() -> Self {
@@ -140,8 +143,11 @@ impl HttpServer {
         if !(1..=MOST_WORKERS).contains(&options.workers) {
             return Err(Error::Config(format!("a server has 1 to {MOST_WORKERS} workers")));
         }
-        if options.idle_timeout.is_zero() {
-            return Err(Error::Config("an idle timeout of zero leaves no time to ask".into()));
+        if options.queue > LONGEST_QUEUE {
+            return Err(Error::Config(format!("up to {LONGEST_QUEUE} requests wait in the queue")));
+        }
+        if options.idle_timeout.is_zero() || options.idle_timeout > LONGEST_TIMEOUT {
+            return Err(Error::Config("an idle timeout is more than zero and up to a day".into()));
         }
         let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
         let workers = Arc::new(Workers::start(options.workers, options.queue, shed, handler)?);

@@ -6,6 +6,7 @@
 //! | `owners` | owners that fail, each in its own way, and what it costs; their return |
 //! | `keys` | every key and group name travels exactly |
 //! | `values` | sizes, budgets, times to live |
+//! | `limits` | the largest of everything, and one above |
 //! | `fresh` | absent keys that are remembered, lives that differ |
 //! | `removal` | a key, or all, leaves every node |
 //! | `batches` | many keys at once, and owners that know no batches |
@@ -27,6 +28,7 @@ mod docs;
 mod fresh;
 mod gets;
 mod keys;
+mod limits;
 mod load;
 mod metrics;
 mod mixed;

@@ -315,6 +315,27 @@ fn values_and_absences_live_as_long_as_the_options_say() {
 }
 
 #[test]
+fn a_node_can_have_4096_workers_and_no_more() {
+    let folder = Folder::new("workers");
+    let ([url], database) = (urls("127.0.0.15"), folder.database());
+    let start = |workers| {
+        let arguments = ["--self-url", &url, "--peers", &url, "--db", &database];
+        let arguments = [&arguments[..], &["--workers", workers]].concat();
+        let (child, lines) = Process::spawn(&arguments, &[]);
+        Process { child, lines, front: String::new() }
+    };
+    let mut node = start("4096");
+    node.lines.line_with("listens on");
+    assert_eq!(ask(&url, "GET /_geecache/scores/Tom", &[]).text(), "630");
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().code(), Some(0));
+
+    let mut node = start("4097");
+    assert_eq!(node.ended().code(), Some(2));
+    assert!(node.lines.line_with("4097").contains("1..=4096"));
+}
+
+#[test]
 fn nodes_answer_those_who_know_the_token_and_the_others_do_without_them() {
     const TOKEN: &str = "wgbGWnN2X0ds";
     let folder = Folder::new("token");
