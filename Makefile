@@ -41,7 +41,7 @@ cluster: build-cluster ## run nodes on 8001 to 8003 and a front on 9999, until C
 demo: build-cluster ## show by itself what a cluster does, then end
 	$(EXAMPLES)/cluster --demo $(ARGS)
 
-tls: ## run nodes behind stunnel, ask through it, then end (installs Debian's stunnel4 where missing)
+tls: ## run nodes behind stunnel, ask through it, then end (installs stunnel4 where missing)
 	$(call install,stunnel,stunnel4)
 	$(call install,openssl,openssl)
 	$(call install,curl,curl)

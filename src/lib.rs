@@ -70,7 +70,8 @@
 //! ```
 //!
 //! The peer port belongs on a private network: whoever reaches it can read and remove every key, and
-//! nothing bounds the connections or the header of a request in memory. See the README.
+//! nothing bounds the connections or the header of a request in memory. The README says more, also
+//! of tokens and TLS.
 //!
 //! # Reading order
 //!
@@ -136,7 +137,10 @@
 //! | 3: not here, ask singly | |
 //!
 //! Where a token is set, peers send `Authorization: Bearer …`, and the server answers `401`
-//! without it.
+//! without it. With the feature `tls`, peers whose URLs begin with `https://` are asked over TLS;
+//! to serve it is left to a proxy.
+//!
+//! How large each of these can be is a table of the README, *Limits*.
 //!
 //! # What fails, and what then happens
 //!

@@ -20,6 +20,7 @@ const MAX_BATCH_KEYS: usize = 1_024;
 const MAX_QUESTION_BYTES: usize = 1 << 20;
 const MAX_ANSWER_VALUES: usize = 16 << 20;
 const MAX_VALUE_BYTES: usize = 16 << 20;
+const MAX_ANNOUNCED: usize = 16 << 20;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A key of so many bytes, of which none travels as it is, that `owner` owns.
@@ -215,6 +216,14 @@ fn a_header_has_up_to_64_kibibytes() {
             assert_eq!(answer.text(), "a header has up to 65536 bytes\n");
         }
     }
+}
+
+#[test]
+fn a_body_of_16_mebibytes_is_read_to_be_refused() {
+    // That more is not even read is shown in `protocol`.
+    let [node] = Cluster::over(&Origin::of_all()).start();
+    let answer = post(&node.url, "/_geecache/scores", &[], &vec![0; MAX_ANNOUNCED]);
+    assert_eq!(answer.status, 413);
 }
 
 #[test]
