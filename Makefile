@@ -27,6 +27,10 @@ test-metrics: ## check /metrics with promtool (installs Debian's prometheus wher
 	$(call install,promtool,prometheus)
 	$(CARGO) test --locked --test it -- --ignored promtool
 
+races: ## try 100 times as many schedules of threads and sequences as `make test`
+	RACES=100 $(CARGO) test --release --locked --test races
+	PROPTEST_CASES=25600 $(CARGO) test --release --locked --lib cache::properties
+
 examples: ## run the small examples: hello, by_hand, ring
 	$(CARGO) run --locked --quiet --example hello
 	$(CARGO) run --locked --quiet --example by_hand

@@ -1,0 +1,114 @@
+//! `Combine`: gets that share a request.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+
+use super::{LONG, NONE, every, many, together};
+use crate::combine::Combine;
+
+pub(super) fn all() -> Vec<Trial> {
+    vec![
+        every(each_get_has_its_own_answer::<2, 1>),
+        many(each_get_has_its_own_answer::<3, 2>),
+        many(each_get_has_its_own_answer::<5, 1>),
+        many(patience_ends_for_some_and_not_for_the_others),
+        many(a_request_that_panics_leaves_the_others_to_ask),
+    ]
+}
+
+/// A peer that answers a batch for some keys only, and one batch at a time.
+struct Peer {
+    combine: Combine<String>,
+    batch_out: AtomicBool,
+    plain: [AtomicUsize; KEYS],
+    batched: [AtomicUsize; KEYS],
+}
+
+const KEYS: usize = 10;
+
+impl Peer {
+    fn new() -> Self {
+        let counts = || [const { AtomicUsize::new(0) }; KEYS];
+        let (plain, batched) = (counts(), counts());
+        Self { combine: Combine::new(), batch_out: AtomicBool::new(false), plain, batched }
+    }
+
+    /// Odd keys are in no batch's answer. Two keys fit into a batch. Whoever asks for `bomb` by a
+    /// request of its own, or leads a batch with it, panics.
+    fn get(&self, key: usize, patience: Duration, bomb: Option<usize>) -> Option<String> {
+        let explode = |key| {
+            if Some(key) == bomb {
+                resume_unwind(Box::new("on purpose"));
+            }
+        };
+        let batch = |keys: &[&str]| {
+            assert!(!self.batch_out.swap(true, Ordering::SeqCst), "two batches are out");
+            let keys: Vec<usize> = keys.iter().map(|key| key.parse().unwrap()).collect();
+            for &key in &keys {
+                assert_eq!(self.batched[key].fetch_add(1, Ordering::SeqCst), 0, "asked twice");
+            }
+            thread::yield_now();
+            self.batch_out.store(false, Ordering::SeqCst);
+            explode(keys[0]);
+            keys.iter().map(|key| (key % 2 == 0).then(|| key.to_string())).collect()
+        };
+        let plain = || {
+            assert_eq!(self.plain[key].fetch_add(1, Ordering::SeqCst), 0, "asked twice");
+            thread::yield_now();
+            explode(key);
+            key.to_string()
+        };
+        // Two groups; only keys of the same one go together.
+        let group = if key < KEYS / 2 { "low" } else { "high" };
+        let fitting = |keys: &[&str]| {
+            assert!(
+                keys.iter()
+                    .all(|key| (key.parse::<usize>().unwrap() < KEYS / 2) == (group == "low"))
+            );
+            keys.len().min(2)
+        };
+        self.combine.get(group, &key.to_string(), patience, fitting, batch, plain)
+    }
+
+    /// Nothing is out and nobody waits: a get goes out plainly.
+    fn is_at_rest(&self) -> bool {
+        self.get(KEYS - 1, LONG, None);
+        self.plain[KEYS - 1].load(Ordering::SeqCst) == 1
+            && self.batched[KEYS - 1].load(Ordering::SeqCst) == 0
+    }
+}
+
+fn each_get_has_its_own_answer<const CALLERS: usize, const GETS: usize>() {
+    let peer = Peer::new();
+    together(CALLERS, |i| {
+        for key in (i..).step_by(CALLERS).take(GETS) {
+            assert_eq!(peer.get(key, LONG, None).unwrap(), key.to_string());
+        }
+    });
+    assert!(peer.is_at_rest());
+}
+
+fn patience_ends_for_some_and_not_for_the_others() {
+    let peer = Peer::new();
+    together(5, |i| {
+        let patience = if i < 2 { NONE } else { LONG };
+        match peer.get(i, patience, None) {
+            Some(answer) => assert_eq!(answer, i.to_string()),
+            None => assert!(i < 2, "nobody answered {i}"),
+        }
+    });
+    assert!(peer.is_at_rest());
+}
+
+fn a_request_that_panics_leaves_the_others_to_ask() {
+    let peer = Peer::new();
+    together(5, |i| match catch_unwind(AssertUnwindSafe(|| peer.get(i, LONG, Some(2)))) {
+        Ok(answer) => assert_eq!(answer.unwrap(), i.to_string()),
+        Err(_) => assert_eq!(i, 2),
+    });
+    assert!(peer.is_at_rest());
+}

@@ -1,0 +1,153 @@
+//! `Group`, alone: loads, removals, batches, and getters that ask their own group.
+
+use std::collections::HashMap;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
+
+use libtest_mimic::Trial;
+
+use super::{LONG, NONE, many, together};
+use crate::{BoxError, Error, Group, GroupBuilder, Loaded};
+
+pub(super) fn all() -> Vec<Trial> {
+    vec![
+        many(a_cold_key_is_loaded_once::<2>),
+        many(a_cold_key_is_loaded_once::<4>),
+        many(nothing_from_before_a_removal_is_seen_after_it::<2, false>),
+        many(nothing_from_before_a_removal_is_seen_after_it::<2, true>),
+        many(nothing_from_before_a_removal_is_seen_after_it::<4, false>),
+        many(nothing_from_before_a_removal_is_seen_after_it::<4, true>),
+        many(a_getter_that_panics_releases_all::<4>),
+        many(batches_that_cross_load_each_key_once),
+        many(getters_that_ask_for_each_others_keys_end),
+    ]
+}
+
+/// The source: each key has the version that was written last, 0 for none.
+#[derive(Default)]
+pub(super) struct Origin {
+    pub(super) version: AtomicUsize,
+    loads: AtomicUsize,
+}
+
+impl Origin {
+    pub(super) fn at(version: usize) -> Arc<Self> {
+        Arc::new(Self { version: version.into(), loads: 0.into() })
+    }
+
+    pub(super) fn write(&self, version: usize) {
+        self.version.store(version, Ordering::SeqCst);
+    }
+
+    pub(super) fn loads(&self) -> usize {
+        self.loads.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn group(self: &Arc<Self>) -> GroupBuilder {
+        let origin = self.clone();
+        let load = move |_: &str| {
+            origin.loads.fetch_add(1, Ordering::SeqCst);
+            let version = origin.version.load(Ordering::SeqCst);
+            thread::yield_now();
+            Ok::<_, BoxError>((version > 0).then(|| version.to_string()))
+        };
+        Group::builder("scores", load).max_bytes(10_000).negative_ttl(LONG)
+    }
+}
+
+/// The version that a node gives, asked in one of three ways.
+pub(super) fn ask(group: &Group, way: usize) -> usize {
+    let value = match way % 3 {
+        0 => group.get("k").unwrap(),
+        1 => group.get_many(&["other", "k"]).pop().unwrap().unwrap(),
+        _ => group.answer_peer("k").unwrap().map(|(value, _)| value),
+    };
+    value.map_or(0, |value| value.to_string().parse().unwrap())
+}
+
+fn a_cold_key_is_loaded_once<const CALLERS: usize>() {
+    let origin = Origin::at(1);
+    let group = origin.group().build().unwrap();
+    together(CALLERS, |i| {
+        let value = match i % 2 {
+            0 => group.get("k").unwrap(),
+            _ => group.answer_peer("k").unwrap().map(|(value, _)| value),
+        };
+        assert_eq!(value.unwrap(), "1");
+    });
+    assert_eq!(origin.loads(), 1);
+    let stats = group.stats();
+    let outcomes = stats.local_loads + stats.shared;
+    assert_eq!((stats.gets, stats.misses), (CALLERS as u64, outcomes));
+}
+
+fn nothing_from_before_a_removal_is_seen_after_it<const CALLERS: usize, const ALL: bool>() {
+    // From "no such key", which is remembered as well, to a value, or from a value to another.
+    for before in [0, 1] {
+        let origin = Origin::at(before);
+        let group = origin.group().build().unwrap();
+        together(CALLERS, |i| {
+            if i > 0 {
+                ask(&group, i);
+                return;
+            }
+            origin.write(2);
+            if ALL {
+                group.clear().unwrap()
+            } else {
+                group.remove("k").unwrap()
+            }
+            assert_eq!(ask(&group, 0), 2, "while others ask");
+        });
+        assert_eq!(ask(&group, 0), 2, "was kept");
+    }
+}
+
+fn a_getter_that_panics_releases_all<const CALLERS: usize>() {
+    let panicked = AtomicBool::new(false);
+    let load = move |_: &str| {
+        thread::yield_now();
+        if !panicked.swap(true, Ordering::SeqCst) {
+            resume_unwind(Box::new("on purpose"));
+        }
+        Ok::<_, BoxError>(Some("1"))
+    };
+    let group = Group::builder("scores", load).max_bytes(10_000).build().unwrap();
+    together(CALLERS, |_| match group.get("k") {
+        Ok(value) => assert_eq!(value.unwrap(), "1"),
+        Err(error) => {
+            assert!(matches!(error, Error::GetterPanicked { .. }), "{error}");
+            assert_eq!(group.get("k").unwrap().unwrap(), "1", "told of a panic that was over");
+        }
+    });
+}
+
+fn batches_that_cross_load_each_key_once() {
+    let origin = Origin::at(1);
+    let group = origin.group().build().unwrap();
+    together(4, |i| {
+        let keys: &[&str] = [&["a", "b"][..], &["b", "a"], &["a"], &["b", "a", "b"]][i];
+        let answers = group.get_many(keys);
+        assert!(answers.into_iter().all(|answer| answer.unwrap().unwrap() == "1"));
+    });
+    assert_eq!(origin.loads(), 2);
+}
+
+fn getters_that_ask_for_each_others_keys_end() {
+    let own: Arc<OnceLock<Weak<Group>>> = Arc::default();
+    let load = {
+        let own = own.clone();
+        move |key: &str| {
+            let group = own.get().unwrap().upgrade().unwrap();
+            group.get(if key == "a" { "b" } else { "a" })
+        }
+    };
+    let builder = Group::builder("scores", load).max_bytes(10_000).load_timeout(NONE);
+    let group = builder.build().unwrap();
+    own.set(Arc::downgrade(&group)).ok();
+    // On one thread it is a recursion; with two, each may wait for the other until it has waited
+    // long enough.
+    together(2, |i| assert!(group.get(["a", "b"][i]).is_err()));
+}
