@@ -71,11 +71,19 @@ impl List {
         }
     }
 
-    /// The places from the oldest to the newest.
+    /// The places from the oldest to the newest, which must be those from the newest to the
+    /// oldest, backwards.
     #[cfg(test)]
     pub(crate) fn places(&self, links: &Links) -> Vec<u32> {
-        let next = |&place: &u32| Some(links.0[place as usize].newer).filter(|&p| p != NONE);
-        std::iter::successors(self.oldest(), next).collect()
+        let walk = |from, next: fn(Link) -> u32| -> Vec<u32> {
+            let some = |place| (place != NONE).then_some(place);
+            let next = |&place: &u32| some(next(links.0[place as usize]));
+            std::iter::successors(some(from), next).take(links.0.len() + 1).collect()
+        };
+        let places = walk(self.oldest, |link| link.newer);
+        let backwards = walk(self.newest, |link| link.older);
+        assert!(places.iter().eq(backwards.iter().rev()), "{places:?}, {backwards:?}");
+        places
     }
 }
 

@@ -246,6 +246,9 @@ impl Cache {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::record::{EXPIRY_OVERHEAD, OVERHEAD};
     use super::*;

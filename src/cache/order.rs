@@ -79,9 +79,9 @@ impl Order {
 
     /// All places in the order.
     #[cfg(test)]
-    pub(crate) fn places(&self) -> Vec<u32> {
+    pub(crate) fn places(&self, cost: impl Fn(u32) -> usize) -> Vec<u32> {
         match self {
-            Self::S3Fifo(order) => order.places(),
+            Self::S3Fifo(order) => order.places(cost),
             Self::Lru(order) => order.list.places(&order.links),
         }
     }

@@ -191,10 +191,19 @@ impl S3Fifo {
         fifo.bytes -= cost;
     }
 
+    /// All places, after a look at whether what is known of them agrees.
     #[cfg(test)]
-    pub(crate) fn places(&self) -> Vec<u32> {
-        let places = [&self.small, &self.main].map(|fifo| fifo.list.places(&self.links)).concat();
+    pub(crate) fn places(&self, cost: impl Fn(u32) -> usize) -> Vec<u32> {
+        let queues = [(&self.small, 0), (&self.main, IN_MAIN)].map(|(fifo, mark)| {
+            let places = fifo.list.places(&self.links);
+            assert!(places.iter().all(|&place| self.marks[place as usize] & IN_MAIN == mark));
+            assert_eq!(fifo.bytes, places.iter().map(|&place| cost(place)).sum::<usize>());
+            places
+        });
+        let places = queues.concat();
         assert_eq!(places.len(), self.entries);
+        assert!((LEAST_SHARE..=LARGEST_SHARE).contains(&self.small_share));
+        assert!(self.credit <= MOST_CREDIT);
         places
     }
 }

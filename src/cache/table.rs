@@ -98,10 +98,32 @@ impl Table {
         record
     }
 
-    /// The filled places.
+    /// The filled places, after a look at whether each is in its chain, and no other place in any.
     #[cfg(test)]
     pub(crate) fn places(&self) -> Vec<u32> {
-        (0..self.slots.len() as u32).filter(|&p| self.slots[p as usize].record.is_some()).collect()
+        let walk = |head: &u32| -> Vec<u32> {
+            let next = |&place: &u32| Some(self.slots[place as usize].next).filter(|&p| p != NONE);
+            let first = Some(*head).filter(|&place| place != NONE);
+            std::iter::successors(first, next).take(self.slots.len() + 1).collect()
+        };
+        let chains: Vec<_> = self.heads.iter().map(walk).collect();
+        for (chain, places) in chains.iter().enumerate() {
+            assert!(places.iter().all(|&place| self.chain(self.hash(place)) == chain));
+        }
+        let of_kind = |filled| {
+            let is_filled = |place: u32| self.slots[place as usize].record.is_some();
+            (0..self.slots.len() as u32).filter(move |&p| is_filled(p) == filled).collect()
+        };
+        let sorted = |mut places: Vec<u32>| {
+            places.sort_unstable();
+            places
+        };
+        let (filled, vacant): (Vec<u32>, Vec<u32>) = (of_kind(true), of_kind(false));
+        assert_eq!(sorted(chains.concat()), filled);
+        assert_eq!(sorted(walk(&self.vacant)), vacant);
+        assert_eq!(self.len, filled.len());
+        assert!(self.len <= self.heads.len() && self.heads.len().is_power_of_two());
+        filled
     }
 
     #[inline]
