@@ -167,7 +167,7 @@ impl<T: Clone> Drop for Lead<'_, T> {
 mod tests {
     use super::*;
     use crossbeam_channel::bounded;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Instant;
 
@@ -282,6 +282,45 @@ mod tests {
             open.send(()).unwrap();
             assert_eq!(leader.join().unwrap(), Ok(()));
         });
+    }
+
+    #[test]
+    fn threads_that_lead_follow_and_panic_all_the_time_never_wait_for_nobody() {
+        const KEYS: [&str; 3] = ["a", "b", "c"];
+        let flight = Flight::new();
+        let busy = KEYS.map(|_| AtomicUsize::new(0));
+        let runs = AtomicUsize::new(0);
+        let work = |key: usize| {
+            assert_eq!(busy[key].fetch_add(1, Ordering::SeqCst), 0, "two are at the same work");
+            let run = runs.fetch_add(1, Ordering::SeqCst);
+            thread::yield_now();
+            busy[key].fetch_sub(1, Ordering::SeqCst);
+            if run % 7 == 0 {
+                resume_unwind(Box::new("on purpose"));
+            }
+            run
+        };
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                let (flight, work) = (&flight, &work);
+                scope.spawn(move || {
+                    let mut last = KEYS.map(|_| 0);
+                    for i in 0..2_000 {
+                        let key = (i + thread) % KEYS.len();
+                        let run = || flight.run(KEYS[key], LONG, || work(key));
+                        match catch_unwind(AssertUnwindSafe(run)) {
+                            Err(_) | Ok(Err(Unanswered::LeaderPanicked)) => {}
+                            Ok(answer) => {
+                                let answer = answer.unwrap();
+                                assert!(answer > last[key], "an answer was remembered");
+                                last[key] = answer;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        assert!(flight.calls.lock().unwrap().is_empty());
     }
 
     #[test]

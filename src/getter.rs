@@ -17,6 +17,13 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// [`Loaded`], and `E` is any error. It is called by several threads at once, but never by two
 /// for the same key in the same process.
 ///
+/// A getter may ask its own group for other keys, as long as these do not ask back. If it asks for
+/// the key that it is loading, or for one that this thread is loading further up its stack or in
+/// the same batch, the answer is [`Error::Recursive`](crate::Error::Recursive). If two threads load
+/// a key each and each getter asks for the other's, they wait until
+/// [`load_timeout`](crate::GroupBuilder::load_timeout) ends it with
+/// [`Error::LoadTimeout`](crate::Error::LoadTimeout).
+///
 /// ```
 /// # use geecache::Group;
 /// let squares = Group::builder("squares", |key: &str| {

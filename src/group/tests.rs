@@ -2,9 +2,10 @@
 
 use super::*;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, Weak};
 use std::thread;
+use std::time::Instant;
 
 type Fails = Box<dyn std::error::Error + Send + Sync>;
 
@@ -147,27 +148,108 @@ fn concurrent_gets_of_a_cold_key_make_one_load() {
     check_identities(&stats);
 }
 
-#[test]
-fn a_getter_may_ask_its_group_for_another_key_but_not_for_the_same() {
-    let own: Arc<Mutex<Option<Arc<Group>>>> = Arc::default();
-    let group = Group::builder("scores", {
+/// A group whose getter may ask it.
+fn asking_itself(
+    load_timeout: Duration,
+    getter: impl Fn(&Group, &str) -> Result<String, Error> + Send + Sync + 'static,
+) -> Arc<Group> {
+    let own: Arc<OnceLock<Weak<Group>>> = Arc::default();
+    let load = {
         let own = own.clone();
-        move |key: &str| {
-            let group = own.lock().unwrap().clone().unwrap();
-            match key {
-                "sum" => group.get("Tom"),
-                "itself" => group.get("itself"),
-                _ => Ok(Some(ByteView::from("630"))),
-            }
+        move |key: &str| getter(&own.get().unwrap().upgrade().unwrap(), key).map(Some)
+    };
+    let group = Group::builder("scores", load).load_timeout(load_timeout).build().unwrap();
+    assert!(own.set(Arc::downgrade(&group)).is_ok());
+    group
+}
+
+/// The values of `keys` and a plus between them: a key that depends on others.
+fn sum(group: &Group, keys: &[&str]) -> Result<String, Error> {
+    let values = keys.iter().map(|key| Ok(group.get(key)?.unwrap().to_string()));
+    Ok(values.collect::<Result<Vec<_>, Error>>()?.join(" + "))
+}
+
+#[test]
+fn a_getter_may_ask_its_group_for_other_keys() {
+    let group = asking_itself(Duration::from_secs(30), |group, key| match key {
+        "sum" => sum(group, &["Tom", "Jack"]),
+        "sum of sums" => sum(group, &["sum", "sum"]),
+        "many" => {
+            let values = group.get_many(&["Tom", "sum"]).into_iter();
+            values.map(|value| Ok(value?.unwrap().to_string())).collect()
         }
-    })
-    .build()
-    .unwrap();
-    *own.lock().unwrap() = Some(group.clone());
-    assert_eq!(group.get("sum").unwrap().unwrap(), "630");
-    let error = group.get("itself").unwrap_err();
-    assert!(error.to_string().contains("asked its own group for the key"), "{error}");
-    own.lock().unwrap().take();
+        key => Ok(key.to_uppercase()),
+    });
+    let get = |key| group.get(key).unwrap().unwrap().to_string();
+    assert_eq!(get("sum of sums"), "TOM + JACK + TOM + JACK");
+    assert_eq!(get("many"), "TOMTOM + JACK");
+    group.clear().unwrap();
+    let batch = group.get_many(&["sum", "many", "Sam"]).into_iter();
+    let batch: Vec<_> =
+        batch.map(|answer| answer.map(|value| value.unwrap().to_string())).collect();
+    assert_eq!(batch[0].as_ref().unwrap(), "TOM + JACK");
+    assert_eq!(batch[2].as_ref().unwrap(), "SAM");
+    let error = batch[1].as_ref().unwrap_err();
+    assert!(is_recursive(error), "\"many\" asks for \"sum\", of the same batch: {error}");
+    assert_eq!(get("many"), "TOMTOM + JACK", "and works alone");
+    check_identities(&group.stats());
+}
+
+fn is_recursive(error: &Error) -> bool {
+    error.to_string().contains("asked its own group for the key")
+}
+
+#[test]
+fn a_getter_that_comes_back_to_its_own_key_is_told() {
+    let group = asking_itself(Duration::from_secs(30), |group, key| match key {
+        "itself" => match group.get("itself") {
+            Err(Error::Recursive { key }) => Ok(key),
+            other => panic!("{other:?}"),
+        },
+        "itself in a batch" => match &group.get_many(&["Tom", "itself in a batch"])[..] {
+            [Ok(Some(tom)), Err(Error::Recursive { .. })] => Ok(tom.to_string()),
+            other => panic!("{other:?}"),
+        },
+        "a" => sum(group, &["b"]),
+        "b" => sum(group, &["a"]),
+        key => Ok(key.to_uppercase()),
+    });
+    let get = |key| group.get(key).map(|value| value.unwrap().to_string());
+    assert_eq!(get("itself").unwrap(), "itself");
+    assert_eq!(get("itself in a batch").unwrap(), "TOM");
+    // Each of the two that ask for each other is told, whichever begins, alone or in a batch.
+    for key in ["a", "b"] {
+        assert!(is_recursive(&get(key).unwrap_err()));
+    }
+    for answer in group.get_many(&["a", "b"]) {
+        assert!(is_recursive(&answer.unwrap_err()));
+    }
+    check_identities(&group.stats());
+}
+
+#[test]
+fn two_threads_whose_getters_ask_for_each_others_keys_wait_only_so_long() {
+    let inside = AtomicUsize::new(0);
+    let group = asking_itself(Duration::from_millis(50), move |group, key| {
+        inside.fetch_add(1, Ordering::SeqCst);
+        let start = Instant::now();
+        while inside.load(Ordering::SeqCst) < 2 {
+            assert!(start.elapsed() < Duration::from_secs(30), "waited in vain");
+            thread::yield_now();
+        }
+        sum(group, if key == "a" { &["b"] } else { &["a"] })
+    });
+    let errors = thread::scope(|scope| {
+        let gets = ["a", "b"].map(|key| {
+            scope.spawn({
+                let group = &group;
+                move || group.get(key)
+            })
+        });
+        gets.map(|get| get.join().unwrap().unwrap_err().to_string())
+    });
+    // One of them gives up first; the other shares its error, or asks anew and comes to itself.
+    assert!(errors.iter().any(|error| error.contains("still at it after 50ms")), "{errors:?}");
 }
 
 #[test]
@@ -418,6 +500,54 @@ fn a_load_that_began_before_a_removal_answers_its_callers_and_is_not_kept() {
         });
         check_identities(&group.stats());
     }
+}
+
+#[test]
+fn no_get_that_starts_after_a_removal_sees_what_was_before_it() {
+    const VERSIONS: usize = 2_000;
+    let origin = Arc::new(AtomicUsize::new(0));
+    let group = Group::builder("scores", {
+        let origin = origin.clone();
+        move |_: &str| {
+            let version = origin.load(Ordering::SeqCst);
+            thread::yield_now();
+            Ok::<_, Fails>(Some(version.to_string()))
+        }
+    })
+    .build()
+    .unwrap();
+    let number = |value: Option<ByteView>| value.unwrap().to_string().parse::<usize>().unwrap();
+    // The version whose predecessors have been removed, by now.
+    let (removed, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for reader in 0..3 {
+            let (group, removed, ended) = (&group, &removed, &ended);
+            scope.spawn(move || {
+                while !ended.load(Ordering::SeqCst) {
+                    let oldest = removed.load(Ordering::SeqCst);
+                    let seen = match reader {
+                        0 => group.get("Tom").unwrap(),
+                        1 => group.get_many(&["Jack", "Tom"]).pop().unwrap().unwrap(),
+                        _ => group.answer_peer("Tom").unwrap().map(|(value, _)| value),
+                    };
+                    let seen = number(seen);
+                    assert!(seen >= oldest, "{seen} after the removal of all before {oldest}");
+                }
+            });
+        }
+        for version in 1..=VERSIONS {
+            origin.store(version, Ordering::SeqCst);
+            match version % 3 {
+                0 => group.clear().unwrap(),
+                1 => group.answer_removal("Tom").unwrap(),
+                _ => group.remove("Tom").unwrap(),
+            }
+            removed.store(version, Ordering::SeqCst);
+        }
+        ended.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(number(group.get("Tom").unwrap()), VERSIONS);
+    check_identities(&group.stats());
 }
 
 #[test]
