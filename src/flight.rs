@@ -164,6 +164,26 @@ impl<T: Clone> Drop for Lead<'_, T> {
 }
 
 #[cfg(test)]
+impl<T: Clone> Flight<T> {
+    /// Leads or follows, whichever it is.
+    pub(crate) fn run(
+        &self,
+        key: &str,
+        patience: Duration,
+        work: impl FnOnce() -> T,
+    ) -> Result<T, Unanswered> {
+        match self.join(key) {
+            Seat::Leader(lead) => {
+                let answer = work();
+                lead.land(&answer);
+                Ok(answer)
+            }
+            Seat::Follower(call) => call.wait(patience),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crossbeam_channel::bounded;
@@ -172,25 +192,6 @@ mod tests {
     use std::time::Instant;
 
     const LONG: Duration = Duration::from_secs(30);
-
-    impl<T: Clone> Flight<T> {
-        /// Leads or follows, whichever it is.
-        fn run(
-            &self,
-            key: &str,
-            patience: Duration,
-            work: impl FnOnce() -> T,
-        ) -> Result<T, Unanswered> {
-            match self.join(key) {
-                Seat::Leader(lead) => {
-                    let answer = work();
-                    lead.land(&answer);
-                    Ok(answer)
-                }
-                Seat::Follower(call) => call.wait(patience),
-            }
-        }
-    }
 
     /// Spins, politely, until `condition` holds; gives up after `LONG`.
     fn eventually(condition: impl Fn() -> bool) {
