@@ -296,7 +296,7 @@ mod tests {
             let run = runs.fetch_add(1, Ordering::SeqCst);
             thread::yield_now();
             busy[key].fetch_sub(1, Ordering::SeqCst);
-            if run % 7 == 0 {
+            if run.is_multiple_of(7) {
                 resume_unwind(Box::new("on purpose"));
             }
             run

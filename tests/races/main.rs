@@ -17,7 +17,7 @@
 //! variables and threads are shuttle's.
 
 #![allow(dead_code, unused_imports)] // of the modules' parts that no scenario needs
-#![allow(missing_docs, unreachable_pub)]
+#![allow(missing_docs, unreachable_pub, clippy::new_without_default)]
 
 extern crate self as std;
 extern crate std as real;

@@ -97,7 +97,7 @@ fn nothing_from_before_a_removal_is_seen_after_it<const BY: usize, const ALL: bo
     nodes.iter().for_each(|node| assert_eq!(ask(node, 0), 1));
     together(3, |i| {
         if i > 0 {
-            let node = &nodes[(BY + i) % NODES];
+            let node = &nodes[(BY + i - 1) % NODES];
             ask(node, 0);
             ask(node, 0);
             return;

@@ -63,12 +63,10 @@ impl Peer {
             key.to_string()
         };
         // Two groups; only keys of the same one go together.
-        let group = if key < KEYS / 2 { "low" } else { "high" };
+        let group_of = |key: usize| if key.is_multiple_of(3) { "threes" } else { "others" };
+        let group = group_of(key);
         let fitting = |keys: &[&str]| {
-            assert!(
-                keys.iter()
-                    .all(|key| (key.parse::<usize>().unwrap() < KEYS / 2) == (group == "low"))
-            );
+            assert!(keys.iter().all(|key| group_of(key.parse().unwrap()) == group));
             keys.len().min(2)
         };
         self.combine.get(group, &key.to_string(), patience, fitting, batch, plain)
