@@ -23,14 +23,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
+use foldhash::fast::{FixedState, RandomState};
 
 /// Work under way, by key.
 #[doc(alias = "singleflight")]
 pub(crate) struct Flight<T> {
     // Several, so that threads with different keys seldom meet.
     tables: [Table<T>; TABLES],
-    hasher: RandomState,
 }
 
 const TABLES: usize = 16;
@@ -63,7 +62,7 @@ pub(crate) struct Call<T> {
 
 impl<T: Clone> Flight<T> {
     pub(crate) fn new() -> Self {
-        Self { tables: array::from_fn(|_| Table(Mutex::default())), hasher: RandomState::default() }
+        Self { tables: array::from_fn(|_| Table(Mutex::default())) }
     }
 
     /// Takes part in the work for `key`: leads it, unless another thread does. Who leads several
@@ -90,7 +89,8 @@ impl<T: Clone> Flight<T> {
     }
 
     fn table(&self, key: &str) -> &Mutex<Calls<T>> {
-        &self.tables[self.hasher.hash_one(key) as usize % TABLES].0
+        // Whoever chose keys that all come here would gain nothing: the table has a seed.
+        &self.tables[FixedState::default().hash_one(key) as usize % TABLES].0
     }
 }
 
