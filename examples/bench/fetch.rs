@@ -79,7 +79,7 @@ fn front(group: Arc<Group>) -> HttpServer {
         }
         other => Response::from_string(format!("{other:?}")).with_status_code(500).boxed(),
     };
-    HttpServer::serve(listener, ServerOptions::default(), move |request| {
+    HttpServer::serve(listener, ServerOptions::default(), move |request, _| {
         answer(request.url().trim_start_matches('/'))
     })
     .expect("a server")

@@ -92,7 +92,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let front = match front_listener {
         Some(listener) => {
             let front = Front { scores, pool };
-            let serve = move |request: &mut _| front.answer(request);
+            let serve = move |request: &_, _: &_| front.answer(request);
             let front = HttpServer::serve(listener, server_options, serve)?;
             info!("front on http://{}/", front.local_addr());
             Some(front)

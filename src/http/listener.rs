@@ -39,6 +39,9 @@ use tiny_http::{Request, Server};
 
 /// Connections the kernel holds for us until they are accepted; std asks for 128 only.
 const BACKLOG: i32 = 1024;
+/// How long a client may not read while it is answered: somebody waits for it, unlike for one
+/// that is silent between two requests.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the keeper looks whether somebody came.
 const TICK: Duration = Duration::from_millis(20);
 /// It knocks this often in any case: as many may have come as have gone.
@@ -86,11 +89,11 @@ impl Shared {
 }
 
 impl Listener {
-    /// Starts accepting. A client may stay silent, or not read, for `idle_timeout`.
+    /// Starts accepting. A client may stay silent for `idle_timeout`.
     pub(crate) fn new(socket: TcpListener, idle_timeout: Duration) -> io::Result<Listener> {
         let inherited = SockRef::from(&socket);
         inherited.set_read_timeout(Some(idle_timeout))?;
-        inherited.set_write_timeout(Some(idle_timeout))?;
+        inherited.set_write_timeout(Some(idle_timeout.min(WRITE_TIMEOUT)))?;
         inherited.set_tcp_nodelay(true)?;
         inherited.listen(BACKLOG)?;
 
@@ -181,7 +184,12 @@ impl Keeper {
             let knocked = self.knock_round();
             settled = matches!(knocked, Ok(true));
             match knocked {
-                Ok(_) => missed = 0,
+                Ok(_) => {
+                    if missed >= DEAF {
+                        log::info!("{} answers again", self.door);
+                    }
+                    missed = 0;
+                }
                 Err(error) if is_timeout(&error) => {
                     missed += 1;
                     if missed == DEAF {

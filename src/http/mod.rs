@@ -12,6 +12,7 @@
 //! | `frame` | how a batch is written as bytes |
 //! | `listener` | tiny_http's accepting side, with its flaws cured |
 //! | `workers` | the pool of threads and its bounded queue |
+//! | `talkers` | threads that wait for slow clients |
 //! | `routes` | which question gets which answer |
 //! | `server` | [`HttpServer`]: the three together, and their end |
 
@@ -24,6 +25,7 @@ mod listener;
 mod pool;
 mod routes;
 mod server;
+mod talkers;
 #[cfg(feature = "tls")]
 mod tls;
 mod wire;

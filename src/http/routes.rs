@@ -3,9 +3,7 @@
 //! The other end of [`client`](super::client); `lib.rs` has the protocol as a table.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use tiny_http::{Header, Method, Request, ResponseBox};
 
@@ -15,8 +13,6 @@ use crate::metrics::{head, prometheus};
 use crate::stats::Counter;
 use crate::{Error, Group};
 
-/// How long a body may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(5);
 /// The most bytes in the names and values of a header.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
@@ -30,28 +26,24 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// The answer; `None` to a client that takes too long to ask.
-    pub(super) fn answer(&self, request: &mut Request) -> Option<ResponseBox> {
+    pub(super) fn answer(&self, request: &Request, body: &[u8]) -> ResponseBox {
         if header_bytes(request) > MAX_HEADER_BYTES {
-            return Some(text(431, &format!("a header has up to {MAX_HEADER_BYTES} bytes\n")));
+            return text(431, &format!("a header has up to {MAX_HEADER_BYTES} bytes\n"));
         }
-        let path = request.url().split('?').next().unwrap_or_default().to_string();
-        Some(match path.strip_prefix(&*self.base_path) {
+        let path = request.url().split('?').next().unwrap_or_default();
+        match path.strip_prefix(&*self.base_path) {
             Some(_) if !self.may_ask(request) => {
                 text(401, "a token is required\n").with_header(header("WWW-Authenticate", "Bearer"))
             }
-            Some(rest) => match read_body(request, Instant::now() + BODY_TIME)? {
-                Ok(body) => self.answer_peer(request, rest, &body),
-                Err(error) => text(400, &format!("{error}\n")),
-            },
-            None => match &*path {
+            Some(rest) => self.answer_peer(request, rest, body),
+            None => match path {
                 "/healthz" => text(200, "ok\n"),
                 "/metrics" => {
                     bytes(200, self.metrics()).with_header(header("Content-Type", PROMETHEUS_TYPE))
                 }
                 _ => text(404, "no such page\n"),
             },
-        })
+        }
     }
 
     fn answer_peer(&self, request: &Request, path: &str, body: &[u8]) -> ResponseBox {
@@ -114,10 +106,6 @@ fn answer_get(group: &Group, key: &str) -> ResponseBox {
 }
 
 fn answer_batch(group: &Group, body: &[u8], only_cached: bool) -> ResponseBox {
-    if body.len() > frame::MAX_QUESTION_BYTES {
-        let most = frame::MAX_QUESTION_BYTES;
-        return text(413, &format!("a batch is no longer than {most} bytes\n"));
-    }
     match frame::read_question(body) {
         Ok(keys) => bytes(200, frame::write_answer(&group.answer_batch(&keys, only_cached)))
             .with_header(header("Content-Type", wire::BATCH_TYPE)),
@@ -134,23 +122,6 @@ fn is_only_if_cached(request: &Request) -> bool {
 fn header_bytes(request: &Request) -> usize {
     let bytes = |header: &Header| header.field.as_str().as_str().len() + header.value.len();
     request.headers().iter().map(bytes).sum()
-}
-
-/// Reads the body, up to one byte more than a batch may have; `None` if it is not there in time,
-/// so that who drips cannot hold a worker for longer than that and one read.
-fn read_body(request: &mut Request, end: Instant) -> Option<io::Result<Vec<u8>>> {
-    let mut reader = request.as_reader().take(frame::MAX_QUESTION_BYTES as u64 + 1);
-    let (mut body, mut part) = (Vec::new(), [0; 16 << 10]);
-    loop {
-        match reader.read(&mut part) {
-            Ok(0) => return Some(Ok(body)),
-            Ok(n) => body.extend_from_slice(&part[..n]),
-            Err(error) => return Some(Err(error)),
-        }
-        if Instant::now() > end {
-            return None;
-        }
-    }
 }
 
 /// Compares without telling by the time it takes how much of a guess is right.

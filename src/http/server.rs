@@ -26,11 +26,12 @@ pub struct ServerOptions {
     /// How many requests are answered at the same time; each may wait for the origin.
     /// Up to 4,096. Default: 16.
     pub workers: usize,
-    /// How many requests wait for a worker before further ones get `503`. Up to 65,536.
-    /// Default: 256.
+    /// How many requests may wait for a worker at the most, up to 65,536. Default: 256. Those that
+    /// would wait longer than 20 ms, and longer than an answer takes, get `503` at once in any case.
     pub queue: usize,
-    /// How long a connection may be silent, or not take an answer, before it is closed. Longer
-    /// than the 15 s for which peers keep theirs, and up to a day. Default: 60 s.
+    /// How long a connection may be silent before it is closed, and not take an answer (for 5 s
+    /// at the most). Longer than the 15 s for which peers keep theirs, and up to a day.
+    /// Default: 60 s.
     pub idle_timeout: Duration,
     /// The path under which peers ask. Default: `/_geecache/`.
     pub base_path: String,
@@ -118,10 +119,11 @@ impl HttpServer {
             token: options.token.clone(),
             shed: shed.clone(),
         };
-        Self::run(listener, &options, shed, move |request| routes.answer(request))
+        Self::run(listener, &options, shed, move |request, body| routes.answer(request, body))
     }
 
     /// Serves anything, with the same listener, workers and shutdown: a front of your own, say.
+    /// The handler is given a request with its whole body, which has up to 1 MiB.
     /// `base_path` and `token` are not looked at.
     ///
     /// # Errors
@@ -129,16 +131,16 @@ impl HttpServer {
     pub fn serve(
         listener: TcpListener,
         options: ServerOptions,
-        handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
+        handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        Self::run(listener, &options, Arc::default(), move |request| Some(handler(request)))
+        Self::run(listener, &options, Arc::default(), handler)
     }
 
     fn run(
         listener: TcpListener,
         options: &ServerOptions,
         shed: Arc<Counter>,
-        handler: impl Fn(&mut Request) -> Option<ResponseBox> + Send + Sync + 'static,
+        handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         if !(1..=MOST_WORKERS).contains(&options.workers) {
             return Err(Error::Config(format!("a server has 1 to {MOST_WORKERS} workers")));

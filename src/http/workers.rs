@@ -1,31 +1,65 @@
 //! `Workers`: a fixed number of threads that answer requests from a bounded queue.
 //!
 //! What happens when more is asked than can be answered? A server that queues without a bound
-//! answers everybody too late. Here the queue is short, and who finds it full gets `503` at
-//! once, which makes a peer fall back while its caller still waits.
+//! answers everybody too late. Here nobody is let in who would wait much longer than an answer
+//! takes: who comes then gets `503` at once, which makes a peer fall back while its caller still
+//! waits.
+//!
+//! A worker answers, and waits for the origin if it has to, but for no client. What a client
+//! sends slowly, or takes slowly, is left to [`Talkers`]. Of a client that sends requests without
+//! waiting for answers one is under way at a time.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
-use std::io::{self, Cursor};
+use std::io::{self, Cursor, Read};
+use std::mem;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use log::{debug, error, warn};
 use tiny_http::{Header, Request, Response, ResponseBox};
 
+use super::frame::MAX_QUESTION_BYTES as MAX_BODY_BYTES;
+use super::talkers::Talkers;
 use crate::stats::Counter;
 
+/// How long one may have to wait for a worker, where an answer takes less than that.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// An answer that is longer may not fit into the kernel's buffers, and then takes the client's
+/// time: in bytes.
+const LARGE: usize = 64 << 10;
+/// The longest body that may be announced, in bytes. What is longer than a question may be is
+/// read all the same, since tiny_http cannot close the connection.
+const MOST_ANNOUNCED: usize = 16 << 20;
+
 pub(crate) struct Workers {
-    // Guards the way into the queue; `None` once the pool drains.
-    queue: Mutex<Option<Sender<Request>>>,
-    // Who is refused is told by a thread of its own: a client that pipelines or does not read
-    // can hold a write up, and must not hold up the thread that hands out the requests.
-    refused: Sender<Request>,
-    // Disconnected when the last worker has ended.
+    shared: Arc<Shared>,
+    // Disconnected when the last worker has ended and the last answer is out.
     ended: Receiver<Infallible>,
+}
+
+struct Shared {
+    threads: usize,
+    // Guards the way into the queue; `None` once the pool drains.
+    queue: Mutex<Option<Sender<Question>>>,
+    // Guards the connections that wait for an answer, each with the requests sent ahead of it.
+    ahead: Mutex<HashMap<SocketAddr, VecDeque<Request>>>,
+    talkers: Talkers,
+    /// How long an answer takes: a moving mean, in nanoseconds.
+    pace: AtomicU64,
     shed: Arc<Counter>,
+}
+
+/// A request and its body.
+struct Question {
+    request: Request,
+    body: Vec<u8>,
 }
 
 impl Workers {
@@ -35,82 +69,236 @@ impl Workers {
         threads: usize,
         queue: usize,
         shed: Arc<Counter>,
-        handler: impl Fn(&mut Request) -> Option<ResponseBox> + Send + Sync + 'static,
+        handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let (sender, requests) = bounded(queue);
-        // Without a bound, as tiny_http's own queue is: the receiver must never wait.
-        let (refused, refusals) = unbounded();
+        let (sender, questions) = bounded(queue);
         let (running, ended) = bounded(0);
+        let shared = Arc::new(Shared {
+            threads,
+            queue: Mutex::new(Some(sender)),
+            ahead: Mutex::default(),
+            talkers: Talkers::new(),
+            pace: AtomicU64::default(),
+            shed,
+        });
         let handler = Arc::new(handler);
         for i in 0..threads {
-            let (requests, handler, running) = (requests.clone(), handler.clone(), running.clone());
+            let (questions, handler, running) =
+                (questions.clone(), handler.clone(), running.clone());
+            let shared = shared.clone();
             thread::Builder::new().name(format!("geecache-worker-{i}")).spawn(move || {
-                let _running: Sender<Infallible> = running;
-                requests.iter().for_each(|request| answer(request, &*handler));
+                let running: Sender<Infallible> = running;
+                questions.iter().for_each(|question| shared.answer(question, &*handler, &running));
             })?;
         }
-        thread::Builder::new().name("geecache-refuser".into()).spawn(move || {
-            refusals.iter().for_each(|request| answer(request, |_| Some(overloaded())));
-        })?;
-        Ok(Self { queue: Mutex::new(Some(sender)), refused, ended, shed })
+        Ok(Self { shared, ended })
     }
 
-    /// Queues a request, or refuses it if the queue is full or the pool drains.
+    /// Takes a request on, and sees to it that it is answered. Never waits.
     pub(crate) fn hand(&self, request: Request) {
-        if request.body_length().is_some_and(|length| length > MOST_ANNOUNCED) {
-            warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", request.url());
-            return abandon(request);
-        }
-        let queued = match &*self.queue.lock().unwrap() {
-            Some(queue) => queue.try_send(request),
-            None => Err(TrySendError::Disconnected(request)),
+        let first = match self.shared.ahead.lock().unwrap().entry(client_of(&request)) {
+            Entry::Vacant(client) => {
+                client.insert(VecDeque::new());
+                Some(request)
+            }
+            Entry::Occupied(mut client) => {
+                client.get_mut().push_back(request);
+                None
+            }
         };
-        if let Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) = queued {
-            self.shed.add_one();
-            let _ = self.refused.send(request);
+        if let Some(request) = first {
+            self.shared.begin(request);
         }
     }
 
     /// Refuses what comes from now on, waits until what was accepted is answered and the workers
     /// have ended, but no longer than `grace`. Whether they have.
     pub(crate) fn drain(&self, grace: Duration) -> bool {
-        drop(self.queue.lock().unwrap().take());
+        drop(self.shared.queue.lock().unwrap().take());
         self.ended.recv_timeout(grace) == Err(RecvTimeoutError::Disconnected)
     }
 }
 
-/// The longest body that a request may announce, in bytes.
-const MOST_ANNOUNCED: usize = 16 << 20;
+impl Shared {
+    /// Reads the body, on another thread if it is still on its way.
+    fn begin(self: &Arc<Self>, mut request: Request) {
+        let shared = self.clone();
+        if request.body_length().is_some_and(|length| length > MOST_ANNOUNCED) {
+            warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", request.url());
+            self.next(client_of(&request));
+            self.talkers.run(move || abandon(request));
+        } else if has_arrived(&request) {
+            let body = read_body(&mut request);
+            self.admit(request, body);
+        } else {
+            self.talkers.run(move || {
+                let body = read_body(&mut request);
+                shared.admit(request, body);
+            });
+        }
+    }
 
-/// Gives up a request and its connection, without an answer.
-///
-/// When a request is dropped or answered, tiny_http allocates and reads what its client announced
-/// and we have not read. A length that cannot be allocated ends the process, and a client that
-/// drips holds the thread. So such a request is leaked; it costs a thread of tiny_http's.
-fn abandon(request: Request) {
-    std::mem::forget(request);
+    /// Queues a question, or refuses it.
+    fn admit(self: &Arc<Self>, request: Request, body: Result<Vec<u8>, ResponseBox>) {
+        let (request, refusal) = match body {
+            Ok(body) => match self.queue(Question { request, body }) {
+                None => return,
+                Some(question) => {
+                    self.shed.add_one();
+                    (question.request, overloaded())
+                }
+            },
+            Err(refusal) => (request, refusal),
+        };
+        let shared = self.clone();
+        self.talkers.run(move || shared.send(request, refusal));
+    }
+
+    /// Queues a question. It comes back if there is no room for it.
+    fn queue(&self, question: Question) -> Option<Question> {
+        match &*self.queue.lock().unwrap() {
+            Some(queue) if !self.is_long(queue.len()) => {
+                queue.try_send(question).err().map(TrySendError::into_inner)
+            }
+            _ => Some(question),
+        }
+    }
+
+    /// Whether one more behind `waiting` others would wait too long. As many as there are workers
+    /// wait about as long as an answer takes, whatever that is.
+    fn is_long(&self, waiting: usize) -> bool {
+        let (waiting, threads) = (waiting as u64, self.threads as u64);
+        let wait = Duration::from_nanos(self.pace.load(Ordering::Relaxed) * waiting / threads);
+        waiting >= threads && wait > PATIENCE
+    }
+
+    /// Answers a question. Whatever happens to it, the worker lives on.
+    fn answer(
+        self: &Arc<Self>,
+        Question { request, body }: Question,
+        handler: &impl Fn(&Request, &[u8]) -> ResponseBox,
+        running: &Sender<Infallible>,
+    ) {
+        let start = Instant::now();
+        let response = catch_unwind(AssertUnwindSafe(|| handler(&request, &body)));
+        self.took(start.elapsed());
+        let response = response.unwrap_or_else(|_| {
+            error!("{} {}: a panic while answering", request.method(), request.url());
+            text(500, "the handler panicked\n")
+        });
+        if response.data_length().is_some_and(|length| length <= LARGE) {
+            return self.send(request, response);
+        }
+        let (shared, running) = (self.clone(), running.clone());
+        self.talkers.run(move || {
+            shared.send(request, response);
+            drop(running);
+        });
+    }
+
+    /// Notes how long an answer took. Two at once may note only one of them.
+    fn took(&self, time: Duration) {
+        let mean = self.pace.load(Ordering::Relaxed);
+        self.pace.store(mean - mean / 8 + time.as_nanos() as u64 / 8, Ordering::Relaxed);
+    }
+
+    /// Sends an answer, then turns to what the same client has sent ahead.
+    fn send(self: &Arc<Self>, request: Request, response: ResponseBox) {
+        let client = client_of(&request);
+        let (method, path) = (request.method().clone(), request.url().to_string());
+        match catch_unwind(AssertUnwindSafe(|| request.respond(response))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!("{method} {path}: the answer was not sent: {error}"),
+            Err(_) => error!("{method} {path}: a panic while sending the answer"),
+        }
+        if let Some(next) = self.next(client) {
+            self.begin(next);
+        }
+    }
+
+    fn next(&self, client: SocketAddr) -> Option<Request> {
+        let mut ahead = self.ahead.lock().unwrap();
+        let next = ahead.get_mut(&client)?.pop_front();
+        if next.is_none() {
+            ahead.remove(&client);
+        }
+        next
+    }
 }
 
-/// Answers one request, or abandons it if the handler has no answer. Whatever happens to it, the
-/// thread lives on.
-fn answer(mut request: Request, handler: impl Fn(&mut Request) -> Option<ResponseBox>) {
-    let (method, path) = (request.method().clone(), request.url().to_string());
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let response = catch_unwind(AssertUnwindSafe(|| handler(&mut request)));
-        let panicked = response.is_err();
-        match response.unwrap_or_else(|_| Some(text(500, "the handler panicked\n"))) {
-            Some(response) => (request.respond(response), panicked),
-            None => {
-                abandon(request);
-                (Ok(()), panicked)
-            }
-        }
-    }));
-    match outcome {
-        Ok((Ok(()), false)) => {}
-        Ok((Err(error), false)) => debug!("{method} {path}: the answer was not sent: {error}"),
-        Ok((_, true)) | Err(_) => error!("{method} {path}: a panic while answering"),
+fn client_of(request: &Request) -> SocketAddr {
+    *request.remote_addr().expect("a TCP connection has an address")
+}
+
+/// The first header of that name, the one that tiny_http goes by.
+fn first<'r>(request: &'r Request, name: &'static str) -> Option<&'r str> {
+    let header = request.headers().iter().find(|header| header.field.equiv(name));
+    header.map(|header| header.value.as_str())
+}
+
+/// Whether the connection is to become another protocol's: then tiny_http takes all that follows
+/// for the body, and nothing for a request.
+fn is_upgrade(request: &Request) -> bool {
+    first(request, "Connection").is_some_and(|value| value.to_lowercase().contains("upgrade"))
+}
+
+/// Whether the body can be read without waiting: tiny_http has read the short ones.
+fn has_arrived(request: &Request) -> bool {
+    is_upgrade(request)
+        || (first(request, "Transfer-Encoding").is_none()
+            && first(request, "Expect").is_none()
+            && request.body_length().is_none_or(|length| length <= 1024))
+}
+
+/// Reads the whole body. If that is not a proper one, the error is the answer.
+fn read_body(request: &mut Request) -> Result<Vec<u8>, ResponseBox> {
+    if is_upgrade(request) {
+        return Ok(Vec::new());
     }
+    let mut body = Vec::new();
+    let mut reader = request.as_reader().take(MOST_ANNOUNCED as u64);
+    reader
+        .by_ref()
+        .take(MAX_BODY_BYTES as u64 + 1)
+        .read_to_end(&mut body)
+        // What is over the limit is read, or it would be taken for the next request.
+        .and_then(|_| io::copy(&mut reader, &mut io::sink()))
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => text(408, "the body did not arrive in time\n"),
+            _ => text(400, &format!("{error}\n")),
+        })?;
+    if body.len() > MAX_BODY_BYTES {
+        return Err(text(413, &format!("a body has up to {MAX_BODY_BYTES} bytes\n")));
+    }
+    match is_framed_well(request, body.len()) {
+        true => Ok(body),
+        false => Err(text(400, "it is not clear where the body ends\n")),
+    }
+}
+
+/// Whether everybody who reads the headers sees the end of the body at the same place.
+fn is_framed_well(request: &Request, length: usize) -> bool {
+    let values = |name| {
+        let headers = request.headers().iter().filter(move |header| header.field.equiv(name));
+        headers.map(|header| header.value.as_str()).collect::<Vec<_>>()
+    };
+    match (&values("Content-Length")[..], &values("Transfer-Encoding")[..]) {
+        ([], []) => true,
+        ([announced], []) => {
+            announced.bytes().all(|byte| byte.is_ascii_digit()) && announced.parse() == Ok(length)
+        }
+        ([], [coding]) => coding.eq_ignore_ascii_case("chunked"),
+        _ => false,
+    }
+}
+
+/// Gives up a request and its connection.
+///
+/// When a request is dropped or answered, tiny_http allocates as much as its client has announced
+/// and not sent. If that cannot be allocated the process ends. So the request is leaked, and with
+/// it a thread of tiny_http's and a socket; an upgrade alone can be answered without a drop.
+fn abandon(request: Request) {
+    mem::forget(request.upgrade("HTTP/1.1", text(413, "")));
 }
 
 /// An answer of one line of text.

@@ -1,6 +1,5 @@
 //! Many connections at once, more questions than a node can take, and its end.
 
-use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,15 +16,6 @@ fn burst(url: &str, n: usize) -> (Vec<Client>, Duration) {
         assert_eq!(client.answer().status, 200);
     }
     (clients, start.elapsed())
-}
-
-/// A server of a few lines that starts a thread for each connection.
-fn plain_server() -> Stub {
-    Stub::raw(|mut stream| {
-        while stream.read(&mut [0; 1024]).is_ok_and(|length| length > 0) {
-            let _ = stream.write_all(&response(200, "text/plain", "ok\n"));
-        }
-    })
 }
 
 /// By itself tiny_http 0.12 leaves some connections of nearly every burst of 5 and more without

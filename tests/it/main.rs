@@ -14,18 +14,25 @@
 //! | `protocol` | the server asked by hand |
 //! | `load` | bursts of connections, a full queue, a shutdown |
 //! | `metrics` | the counters as Prometheus reads them |
+//! | `overload` | three times as many questions as the workers can take |
+//! | `clients` | clients that fall silent, drip, do not read, send ahead or use up descriptors |
+//! | `fuzz` | clients that send anything |
 //! | `mixed` | nodes of Go's GeeCache in the same cluster |
 //! | `processes` | a node that is killed, and an environment that names a proxy |
 //! | `tls` | peers behind `https://`, with the feature `tls` |
 //! | `node` | the program of `examples/node` |
 //! | `docs` | what the docs say of all these |
 //!
-//! `support` has the nodes, the stand-ins and the ways to wait.
+//! `support` has the nodes, the stand-ins and the ways to wait; `child` a node in a process of its
+//! own.
 
 mod batches;
+mod child;
+mod clients;
 mod combining;
 mod docs;
 mod fresh;
+mod fuzz;
 mod gets;
 mod keys;
 mod limits;
@@ -33,6 +40,7 @@ mod load;
 mod metrics;
 mod mixed;
 mod node;
+mod overload;
 mod owners;
 mod processes;
 mod protocol;

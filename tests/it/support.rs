@@ -421,6 +421,15 @@ impl Stub {
     }
 }
 
+/// A server of a few lines that starts a thread for each connection: what the machine can do.
+pub(crate) fn plain_server() -> Stub {
+    Stub::raw(|mut stream| {
+        while stream.read(&mut [0; 1024]).is_ok_and(|length| length > 0) {
+            let _ = stream.write_all(&response(200, "text/plain", "ok\n"));
+        }
+    })
+}
+
 /// A request as a stand-in receives it.
 #[derive(Clone, Default)]
 pub(crate) struct Question {
@@ -643,6 +652,11 @@ impl Lines {
                 return line;
             }
         }
+    }
+
+    /// All that it has printed by now.
+    pub(crate) fn so_far(&self) -> Vec<String> {
+        self.0.try_iter().collect()
     }
 
     /// All that is left, once the process has ended.

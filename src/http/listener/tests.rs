@@ -1,5 +1,3 @@
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
 use tiny_http::Response;
@@ -182,59 +180,4 @@ fn stops_accepting_but_serves_open_connections() {
     assert!(echo.listener.recv().is_none());
     assert!(ask(&mut connect(addr).unwrap()));
     drop(next);
-}
-
-/// The server of the test below, in a process of its own that has few descriptors.
-#[test]
-#[ignore = "run by the next test"]
-fn child_with_few_descriptors() {
-    let echo = echo(IDLE);
-    println!("\naddr {}", echo.listener.local_addr());
-    let _ = io::stdin().read(&mut [0; 1]);
-}
-
-#[test]
-fn answers_again_after_a_lack_of_descriptors() {
-    // An odd and an even limit: the acceptor fails in `accept`, or in cloning what it accepted.
-    for limit in [60, 61] {
-        let exe = std::env::current_exe().unwrap();
-        let mut child = Command::new("sh")
-            .args([
-                "-c",
-                "ulimit -n $0; exec \"$1\" --ignored --nocapture --test-threads=1 child_with_few",
-            ])
-            .args([limit.to_string().as_ref(), exe.as_os_str()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let addr = lines
-            .map_while(Result::ok)
-            .find_map(|line| line.strip_prefix("addr ")?.parse().ok())
-            .unwrap();
-
-        let mut open = connect(addr).unwrap();
-        assert!(ask(&mut open));
-        let idle: Vec<_> = (0..100).map(|_| connect(addr).unwrap()).collect();
-        // It is out of descriptors now: a newcomer gets no answer.
-        let mut late = connect(addr).unwrap();
-        late.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
-        assert!(!ask(&mut late));
-        assert!(ask(&mut open));
-        drop(idle);
-        let retry = || {
-            let mut stream = connect(addr).ok()?;
-            stream.set_read_timeout(Some(Duration::from_millis(200))).ok()?;
-            ask(&mut stream).then_some(())
-        };
-        let start = Instant::now();
-        assert!(within(SOON, || retry().is_some()));
-        println!("limit {limit}: answers again after {:?}", start.elapsed());
-        assert!(start.elapsed() < Duration::from_secs(3));
-        assert!(ask(&mut open));
-        drop(child.stdin.take());
-        child.wait().unwrap();
-    }
 }

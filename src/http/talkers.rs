@@ -1,0 +1,92 @@
+//! `Talkers`: threads that wait for clients, as many as there are clients to be waited for.
+//!
+//! Who reads a body that arrives byte by byte, and who writes to a client that does not read?
+//! Neither a worker nor the thread that hands out the requests: a few such clients would hold
+//! all of them. A connection has a thread of tiny_http's in any case; one that makes us wait
+//! costs a second one, and nobody else anything.
+
+use std::time::Duration;
+use std::{mem, thread};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+/// How long a thread waits for another job before it ends.
+const IDLE: Duration = Duration::from_secs(5);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+pub(super) struct Talkers {
+    // A rendezvous: a job goes only to a thread that waits for one.
+    jobs: Sender<Job>,
+    waiting: Receiver<Job>,
+}
+
+impl Talkers {
+    pub(super) fn new() -> Self {
+        let (jobs, waiting) = bounded(0);
+        Self { jobs, waiting }
+    }
+
+    /// Runs `job` on a thread that has nothing else to do. Never waits.
+    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
+            self.jobs.try_send(Box::new(job))
+        else {
+            return;
+        };
+        let (first, received) = bounded::<Job>(1);
+        let waiting = self.waiting.clone();
+        let thread = thread::Builder::new().name("geecache-talker".into()).spawn(move || {
+            let mut next = received.recv().ok();
+            while let Some(job) = next {
+                job();
+                next = waiting.recv_timeout(IDLE).ok();
+            }
+        });
+        match thread {
+            Ok(_) => drop(first.send(job)),
+            Err(error) => {
+                log::error!("no thread for a client: {error}");
+                // To drop a request means to wait for its client.
+                mem::forget(job);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::thread::ThreadId;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn jobs_that_wait_hold_up_no_other_and_idle_threads_are_used_again() {
+        let talkers = Talkers::new();
+        let (open, gate) = bounded::<()>(0);
+        let (ran, runs) = bounded::<ThreadId>(100);
+        let job = |gate: Option<Receiver<()>>| {
+            let ran = ran.clone();
+            move || {
+                gate.map(|gate| gate.recv());
+                ran.send(thread::current().id()).unwrap();
+            }
+        };
+        (0..20).for_each(|_| talkers.run(job(Some(gate.clone()))));
+        talkers.run(job(None));
+        runs.recv_timeout(LONG).expect("the twenty hold up nobody");
+        drop(open);
+        let threads: HashSet<_> = (0..20).map(|_| runs.recv_timeout(LONG).unwrap()).collect();
+        assert_eq!(threads.len(), 20);
+
+        let mut last = None;
+        let used_again = (0..1000).any(|_| {
+            talkers.run(job(None));
+            let this = runs.recv_timeout(LONG).ok();
+            mem::replace(&mut last, this) == this
+        });
+        assert!(used_again);
+    }
+}
