@@ -31,8 +31,8 @@ races: ## try 100 times as many schedules of threads and sequences as `make test
 	RACES=100 $(CARGO) test --release --locked --test races
 	PROPTEST_CASES=25600 $(CARGO) test --release --locked --lib cache::properties
 
-stress: ## send a node whatever can be sent: SEEDS=100000 seeds
-	GEECACHE_TEST_SEEDS=$(or $(SEEDS),100000) $(CARGO) test --locked --release --test it fuzz:: -- --nocapture
+stress: ## send a node whatever can be sent: SEEDS=20000 seeds
+	GEECACHE_TEST_SEEDS=$(or $(SEEDS),20000) $(CARGO) test --locked --test it fuzz:: -- --nocapture
 
 examples: ## run the small examples: hello, by_hand, ring
 	$(CARGO) run --locked --quiet --example hello
