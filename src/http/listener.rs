@@ -175,6 +175,7 @@ impl Keeper {
         let mut round = Instant::now();
         let mut settled = false;
         let mut missed = 0;
+        let mut troubled = false;
         while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
             let files_before = mem::replace(&mut files, open_files());
             if settled && files == files_before && round.elapsed() < ROUND {
@@ -185,22 +186,27 @@ impl Keeper {
             settled = matches!(knocked, Ok(true));
             match knocked {
                 Ok(_) => {
-                    if missed >= DEAF {
+                    missed = 0;
+                    if mem::take(&mut troubled) {
                         log::info!("{} answers again", self.door);
                     }
-                    missed = 0;
                 }
                 Err(error) if is_timeout(&error) => {
                     missed += 1;
                     if missed == DEAF {
-                        log::warn!("{} does not answer, accepting anew", self.door);
+                        troubled = true;
+                        log::warn!("{} does not answer newcomers, accepting anew", self.door);
                     }
                     if missed % DEAF == 0 {
                         // Without descriptors this fails, and is tried again.
                         let _ = self.replace();
                     }
                 }
-                // We could not even knock, for lack of descriptors: that tells nothing.
+                // We could not even knock, for lack of descriptors: that tells nothing of the server.
+                Err(error) if !troubled => {
+                    troubled = true;
+                    log::warn!("{}: newcomers may not be answered: {error}", self.door);
+                }
                 Err(_) => {}
             }
         }

@@ -123,7 +123,8 @@ impl HttpServer {
     }
 
     /// Serves anything, with the same listener, workers and shutdown: a front of your own, say.
-    /// The handler is given a request with its whole body, which has up to 1 MiB.
+    /// The handler is given a request with its whole body, which has up to 1 MiB. One that is sent
+    /// in chunks may have been cut short by its client: tiny_http does not tell.
     /// `base_path` and `token` are not looked at.
     ///
     /// # Errors

@@ -122,15 +122,15 @@ impl Workers {
 impl Shared {
     /// Reads the body, on another thread if it is still on its way.
     fn begin(self: &Arc<Self>, mut request: Request) {
-        let shared = self.clone();
-        if request.body_length().is_some_and(|length| length > MOST_ANNOUNCED) {
+        if has_arrived(&request) {
+            let body = read_body(&mut request);
+            self.admit(request, body);
+        } else if request.body_length().is_some_and(|length| length > MOST_ANNOUNCED) {
             warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", request.url());
             self.next(client_of(&request));
             self.talkers.run(move || abandon(request));
-        } else if has_arrived(&request) {
-            let body = read_body(&mut request);
-            self.admit(request, body);
         } else {
+            let shared = self.clone();
             self.talkers.run(move || {
                 let body = read_body(&mut request);
                 shared.admit(request, body);
@@ -216,6 +216,7 @@ impl Shared {
         }
     }
 
+    /// What a client has sent ahead. `None` if that is nothing: then it waits for no answer.
     fn next(&self, client: SocketAddr) -> Option<Request> {
         let mut ahead = self.ahead.lock().unwrap();
         let next = ahead.get_mut(&client)?.pop_front();
@@ -270,10 +271,10 @@ fn read_body(request: &mut Request) -> Result<Vec<u8>, ResponseBox> {
     if body.len() > MAX_BODY_BYTES {
         return Err(text(413, &format!("a body has up to {MAX_BODY_BYTES} bytes\n")));
     }
-    match is_framed_well(request, body.len()) {
-        true => Ok(body),
-        false => Err(text(400, "it is not clear where the body ends\n")),
+    if !is_framed_well(request, body.len()) {
+        return Err(text(400, "it is not clear where the body ends\n"));
     }
+    Ok(body)
 }
 
 /// Whether everybody who reads the headers sees the end of the body at the same place.

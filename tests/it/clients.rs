@@ -95,7 +95,7 @@ fn a_lack_of_descriptors_ends_with_the_connections_that_caused_it() {
         println!("{files} descriptors: it answers {:?} after they are closed", closed.elapsed());
         assert!(closed.elapsed() < Duration::from_secs(3));
         assert!(is_answered());
-        child.logs("does not answer, accepting anew");
+        child.logs("newcomers");
         child.logs("answers again");
     }
 }
