@@ -208,6 +208,8 @@ impl HttpGetter {
                     warn!("peer {}: {error}; not asked again for {pause:?}", self.base_url);
                 }
             }
+            // Nobody asked it, so nobody knows; no answer is taken for one.
+            Err(PeerError::NoTimeLeft) => drop(attempt),
             _ => {
                 if attempt.succeeded() {
                     info!("peer {}: answers again", self.base_url);
@@ -259,13 +261,13 @@ impl PeerGetter for HttpGetter {
             if !self.options.combine || !self.knows_batches() {
                 return plain();
             }
-            let batch = |keys: &[&str]| {
-                match self.ask_batch(group, keys, true, end) {
-                    Ok(answers) => answers,
-                    // The others may have more time left than who leads.
-                    Err(PeerError::NoTimeLeft) => keys.iter().map(|_| None).collect(),
-                    Err(error) => keys.iter().map(|_| Some(Err(error.clone()))).collect(),
+            let batch = |keys: &[&str]| match self.ask_batch(group, keys, true, end) {
+                // The others may have more time left than who leads.
+                Err(PeerError::NoTimeLeft) => Ok(keys.iter().map(|_| None).collect()),
+                Err(error) if !error.is_transport() => {
+                    Ok(keys.iter().map(|_| Some(Err(error.clone()))).collect())
                 }
+                answers => answers.map_err(Err),
             };
             let answer =
                 self.combine.get(group, key, self.options.timeout, frame::fitting, batch, plain);

@@ -9,6 +9,8 @@
 //! - While only that is out, the next one goes out at once as a *batch*, if only of one key.
 //! - While a batch is out, further gets gather. When it returns, one of those that wait leads
 //!   the next batch and takes all the others along.
+//! - When it returns because the peer cannot be reached, those that wait hear of that as well:
+//!   a dead peer is not asked once more.
 //!
 //! What gathers must not wait for strangers. If callers gathered behind whatever is out:
 //!
@@ -65,17 +67,21 @@ impl<A> Combine<A> {
     }
 
     /// Asks for `key`: by `plain`, or together with others of its group by `batch`, which gives an
-    /// answer for each of up to `fitting` keys, `None` for those to be asked for plainly. `None`
-    /// if nobody answered within `patience`.
+    /// answer for each of up to `fitting` keys, `None` for those to be asked for plainly; or, as
+    /// an error, one answer for these and for all who wait. `None` if nobody answered within
+    /// `patience`.
     pub(super) fn get(
         &self,
         group: &str,
         key: &str,
         patience: Duration,
         fitting: impl Fn(&[&str]) -> usize,
-        batch: impl Fn(&[&str]) -> Vec<Option<A>>,
+        batch: impl Fn(&[&str]) -> Result<Vec<Option<A>>, A>,
         plain: impl FnOnce() -> A,
-    ) -> Option<A> {
+    ) -> Option<A>
+    where
+        A: Clone,
+    {
         let answer = match self.part(group, key) {
             Part::Plain => {
                 let _out = PlainOut(self);
@@ -116,18 +122,29 @@ impl<A> Combine<A> {
         group: &str,
         key: &str,
         fitting: impl Fn(&[&str]) -> usize,
-        batch: impl Fn(&[&str]) -> Vec<Option<A>>,
-    ) -> Option<A> {
+        batch: impl Fn(&[&str]) -> Result<Vec<Option<A>>, A>,
+    ) -> Option<A>
+    where
+        A: Clone,
+    {
         let mut out = BatchOut { combine: self, waiters: self.gather(group, key, fitting) };
         let keys: Vec<&str> =
             [key].into_iter().chain(out.waiters.iter().map(|w| &*w.key)).collect();
-        let mut answers = batch(&keys).into_iter();
-        let own = answers.next().flatten();
+        let (own, others) = match batch(&keys) {
+            Ok(answers) => {
+                let mut answers = answers.into_iter();
+                (answers.next().flatten(), answers.collect())
+            }
+            Err(answer) => {
+                out.waiters.append(&mut self.state.lock().unwrap().waiting);
+                (Some(answer.clone()), vec![Some(answer); out.waiters.len()])
+            }
+        };
         // The next batch goes out first, and is under way while the callers of this one wake up.
         let waiters = std::mem::take(&mut out.waiters);
         drop(out);
-        let answers = answers.chain(std::iter::repeat_with(|| None));
-        for (waiter, answer) in waiters.into_iter().zip(answers) {
+        let others = others.into_iter().chain(std::iter::repeat_with(|| None));
+        for (waiter, answer) in waiters.into_iter().zip(others) {
             waiter.decide(Fate::Answered(answer));
         }
         own
@@ -244,8 +261,12 @@ mod tests {
                 self.asked.0.send(format!("batch {}", keys.join(" "))).unwrap();
                 self.batch_gate.1.recv_timeout(LONG).unwrap();
                 assert!(!keys.contains(&"bomb"), "on purpose");
+                if keys.contains(&"dead") {
+                    return Err("unreachable".into());
+                }
                 let is_cached = |key: &&str| key.starts_with("hit");
-                keys.iter().map(|key| is_cached(key).then(|| format!("{key} by batch"))).collect()
+                let answer = |key: &&str| is_cached(key).then(|| format!("{key} by batch"));
+                Ok(keys.iter().map(answer).collect())
             };
             let plain = || {
                 self.asked.0.send(format!("plain {key}")).unwrap();
@@ -337,6 +358,35 @@ mod tests {
             ];
             assert_eq!(answers, expected);
         });
+        let state = peer.combine.state.lock().unwrap();
+        assert_eq!((state.plain_out, state.batch_out, state.waiting.len()), (false, false, 0));
+    }
+
+    #[test]
+    fn who_gathers_behind_a_batch_to_a_dead_peer_is_told_and_does_not_ask() {
+        let peer = Peer::new();
+        thread::scope(|scope| {
+            let [slow, first] = peer.occupied_in(scope);
+            let dead = scope.spawn(|| peer.get("dead", LONG));
+            peer.wait_for(1);
+            let along: Vec<_> =
+                ["hit2", "hit3"].map(|key| scope.spawn(|| peer.get(key, LONG))).into();
+            peer.wait_for(3);
+            peer.let_batch();
+            assert_eq!(first.join().unwrap().unwrap(), "hit1 by batch");
+            let mut keys: Vec<_> = peer.next_request().split(' ').map(String::from).collect();
+            keys.sort();
+            assert_eq!(keys, ["batch", "dead", "hit2", "hit3"]);
+            let behind = scope.spawn(|| peer.get("hit4", LONG));
+            peer.wait_for(1);
+            peer.let_batch();
+            for get in along.into_iter().chain([dead, behind]) {
+                assert_eq!(get.join().unwrap().unwrap(), "unreachable");
+            }
+            peer.let_plain();
+            slow.join().unwrap();
+        });
+        assert!(peer.asked.1.is_empty());
         let state = peer.combine.state.lock().unwrap();
         assert_eq!((state.plain_out, state.batch_out, state.waiting.len()), (false, false, 0));
     }

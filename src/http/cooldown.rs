@@ -39,7 +39,7 @@ enum State {
     OnTrial { pause: Duration },
 }
 
-/// The permission to ask. It ends with what came of it, or with a failure if nobody says.
+/// The permission to ask. It ends with what came of it; dropped, it leaves the peer as it was.
 #[must_use]
 pub(crate) struct Attempt<'c> {
     cooldown: &'c Cooldown,
@@ -93,7 +93,8 @@ impl Attempt<'_> {
 }
 
 impl Drop for Attempt<'_> {
-    /// A trial that unwinds must not keep the peer on trial for ever.
+    /// A trial that unwinds, or ran out of time before it asked, must not keep the peer on trial
+    /// for ever.
     fn drop(&mut self) {
         if self.is_trial && !self.told {
             let mut state = self.cooldown.state.lock().unwrap();

@@ -18,6 +18,26 @@ const SLACK: Duration = Duration::from_secs(5);
 /// How long an owner is left alone after its first failure.
 const COOLDOWN: Duration = Duration::from_secs(1);
 
+/// An owner whose host says nothing: its queue of connections is full and nobody empties it, so
+/// the next ones get no answer.
+struct BlackHole {
+    url: String,
+    _listener: Socket,
+    _queued: Vec<TcpStream>,
+}
+
+impl BlackHole {
+    fn new() -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let connect = || TcpStream::connect_timeout(&address, DEADLINE).ok();
+        let _queued = std::iter::from_fn(connect).collect();
+        Self { url: url_of(address), _listener: listener, _queued }
+    }
+}
+
 /// One get of a key that belongs to `owner`. Returns the node that asked and how long it took.
 fn answered_by_the_origin(owner: &str) -> (Node, Duration) {
     let origin = Origin::of_all();
@@ -56,16 +76,8 @@ fn an_owner_that_is_gone_leaves_the_get_to_the_origin() {
 
 #[test]
 fn an_owner_whose_host_says_nothing_leaves_the_get_to_the_origin() {
-    // A queue of connections that is full and that nobody empties: the next ones get no answer.
-    let owner = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    owner.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    owner.listen(0).unwrap();
-    let address = owner.local_addr().unwrap().as_socket().unwrap();
-    let mut queued = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&address, DEADLINE) {
-        queued.push(stream);
-    }
-    let took = answered_by_the_origin_while_the_owner_is_unreachable(&url_of(address));
+    let owner = BlackHole::new();
+    let took = answered_by_the_origin_while_the_owner_is_unreachable(&owner.url);
     // ureq gives a connect the whole milliseconds that are left, so it may end one early.
     assert!(took + Duration::from_millis(1) >= DEADLINE, "it had its time");
 }
@@ -169,6 +181,84 @@ fn a_mute_owner_costs_one_deadline_and_not_one_each() {
     let most = 1.0 + start.elapsed().as_secs_f64() / COOLDOWN.as_secs_f64();
     assert!(owner.connections() as f64 <= most, "{} of {most}", owner.connections());
     assert_eq!(node.stats().fallbacks, 100);
+}
+
+/// 10,000 gets by 64 callers of keys that belong to `owner`: 2 seconds, and a deadline for each
+/// cool-down that falls into that time. Where a busy machine takes longer for the same gets without
+/// any owner, it is four times that instead of the 2 seconds.
+fn ten_thousand_gets_cost_a_deadline_for_each_cool_down(owner: &str) {
+    const CALLERS: usize = 64;
+    const GETS: usize = 10_000;
+    let origin = Origin::of_all();
+    let [node] = Cluster::over(&origin).timeout(DEADLINE).peer(owner).start();
+    let [alone] = Cluster::over(&origin).start();
+    let keys: Vec<_> = node.keys_of(owner).take(GETS).collect();
+    let get_all = |node: &Node| {
+        let start = Instant::now();
+        together(CALLERS, |caller| {
+            for key in keys.iter().skip(caller).step_by(CALLERS) {
+                assert_eq!(node.get(key), Some(value_of(key)));
+            }
+        });
+        start.elapsed()
+    };
+    let (took, alone) = (get_all(&node), get_all(&alone));
+    let bound = Duration::from_secs(2).max(4 * alone) + failures_within(took) * DEADLINE;
+    println!("{took:?}, without an owner {alone:?}; bound: {bound:?}");
+    assert!(took < bound, "{took:?}, without an owner {alone:?}; bound: {bound:?}");
+    assert_eq!((node.stats().fallbacks, node.stats().peer_loads), (GETS as u64, 0));
+    assert!(!node.believes_in_its_peer());
+    check_identities([&node]);
+}
+
+/// How often an owner that never answers is found out within `time`, each failure followed by a
+/// pause of twice the length.
+fn failures_within(time: Duration) -> u32 {
+    let pauses = std::iter::successors(Some(COOLDOWN), |pause| Some(2 * *pause));
+    let failures = pauses.scan(Duration::ZERO, |at, pause| {
+        let began = *at;
+        *at += DEADLINE + pause;
+        Some(began)
+    });
+    failures.take_while(|began| *began <= time).count() as u32
+}
+
+#[test]
+fn ten_thousand_gets_in_front_of_a_mute_owner_cost_a_deadline_for_each_cool_down() {
+    ten_thousand_gets_cost_a_deadline_for_each_cool_down(&Stub::mute().url);
+}
+
+#[test]
+fn ten_thousand_gets_in_front_of_a_black_hole_cost_a_deadline_for_each_cool_down() {
+    ten_thousand_gets_cost_a_deadline_for_each_cool_down(&BlackHole::new().url);
+}
+
+#[test]
+fn each_peer_cools_down_by_itself_and_still_does_after_the_list_has_changed() {
+    let (dead, newcomer) = (dead_url(), dead_url());
+    let [node, owner] = Cluster::over(&Origin::of_all()).peer(&dead).start();
+    let set_peers = |others: &[&String]| {
+        let others = others.iter().copied();
+        node.pool.set_peers(others.chain([&node.url, &owner.url])).unwrap();
+    };
+    let are_well = |others: &[(&String, bool)]| {
+        let mut expected = [others, &[(&owner.url, true)]].concat();
+        expected.sort();
+        let peers = node.pool.peers();
+        assert_eq!(peers.iter().map(|(url, well)| (url, *well)).collect::<Vec<_>>(), expected);
+    };
+    for url in [&dead, &owner.url] {
+        let key = node.key_of(url);
+        assert_eq!(node.get(&key), Some(value_of(&key)));
+    }
+    assert_eq!((node.stats().fallbacks, node.stats().peer_loads), (1, 1));
+    are_well(&[(&dead, false)]);
+    set_peers(&[&dead, &newcomer]);
+    are_well(&[(&dead, false), (&newcomer, true)]);
+    // Who has left is forgotten, and begins anew when it returns.
+    set_peers(&[]);
+    set_peers(&[&dead]);
+    are_well(&[(&dead, true)]);
 }
 
 #[test]
