@@ -6,6 +6,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 install = command -v $(1) >/dev/null || \
 	{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy --no-install-recommends $(2); }
 EXAMPLES := $(or $(CARGO_TARGET_DIR),target)/release/examples
+SECONDS ?= 300
+SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(MAKEFILE_LIST))
@@ -54,6 +56,10 @@ tls: ## run nodes behind stunnel, ask through it, then end (installs stunnel4 wh
 	$(call install,curl,curl)
 	$(CARGO) build --release --locked --features tls --example node
 	examples/tls/run.sh $(EXAMPLES)/node
+
+soak: ## check every answer while three nodes are killed, restarted and more; SECONDS=300, SEED=1
+	$(CARGO) build --release --locked --example soak
+	$(EXAMPLES)/soak --seconds $(SECONDS) --seed $(SEED)
 
 fmt: ## format the code
 	$(CARGO) fmt

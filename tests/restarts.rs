@@ -1,0 +1,35 @@
+//! Three node processes under load that are killed, restarted, frozen and left out of the lists.
+//!
+//! `examples/soak` does all of it, and checks every answer; here it runs for half a minute, in which
+//! each of that happens to each node. It keeps the whole machine busy, so it has a binary of its own
+//! and other tests do not run beside it.
+
+use std::env;
+use std::process::Command;
+
+/// Another number of seconds, if it is set.
+const SECONDS: &str = "GEECACHE_TEST_RESTARTS_SECONDS";
+
+#[test]
+fn no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes() {
+    // Beside the folder of this test's own binary.
+    let folder = env::current_exe().unwrap().parent().unwrap().with_file_name("examples");
+    let program = folder.join("soak");
+    assert!(program.exists(), "`cargo test` or `cargo build --example soak` makes {program:?}");
+    let seconds = env::var(SECONDS).unwrap_or("30".into());
+    let output = Command::new(program).args(["--seconds", &seconds]).output().unwrap();
+    let summary = String::from_utf8_lossy(&output.stdout);
+    println!("{summary}");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let number = |name: &str| -> u64 {
+        let value = summary.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("{name} is not told"))
+    };
+    assert_eq!((number("answers wrong"), number("gets failed")), (0, 0));
+    assert!(number("gets") > 1_000 && number("removals") > 10);
+    for event in ["kills", "restarts", "freezes", "list changes"] {
+        assert!(number(event) >= 3, "{event}, once for each node");
+    }
+    assert!(summary.contains("50 of 50 keys"), "one load for each key once things have settled");
+}
