@@ -171,7 +171,8 @@ impl Question<'_> {
 impl Removal<'_> {
     /// Whether nothing older is left anywhere.
     pub(crate) fn ended(self, is_complete: bool) -> bool {
-        let agreed = self.lists % 2 == 0 && self.lists == self.truth.lists.load(Ordering::SeqCst);
+        let agreed =
+            self.lists.is_multiple_of(2) && self.lists == self.truth.lists.load(Ordering::SeqCst);
         for (key, newest) in self.keys.zip(self.newest) {
             let mut history = self.truth.keys[key].lock().unwrap();
             let removed = match is_complete && agreed {
