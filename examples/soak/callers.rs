@@ -17,7 +17,8 @@ use crate::truth::{KEYS, Question, Rule, Truth};
 
 pub(crate) const CALLERS: usize = 16;
 
-/// How often in a million of what a caller does; the rest are single gets. Changes end in a removal.
+/// How often in a million of what a caller does; the rest are single gets. Each change is followed
+/// by a removal.
 const CHANGES: u32 = 10_000;
 const CLEARINGS: u32 = 100;
 const BATCHES: u32 = 50_000;
@@ -58,11 +59,13 @@ pub(crate) fn ask_at_random(world: World<'_>, seed: u64, caller: u64, end: &Atom
         let key = popularity.sample(&mut rng) as usize - 1;
         match rng.random_range(0..1_000_000) {
             ..CHANGES => {
-                world.truth.change(key);
-                for key in iter::once(key).chain(half_removed.pop_front()) {
+                // Twice at once: what others load after the first removal meets the second one.
+                for key in [key, key].into_iter().chain(half_removed.pop_front()) {
+                    world.truth.change(key);
                     if !tally.remove(world, first, key) {
                         half_removed.push_back(key);
                     }
+                    tally.get(world, first + 1, &[key]);
                 }
             }
             dice if dice < CHANGES + CLEARINGS => tally.clear(world, first),

@@ -117,7 +117,7 @@ fn summarise(
     for (rule, checked) in
         [Rule::Newest, Rule::Changing, Rule::HalfRemoved].iter().zip(tally.checked)
     {
-        line(&format!("  right: {rule}"), checked.to_string());
+        line(&format!("  allowed: {rule}"), checked.to_string());
     }
     line("batches among them", tally.batches.to_string());
     line("removals", tally.removals.to_string());

@@ -31,7 +31,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(10);
 const LONG_AGO: Duration = TTL.saturating_add(crate::TIMEOUT);
 
 /// How long a load takes at the least, so that others fall into it.
-const LOAD: Duration = Duration::from_millis(1);
+const LOAD: Duration = Duration::from_millis(5);
 
 pub(crate) struct Truth {
     keys: Vec<Mutex<History>>,
