@@ -60,8 +60,12 @@ pub(crate) fn ask_at_random(world: World<'_>, seed: u64, caller: u64, end: &Atom
         match rng.random_range(0..1_000_000) {
             ..CHANGES => {
                 // Twice at once: what others load after the first removal meets the second one.
-                for key in [key, key].into_iter().chain(half_removed.pop_front()) {
-                    world.truth.change(key);
+                let changes = [(key, true), (key, true)].into_iter();
+                let older = half_removed.pop_front().map(|key| (key, false));
+                for (key, changes) in changes.chain(older) {
+                    if changes {
+                        world.truth.change(key);
+                    }
                     if !tally.remove(world, first, key) {
                         half_removed.push_back(key);
                     }

@@ -80,19 +80,19 @@ fn soak(time: Duration, seed: u64) -> Result<(), String> {
     let truth = Arc::new(Truth::new(KEYS + settle::KEYS));
     let origin = serve(truth.clone()).map_err(|error| format!("the origin: {error}"))?;
     let nodes = Nodes::start(format!("http://{}", origin.local_addr()))?;
-    let memory_at_start = nodes.memory();
-
     let problems = Problems { bar: progress(time), found: AtomicUsize::new(0) };
     let world = World { nodes: &nodes, truth: &truth, problems: &problems };
     let (mut happened, mut tally) = (Happened::default(), Tally::new());
     let end = AtomicBool::new(false);
-    let ended = thread::scope(|scope| {
+    let (memory_at_start, ended) = thread::scope(|scope| {
         let ask = |i| callers::ask_at_random(world, seed, i, &end);
         let callers: Vec<_> = (0..CALLERS as u64).map(|i| scope.spawn(move || ask(i))).collect();
+        thread::sleep(WARM_UP);
+        let memory_at_start = nodes.memory();
         let ended = disorder::run(world, seed, Instant::now() + time, &mut happened);
         end.store(true, Ordering::Relaxed);
         callers.into_iter().for_each(|caller| tally += caller.join().expect("a caller panicked"));
-        ended
+        (memory_at_start, ended)
     });
     problems.bar.finish_and_clear();
     let settled = ended.and_then(|()| settle::settle(world));
@@ -110,7 +110,7 @@ fn summarise(
     memory_at_start: [f64; nodes::NODES],
     memory_at_end: [f64; nodes::NODES],
 ) {
-    let line = |name: &str, value: String| println!("{name:<62}{value:>12}");
+    let line = |name: &str, value: String| println!("{name:<70}{value:>14}");
     line("gets", tally.gets.to_string());
     line("answers wrong", tally.wrong.to_string());
     line("gets failed", tally.failed.to_string());
@@ -168,6 +168,9 @@ impl Problems {
         }
     }
 }
+
+/// The memory of the nodes counts from here on: their caches and threads are there by now.
+const WARM_UP: Duration = Duration::from_secs(2);
 
 /// No request is under way for longer, nor what a node has in flight when it is told to end.
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -191,7 +191,8 @@ fn value(key: usize, version: u64) -> Option<String> {
     if version % 7 == 6 {
         return None;
     }
-    let mixed = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(version * 31);
+    let mixed = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        ^ version.wrapping_mul(0xd1b5_4a32_d192_ed03);
     let letters = (mixed >> 32) % 64;
     Some(format!("{key} {version} {}", "x".repeat((letters * letters) as usize)))
 }
