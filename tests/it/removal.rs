@@ -1,7 +1,7 @@
 //! A key, or all, leaves every node that can be reached, and loads under way do not bring it back.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -117,6 +117,24 @@ fn a_removal_takes_the_copies_of_all_nodes_whoever_removes() {
         nodes[remover].group().remove(&key).unwrap();
         assert_eq!(entries().map(|cache| (cache.entries, cache.bytes)), [(0, 0); 3]);
         assert_eq!(get_all(), [(); 3].map(|()| [(); 3].map(|()| value(1))));
+    }
+}
+
+#[test]
+fn the_owner_is_told_before_all_others() {
+    let told = Arc::<Mutex<Vec<usize>>>::default();
+    let peers = [0, 1].map(|peer| {
+        let told = told.clone();
+        Stub::http(move |_| {
+            told.lock().unwrap().push(peer);
+            b"HTTP/1.1 204 No Content\r\n\r\n".into()
+        })
+    });
+    let [node] = Cluster::over(&Origin::of_all()).peer(&peers[0].url).peer(&peers[1].url).start();
+    // Told at the same time, one would not come first so often.
+    for (owner, other) in [(0, 1), (1, 0)].repeat(10) {
+        node.group().remove(&node.key_of(&peers[owner].url)).unwrap();
+        assert_eq!(told.lock().unwrap().split_off(0), [owner, other]);
     }
 }
 
