@@ -61,7 +61,7 @@ impl Origin {
 pub(super) fn ask(group: &Group, way: usize) -> usize {
     let value = match way % 3 {
         0 => group.get("k").unwrap(),
-        1 => group.get_many(&["other", "k"]).pop().unwrap().unwrap(),
+        1 => group.get_many(&["k", "other"]).swap_remove(0).unwrap(),
         _ => group.answer_peer("k").unwrap().map(|(value, _)| value),
     };
     value.map_or(0, |value| value.to_string().parse().unwrap())
