@@ -321,7 +321,7 @@ mod tests {
                 });
             }
         });
-        assert!(flight.calls.lock().unwrap().is_empty());
+        assert!(KEYS.iter().all(|key| flight.table(key).lock().unwrap().is_empty()));
     }
 
     #[test]

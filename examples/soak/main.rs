@@ -21,7 +21,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
-use geecache::tiny_http::Request;
 use geecache::{HttpServer, ServerOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use ureq::Agent;
@@ -142,7 +141,7 @@ fn summarise(
 fn serve(truth: Arc<Truth>) -> Result<HttpServer, geecache::Error> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let options = ServerOptions { workers: 64, queue: 4_096, ..ServerOptions::default() };
-    HttpServer::serve(listener, options, move |request: &mut Request| truth.answer(request))
+    HttpServer::serve(listener, options, move |request, _| truth.answer(request))
 }
 
 fn progress(time: Duration) -> ProgressBar {

@@ -53,7 +53,7 @@ pub(crate) fn run(url: &str, peers: &[String], origin: &str) -> Result<(), Box<d
     let server = HttpServer::start(listener, [group.clone()], ServerOptions::default())?;
     let listener = TcpListener::bind((server.local_addr().ip(), 0))?;
     let front = Front { group, pool };
-    let answer = move |request: &mut Request| front.answer(request);
+    let answer = move |request: &Request, body: &[u8]| front.answer(request.url(), body);
     let front = HttpServer::serve(listener, ServerOptions::default(), answer)?;
     println!("http://{}", front.local_addr());
 
@@ -71,13 +71,10 @@ struct Front {
 
 impl Front {
     /// What is asked for is the path; keys and URLs are the lines of the body.
-    fn answer(&self, request: &mut Request) -> ResponseBox {
-        let mut body = String::new();
-        if let Err(error) = request.as_reader().read_to_string(&mut body) {
-            return said(Err(error));
-        }
+    fn answer(&self, path: &str, body: &[u8]) -> ResponseBox {
+        let Ok(body) = str::from_utf8(body) else { return said(Err("not UTF-8")) };
         let lines: Vec<&str> = body.lines().collect();
-        match (request.url(), &lines[..]) {
+        match (path, &lines[..]) {
             ("/get", [key]) => Response::from_string(line_of(self.group.get(key))).boxed(),
             ("/get", keys) => {
                 let answers = self.group.get_many(keys).into_iter().map(line_of);

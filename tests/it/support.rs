@@ -654,9 +654,9 @@ impl Lines {
         }
     }
 
-    /// All that it has printed by now.
+    /// What it has printed by now and nobody has read.
     pub(crate) fn so_far(&self) -> Vec<String> {
-        self.0.try_iter().collect()
+        std::iter::from_fn(|| self.next(Duration::ZERO)).collect()
     }
 
     /// All that is left, once the process has ended.

@@ -17,6 +17,7 @@ pub(super) fn all() -> Vec<Trial> {
         many(each_get_has_its_own_answer::<5, 1>),
         many(patience_ends_for_some_and_not_for_the_others),
         many(a_request_that_panics_leaves_the_others_to_ask),
+        many(a_batch_that_fails_is_the_answer_of_all_who_wait),
     ]
 }
 
@@ -24,6 +25,7 @@ pub(super) fn all() -> Vec<Trial> {
 struct Peer {
     combine: Combine<String>,
     batch_out: AtomicBool,
+    fails: bool,
     plain: [AtomicUsize; KEYS],
     batched: [AtomicUsize; KEYS],
 }
@@ -34,7 +36,8 @@ impl Peer {
     fn new() -> Self {
         let counts = || [const { AtomicUsize::new(0) }; KEYS];
         let (plain, batched) = (counts(), counts());
-        Self { combine: Combine::new(), batch_out: AtomicBool::new(false), plain, batched }
+        let batch_out = AtomicBool::new(false);
+        Self { combine: Combine::new(), batch_out, fails: false, plain, batched }
     }
 
     /// Odd keys are in no batch's answer. Two keys fit into a batch. Whoever asks for `bomb` by a
@@ -54,7 +57,10 @@ impl Peer {
             thread::yield_now();
             self.batch_out.store(false, Ordering::SeqCst);
             explode(keys[0]);
-            keys.iter().map(|key| (key % 2 == 0).then(|| key.to_string())).collect()
+            if self.fails {
+                return Err("failed".into());
+            }
+            Ok(keys.iter().map(|key| (key % 2 == 0).then(|| key.to_string())).collect())
         };
         let plain = || {
             assert_eq!(self.plain[key].fetch_add(1, Ordering::SeqCst), 0, "asked twice");
@@ -107,6 +113,16 @@ fn a_request_that_panics_leaves_the_others_to_ask() {
     together(5, |i| match catch_unwind(AssertUnwindSafe(|| peer.get(i, LONG, Some(2)))) {
         Ok(answer) => assert_eq!(answer.unwrap(), i.to_string()),
         Err(_) => assert_eq!(i, 2),
+    });
+    assert!(peer.is_at_rest());
+}
+
+fn a_batch_that_fails_is_the_answer_of_all_who_wait() {
+    let peer = Peer { fails: true, ..Peer::new() };
+    together(5, |i| {
+        let answer = peer.get(i, LONG, None).unwrap();
+        let asked_plainly = peer.plain[i].load(Ordering::SeqCst) == 1;
+        assert_eq!(answer, if asked_plainly { i.to_string() } else { "failed".into() });
     });
     assert!(peer.is_at_rest());
 }
