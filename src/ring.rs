@@ -101,10 +101,16 @@ impl Ring {
 
     /// The node that owns `key`; `None` if the ring has no points.
     pub fn owner(&self, key: &str) -> Option<&str> {
-        let place = self.hash.of(key.as_bytes());
+        let place = self.place(key);
         let next = self.points.partition_point(|point| point.place < place);
         let point = self.points.get(next).or(self.points.first())?;
         Some(&self.nodes[point.node as usize])
+    }
+
+    /// Where `key` lies on the circle. The first of the [`points`](Self::points) at or after it
+    /// is the owner's, or else the first of all.
+    pub fn place(&self, key: &str) -> u32 {
+        self.hash.of(key.as_bytes())
     }
 
     /// The nodes, in rising order of their names.
@@ -179,8 +185,20 @@ mod tests {
     fn a_key_beyond_the_last_point_belongs_to_the_first() {
         let ring = ring(&["a", "b", "c"]);
         let last = ring.points().last().unwrap().0;
-        let key = (0..).map(|i| i.to_string()).find(|k| crc32fast::hash(k.as_bytes()) > last);
+        let key = (0..).map(|i| i.to_string()).find(|k| ring.place(k) > last);
         assert_eq!(ring.owner(&key.unwrap()), ring.points().next().map(|(_, node)| node));
+    }
+
+    #[test]
+    fn the_owner_is_that_of_the_first_point_at_or_after_the_place_of_the_key() {
+        let ring = ring(&["a", "b", "c"]);
+        assert_eq!(ring.place("Tom"), crc32fast::hash(b"Tom"));
+        for key in (0..1_000).map(|i| i.to_string()) {
+            let mut points = ring.points();
+            let next = points.find(|&(place, _)| place >= ring.place(&key));
+            let (_, owner) = next.or(ring.points().next()).unwrap();
+            assert_eq!(ring.owner(&key), Some(owner));
+        }
     }
 
     #[test]
