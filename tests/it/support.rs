@@ -643,7 +643,12 @@ impl Lines {
 
     /// Waits for the next line that contains `text`.
     pub(crate) fn line_with(&self, text: &str) -> String {
-        let end = Instant::now() + LONG;
+        self.line_within(LONG, text)
+    }
+
+    /// The same, for a process that may take so long.
+    pub(crate) fn line_within(&self, time: Duration, text: &str) -> String {
+        let end = Instant::now() + time;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let line = self.next(left);
