@@ -5,12 +5,12 @@ use std::time::Instant;
 use crate::Asked;
 use crate::nodes::{FRONT, FRONT_NODE, Nodes, owner, port};
 
-/// What is shown, and its name among the metrics.
+/// What is shown, and the metrics, or the beginning of those, that it is the sum of.
 const COUNTERS: [(&str, &str); 6] = [
     ("gets", "geecache_gets_total{group=\"scores\"}"),
     ("main hits", "geecache_hits_total{group=\"scores\",cache=\"main\"}"),
     ("hot hits", "geecache_hits_total{group=\"scores\",cache=\"hot\"}"),
-    ("from owner", "geecache_peer_loads_total{group=\"scores\"}"),
+    ("from owner", "geecache_peer_loads_total{group=\"scores\",peer="),
     ("fallbacks", "geecache_fallbacks_total{group=\"scores\"}"),
     ("searches", "geecache_local_loads_total{group=\"scores\"}"),
 ];
@@ -93,9 +93,10 @@ fn count(nodes: &Nodes) -> Result<Vec<(&'static str, Counts)>, String> {
     let counts = nodes.running().iter().map(|node| {
         let (_, metrics) = crate::get(&format!("{}/metrics", node.url))?;
         let value = |(_, name): (&str, &str)| {
-            let mut values = metrics.lines().filter_map(|line| line.strip_prefix(name));
-            let value = values.next().and_then(|value| value.trim().parse().ok());
-            value.ok_or_else(|| format!("{} counts no {name}", node.url))
+            let lines = metrics.lines().filter(|line| line.starts_with(name));
+            let values = lines.map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+            let sum: Option<u64> = values.sum();
+            sum.ok_or_else(|| format!("{} does not say {name}", node.url))
         };
         let mut counts = Counts::default();
         for (count, counter) in counts.iter_mut().zip(COUNTERS) {

@@ -17,9 +17,9 @@ use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use ureq::Agent;
 
-use nodes::{FRONT, FRONT_NODE, Nodes, owner};
+use nodes::{FRONT, Nodes, owner};
 
-/// Starts three nodes, on the ports 8001, 8002 and 8003, and a front on 9999.
+/// Starts three nodes, on the ports 8001, 8002 and 8003, with fronts on 10001, 10002 and 9999.
 ///
 /// They end on Ctrl-C, or when one of them ends.
 #[derive(Parser)]
@@ -100,9 +100,7 @@ fn run(options: &Options) -> Result<(), String> {
 fn print_what_to_try(nodes: &Nodes, keep_going: bool) {
     println!("\nThe nodes are ready:");
     for node in nodes.running() {
-        let front = format!(", with the front on http://{FRONT}/");
-        let front = if node.url == FRONT_NODE { &*front } else { "" };
-        println!("  {}  pid {}{front}", node.url, node.pid());
+        println!("  {}  pid {:<8}  front http://{}/", node.url, node.pid(), node.front);
     }
     let Some(owner) = nodes.running().iter().find(|node| node.url == owner("Tom")) else { return };
     let (url, pid) = (owner.url, owner.pid());
@@ -111,7 +109,8 @@ fn print_what_to_try(nodes: &Nodes, keep_going: bool) {
     } else {
         "and all with it; `make cluster KEEP=1` keeps the others up"
     };
-    println!("\nTry, in another terminal:");
+    println!("\nOpen http://{FRONT}/ in a browser: it shows the ring, and the way of each get.");
+    println!("Try, in another terminal:");
     for (command, result) in [
         (format!("curl \"http://{FRONT}/api?key=Tom\""), format!("630, which {url} owns")),
         (format!("curl \"http://{FRONT}/api?key=kkk\""), "kkk not exist".into()),

@@ -1,7 +1,7 @@
 //! Three processes of `examples/node`, from the look at their ports to their end.
 
 use std::io::{BufRead, BufReader};
-use std::iter;
+use std::iter::{self, zip};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -16,7 +16,9 @@ use crate::{Asked, Options};
 
 pub(crate) const URLS: [&str; 3] =
     ["http://localhost:8001", "http://localhost:8002", "http://localhost:8003"];
-/// The node that has the front, and where.
+/// Where each of them has its front.
+const FRONTS: [&str; 3] = ["localhost:10001", "localhost:10002", FRONT];
+/// The node whose front we ask, and where.
 pub(crate) const FRONT_NODE: &str = URLS[2];
 pub(crate) const FRONT: &str = "localhost:9999";
 
@@ -30,6 +32,8 @@ pub(crate) struct Nodes(Vec<Node>);
 
 pub(crate) struct Node {
     pub(crate) url: &'static str,
+    /// Where its front is, `host:port`.
+    pub(crate) front: &'static str,
     /// What starts it, to be typed.
     pub(crate) command: String,
     child: Child,
@@ -38,15 +42,14 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    fn start(url: &'static str, options: &Options) -> Result<Self, String> {
+    fn start(url: &'static str, front: &'static str, options: &Options) -> Result<Self, String> {
         let program = beside_us("node")?;
         let mut command = Command::new(&program);
         command.args(["--self-url", url, "--peers", &URLS.join(",")]);
         command.args(["--origin-delay", &options.origin_delay]).arg("--db");
         command.arg(options.db.clone().map_or_else(|| beside_us("cluster.db"), Ok)?);
-        if url == FRONT_NODE {
-            command.args(["--api", FRONT]);
-        }
+        let fronts = FRONTS.map(|front| format!("http://{front}"));
+        command.args(["--api", front, "--fronts", &fronts.join(",")]);
         if options.verbose {
             command.arg("-v");
         }
@@ -60,7 +63,7 @@ impl Node {
         let log = thread::spawn(move || {
             lines.map_while(Result::ok).for_each(|line| eprintln!("{} | {line}", port(url)));
         });
-        Ok(Self { url, command: as_typed, child, log: Some(log) })
+        Ok(Self { url, front, command: as_typed, child, log: Some(log) })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -71,19 +74,19 @@ impl Node {
 impl Nodes {
     /// Starts the nodes and waits until each answers.
     pub(crate) fn start(options: &Options, asked: &Asked) -> Result<Self, String> {
-        let ports = URLS.iter().map(|url| port(url)).chain([port(FRONT)]);
+        let ports = URLS.into_iter().chain(FRONTS).map(port);
         let is_taken = |port: &&str| TcpListener::bind(format!("127.0.0.1:{port}")).is_err();
         let taken: Vec<_> = ports.filter(is_taken).collect();
         if !taken.is_empty() {
             return Err(format!("in use, so nothing was started: port {}", taken.join(", ")));
         }
         let mut nodes = Self(Vec::new());
-        for url in URLS {
-            nodes.0.push(Node::start(url, options)?);
+        for (url, front) in zip(URLS, FRONTS) {
+            nodes.0.push(Node::start(url, front, options)?);
         }
         let deadline = Instant::now() + START_TIMEOUT;
-        let pages = URLS.map(|url| format!("{url}/healthz"));
-        for page in pages.into_iter().chain([format!("http://{FRONT}/")]) {
+        let pages = URLS.iter().map(|url| format!("{url}/healthz"));
+        for page in pages.chain(FRONTS.map(|front| format!("http://{front}/"))) {
             while crate::get(&page).is_err() {
                 if let Some((node, status)) = nodes.take_ended() {
                     return Err(format!("{} has ended at its start: {status}", node.url));

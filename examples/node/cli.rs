@@ -1,5 +1,6 @@
 //! The options of a node, and what is said about those that cannot be used.
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,9 +24,13 @@ pub(crate) struct Options {
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
 
-    /// Where to serve the front, like localhost:9999 [default: nowhere]
+    /// Where to serve the front and its page, like localhost:9999 [default: nowhere]
     #[arg(long, value_name = "ADDR")]
     pub(crate) api: Option<String>,
+
+    /// The fronts of all nodes, in the order of --peers, so that the page can ask a key of each
+    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
+    pub(crate) fronts: Vec<String>,
 
     /// The database; a missing file is created, with Tom, Jack, Sam and 10,000 users
     #[arg(long, value_name = "FILE", default_value = "scores.db")]
@@ -78,6 +83,7 @@ A cluster of two, each in a terminal of its own:
   node --self-url http://localhost:8001 --peers http://localhost:8001,http://localhost:8002 -v
   node --self-url http://localhost:8002 --peers http://localhost:8001,http://localhost:8002 -v \\
        --api localhost:9999
+and then, in a browser, http://localhost:9999/, or
   curl \"http://localhost:9999/api?key=Tom\"
   curl \"http://localhost:9999/api?key=Tom&key=kkk\"        {\"Tom\":\"630\",\"kkk\":null}
   curl -X DELETE \"http://localhost:9999/api?key=Tom\"      leaves all nodes
@@ -85,6 +91,12 @@ A cluster of two, each in a terminal of its own:
 Of several keys the answer is a JSON object: null where there is no such key, {\"base64\":…} where
 a value is not UTF-8, {\"error\":…} where it could not be found out. A removal is answered by 204,
 or by 502 with the nodes that it did not reach.
+
+What the page asks for is JSON that others may ask for too:
+  /api/ring             the nodes, their shares, and the places of their points on the ring
+  /api/status           which nodes answer, and what each counts; up to a second old
+  /api/trace?key=Tom    a get, how it was answered and in how many milliseconds; up to 4,096
+                        bytes of the value. With &node=URL it is asked of that node's front.
 
 Ctrl-C or SIGTERM ends a node once the requests in flight are answered. The status is then 0,
 and 2 if the node could not start.";
@@ -96,6 +108,16 @@ impl Options {
         self.listen.as_deref().or_else(from_url).ok_or_else(|| {
             format!("--listen is required: a proxy listens at {} and asks there", self.self_url)
         })
+    }
+
+    /// The front of each node, by the node's URL.
+    pub(crate) fn fronts(&self) -> Result<HashMap<String, String>, String> {
+        if ![0, self.peers.len()].contains(&self.fronts.len()) {
+            let (fronts, peers) = (self.fronts.len(), self.peers.len());
+            return Err(format!("{fronts} --fronts for {peers} --peers: name one for each"));
+        }
+        let fronts = self.fronts.iter().map(|front| front.trim_end_matches('/').to_string());
+        Ok(self.peers.iter().cloned().zip(fronts).collect())
     }
 }
 

@@ -1,19 +1,22 @@
 //! The front: what people and programs ask, as against peers.
+//!
+//! `/` is the page, and `page.rs` what it asks for; `/api` is for programs.
 
-use std::fmt::Write;
 use std::io::Cursor;
 use std::str::Utf8Error;
 use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use geecache::tiny_http::{Header, Method, Request, Response, ResponseBox, StatusCode};
-use geecache::{ByteView, Error, Group, HttpPool};
+use geecache::{ByteView, Error, Group};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
+use crate::page::{POLICY, Page};
+
 pub(crate) struct Front {
     pub(crate) scores: Arc<Group>,
-    pub(crate) pool: Arc<HttpPool>,
+    pub(crate) page: Page,
 }
 
 impl Front {
@@ -21,18 +24,25 @@ impl Front {
         let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
         let is_get = matches!(request.method(), Method::Get | Method::Head);
         match path {
-            "/" if is_get => bytes(200, "text/html; charset=utf-8", self.page()),
             "/api" if is_get => self.scores(query),
             "/api" if *request.method() == Method::Delete => self.removal(query),
-            "/" => text(405, "ask by GET").with_header(header("Allow", "GET, HEAD")),
             "/api" => text(405, "ask by GET, remove by DELETE")
                 .with_header(header("Allow", "GET, HEAD, DELETE")),
-            _ => text(404, "no such page; / says what can be asked"),
+            _ if !is_get => text(405, "ask by GET").with_header(header("Allow", "GET, HEAD")),
+            "/api/ring" => json(&self.page.ring()),
+            "/api/status" => json(&self.page.status()),
+            "/api/trace" => self.trace(query),
+            _ => match Page::file(path) {
+                Some((kind, file)) => {
+                    bytes(200, kind, file).with_header(header("Content-Security-Policy", POLICY))
+                }
+                None => text(404, "no such page; / is one, and node --help tells the others"),
+            },
         }
     }
 
     fn scores(&self, query: &str) -> ResponseBox {
-        match keys_in(query) {
+        match values_in(query, "key") {
             Ok(keys) => match &keys[..] {
                 [] => text(400, "a key is required: /api?key=Tom"),
                 [key] => self.score(key),
@@ -54,11 +64,11 @@ impl Front {
         let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
         let scores = self.scores.get_many(&texts).into_iter().map(as_json);
         let object: Map<_, _> = keys.iter().cloned().zip(scores).collect();
-        bytes(200, "application/json", format!("{}\n", Value::from(object)))
+        json(&object.into())
     }
 
     fn removal(&self, query: &str) -> ResponseBox {
-        let keys = keys_in(query);
+        let keys = values_in(query, "key");
         let Some([key]) = keys.as_deref().ok() else {
             return text(400, "one key is required: /api?key=Tom");
         };
@@ -68,42 +78,30 @@ impl Front {
         }
     }
 
-    fn page(&self) -> String {
-        let me = self.pool.self_url();
-        let mut page = format!(
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<title>geecache: {me}</title>\n\
-             <h1>geecache</h1>\n<p>This is the front of the node {me}.</p>\n\
-             <h2>What can be asked</h2>\n<ul>\n"
-        );
-        for key in ["Tom", "Jack", "Sam", "user:00000042", "kkk"] {
-            let owner = self.pool.owner(key);
-            let _ = writeln!(
-                page,
-                "<li><a href=\"/api?key={key}\">/api?key={key}</a>, owned by {owner}"
-            );
+    fn trace(&self, query: &str) -> ResponseBox {
+        let (keys, nodes) = (values_in(query, "key"), values_in(query, "node"));
+        match (keys.as_deref(), nodes.as_deref()) {
+            (Ok([key]), Ok([node])) if !self.page.is_of(node) => {
+                match self.page.trace_at(node, key) {
+                    Ok(trace) => json_text(trace),
+                    Err(why) => text(502, &why),
+                }
+            }
+            (Ok([key]), Ok([] | [_])) => match self.page.trace(key) {
+                Ok(trace) => json(&trace),
+                Err(error) => refusal(&error),
+            },
+            _ => text(400, "one key is required, and one node at the most: /api/trace?key=Tom"),
         }
-        page += "<li><a href=\"/api?key=Tom&amp;key=Jack&amp;key=kkk\">\
-                 /api?key=Tom&amp;key=Jack&amp;key=kkk</a>, a JSON object: null where there is no \
-                 such key, {\"base64\":…} where a value is not UTF-8, {\"error\":…} where it could \
-                 not be found out</li>\n\
-                 <li>DELETE /api?key=Tom, which removes the key from all nodes: 204, or 502 with \
-                 those that it did not reach</li>\n\
-                 </ul>\n<h2>The nodes</h2>\n<ul>\n";
-        for node in self.pool.ring().nodes() {
-            let note = if node == me { " (this one)" } else { "" };
-            let _ = writeln!(page, "<li>{node}{note}: <a href=\"{node}/metrics\">metrics</a>");
-        }
-        page + "</ul>\n</html>\n"
     }
 }
 
-/// The keys in a query. (`form_urlencoded` would replace what is not UTF-8, and so ask for
-/// another key.)
-fn keys_in(query: &str) -> Result<Vec<String>, Utf8Error> {
-    let keys = query.split('&').filter_map(|pair| pair.strip_prefix("key="));
-    let decode =
-        |key: &str| percent_decode_str(&key.replace('+', " ")).decode_utf8().map(String::from);
-    keys.map(decode).collect()
+/// The values that a query has for `name`. (`form_urlencoded` would replace what is not UTF-8,
+/// and so ask for another key.)
+fn values_in(query: &str, name: &str) -> Result<Vec<String>, Utf8Error> {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let values = pairs.filter(|(n, _)| *n == name).map(|(_, value)| value.replace('+', " "));
+    values.map(|value| percent_decode_str(&value).decode_utf8().map(String::from)).collect()
 }
 
 fn as_json(score: Result<Option<ByteView>, Error>) -> Value {
@@ -122,13 +120,22 @@ fn refusal(error: &Error) -> ResponseBox {
     text(code, &error.to_string())
 }
 
+fn json(value: &Value) -> ResponseBox {
+    json_text(value.to_string())
+}
+
+fn json_text(text: String) -> ResponseBox {
+    bytes(200, "application/json", text + "\n").with_header(header("Cache-Control", "no-store"))
+}
+
 fn text(code: u16, text: &str) -> ResponseBox {
     bytes(code, "text/plain; charset=utf-8", text.to_string())
 }
 
 fn bytes(code: u16, kind: &str, body: impl AsRef<[u8]> + Send + 'static) -> ResponseBox {
     let length = body.as_ref().len();
-    let headers = vec![header("Content-Type", kind)];
+    // The type is what we say it is: no value may pass for a page.
+    let headers = vec![header("Content-Type", kind), header("X-Content-Type-Options", "nosniff")];
     Response::new(StatusCode(code), headers, Cursor::new(body), Some(length), None)
         .with_chunked_threshold(usize::MAX)
         .boxed()

@@ -4,12 +4,14 @@
 //! servers over one group: one that peers ask, and a front with workers of its own, so that
 //! callers who wait for a peer never keep a peer waiting.
 //!
-//! Read [`run`] first; then `front.rs`, `database.rs`, `token.rs` and `cli.rs`.
+//! Read [`run`] first; then `front.rs`, `page.rs`, `database.rs`, `token.rs` and `cli.rs`.
 
 mod cli;
 mod database;
 mod front;
+mod page;
 mod token;
+mod watch;
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
@@ -26,6 +28,7 @@ use simplelog::{ColorChoice, ConfigBuilder, TermLogger, TerminalMode};
 use cli::{Options, bind};
 use database::Database;
 use front::Front;
+use page::Page;
 
 /// How long requests in flight may take when the node is told to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -91,7 +94,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     info!("node {} listens on {}", pool.self_url(), server.local_addr());
     let front = match front_listener {
         Some(listener) => {
-            let front = Front { scores, pool };
+            // A get may wait for the owner first, and then for the origin.
+            let page = Page::new(scores.clone(), pool, options.fronts()?, 2 * timeout);
+            let front = Front { scores, page };
             let serve = move |request: &_, _: &_| front.answer(request);
             let front = HttpServer::serve(listener, server_options, serve)?;
             info!("front on http://{}/", front.local_addr());
