@@ -1,34 +1,38 @@
 //! The program of `examples/node`, in processes of its own.
 
+use std::iter::zip;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
 use std::{env, fs, process, thread};
 
-use geecache::HttpPool;
+use geecache::{HttpPool, Ring, RingHash};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::support::*;
 #[cfg(feature = "tls")]
 use crate::tls::{Authority, TlsEnd};
 
 /// A folder for the database of one test, which goes with it.
-struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         let path = env::temp_dir().join(format!("geecache-{}-{test}", process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    fn database(&self) -> String {
+    pub(crate) fn database(&self) -> String {
         self.path("scores.db")
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.0.join(name).into_os_string().into_string().unwrap()
     }
 
@@ -48,7 +52,7 @@ impl Drop for Folder {
 }
 
 /// URLs that are free, and stay so: nobody else uses addresses of that host.
-fn urls<const N: usize>(host: &str) -> [String; N] {
+pub(crate) fn urls<const N: usize>(host: &str) -> [String; N] {
     let listeners = [(); N].map(|()| TcpListener::bind((host, 0)).unwrap());
     listeners.map(|listener| url_of(listener.local_addr().unwrap()))
 }
@@ -64,7 +68,7 @@ fn program() -> Command {
 }
 
 /// A node that runs, with its front.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     lines: Lines,
     front: String,
@@ -80,7 +84,7 @@ impl Process {
     }
 
     /// Starts the node at `url`. `wait_until_up` is to follow.
-    fn start(url: &str, peers: &[String], database: &str, more: &[&str]) -> Self {
+    pub(crate) fn start(url: &str, peers: &[String], database: &str, more: &[&str]) -> Self {
         Self::start_in(&[], url, peers, database, more)
     }
 
@@ -93,13 +97,15 @@ impl Process {
         more: &[&str],
     ) -> Self {
         let peers = peers.join(",");
-        let arguments =
-            ["--self-url", url, "--peers", &peers, "--db", database, "--api", "127.0.0.1:0", "-v"];
+        let mut arguments = vec!["--self-url", url, "--peers", &peers, "--db", database, "-v"];
+        if !more.contains(&"--api") {
+            arguments.extend(["--api", "127.0.0.1:0"]);
+        }
         let (child, lines) = Self::spawn(&[&arguments, more].concat(), environment);
         Self { child, lines, front: String::new() }
     }
 
-    fn wait_until_up(mut self) -> Self {
+    pub(crate) fn wait_until_up(mut self) -> Self {
         let line = self.lines.line_with("front on ");
         self.front = line[line.find("http://").unwrap()..].trim_end_matches('/').into();
         self
@@ -114,11 +120,11 @@ impl Process {
         (answer.status, answer.text().into())
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn ended(&mut self) -> ExitStatus {
+    pub(crate) fn ended(&mut self) -> ExitStatus {
         ended(&mut self.child)
     }
 }
@@ -172,7 +178,7 @@ fn a_node_that_cannot_start_says_why_in_one_line_and_ends_with_2() {
     let [url] = urls("127.0.0.6");
     let taken = TcpListener::bind("127.0.0.6:0").unwrap();
     let taken_url = url_of(taken.local_addr().unwrap());
-    let no_database = folder.0.join("notes.txt").into_os_string().into_string().unwrap();
+    let no_database = folder.path("notes.txt");
     fs::write(&no_database, "no database, but a text that is long enough for a header").unwrap();
     for (url, database, gist) in [
         (&taken_url, &*folder.database(), "cannot listen on"),
@@ -484,4 +490,151 @@ fn a_node_behind_a_proxy_has_to_be_told_where_to_listen_and_whom_to_believe() {
         assert_eq!((status.code(), lines.len()), (Some(2), 1), "{lines:?}");
         assert!(lines[0].starts_with("node: ") && lines[0].contains(gist), "{lines:?}");
     }
+}
+
+fn json(answer: &Answer) -> Value {
+    assert_eq!((answer.status, answer.header("Content-Type")), (200, Some("application/json")));
+    serde_json::from_slice(&answer.body).unwrap()
+}
+
+#[test]
+fn the_front_tells_the_ring_and_what_the_nodes_count() {
+    let folder = Folder::new("status");
+    let (mute, [own]) = (Stub::mute(), urls("127.0.0.16"));
+    // Says little, and is asked for that.
+    let (stub, questions) = recording(|_| {
+        response(200, "text/plain", "geecache_gets_total{group=\"scores\"} 7\nmore or less\n")
+    });
+    let peers = [own.clone(), stub.url.clone(), mute.url.clone(), dead_url()];
+    let node = Process::start(&own, &peers, &folder.database(), &[]).wait_until_up();
+    let ring = Ring::new(peers.clone(), 50, RingHash::Crc32);
+
+    let shown = json(&node.ask("GET /api/ring"));
+    assert_eq!((&shown["self"], &shown["group"]), (&own.as_str().into(), &"scores".into()));
+    let shares = ring.shares();
+    assert_eq!(shown["nodes"].as_array().unwrap().len(), 4);
+    for (node, (url, share)) in zip(shown["nodes"].as_array().unwrap(), shares) {
+        let places = ring.points().filter(|&(_, node)| node == url).map(|(place, _)| place);
+        assert_eq!((&node["url"], &node["front"]), (&url.into(), &Value::Null));
+        assert_eq!(node["points"], Value::from_iter(places));
+        assert!((node["share"].as_f64().unwrap() - share).abs() < 1e-9);
+    }
+
+    let mut own_keys =
+        (0..).map(|i| format!("user:{i:08}")).filter(|k| ring.owner(k) == Some(&own));
+    let key = own_keys.next().unwrap();
+    for _ in 0..3 {
+        assert_eq!(node.get(&key).0, 200);
+    }
+    let start = Instant::now();
+    let mut status = Value::Null;
+    eventually("the counters are seen", || {
+        status = json(&node.ask("GET /api/status"));
+        status["nodes"].as_array().unwrap().iter().any(|node| node["counters"]["gets"] == 3)
+    });
+    let of = |url: &str| {
+        let nodes = status["nodes"].as_array().unwrap();
+        nodes.iter().find(|node| node["url"] == url).unwrap().clone()
+    };
+    let counters = &of(&own)["counters"];
+    assert_eq!((&counters["main_hits"], &counters["local_loads"]), (&2.into(), &1.into()));
+    assert_eq!((&counters["hot_hits"], &counters["entries"]), (&0.into(), &1.into()));
+    assert_eq!(counters["max_bytes"], 64 << 20);
+    assert_eq!(of(&stub.url)["counters"]["gets"], 7);
+    for silent in &peers[2..] {
+        let report = of(silent);
+        assert_eq!((&report["up"], &report["counters"]), (&false.into(), &Value::Null));
+        assert!(report["why"].as_str().is_some_and(|why| !why.is_empty()), "{report}");
+    }
+
+    // However many look, no node is asked more often than about once a second.
+    together(8, |_| (0..5).for_each(|_| drop(json(&node.ask("GET /api/status")))));
+    let most = 1 + start.elapsed().as_millis() / 900;
+    let asked = questions.lock().unwrap().len();
+    assert!(asked as u128 <= most, "{asked} times in {:?}", start.elapsed());
+}
+
+#[test]
+fn the_front_traces_a_get_here_and_at_the_other_fronts() {
+    let folder = Folder::new("trace");
+    let [a, b, front_a, front_b] = urls("127.0.0.17");
+    let (urls, fronts) = ([a, b], [front_a, front_b]);
+    let nodes = [0, 1].map(|i| {
+        let api = fronts[i].strip_prefix("http://").unwrap();
+        let more = ["--api", api, "--fronts", &fronts.join(",")];
+        Process::start(&urls[i], &urls, &folder.database(), &more)
+    });
+    let nodes = nodes.map(Process::wait_until_up);
+    let rows = Connection::open(folder.database()).unwrap();
+    rows.busy_timeout(LONG).unwrap();
+    rows.execute("INSERT INTO scores VALUES ('bytes', x'ff00')", []).unwrap();
+    rows.execute("INSERT INTO scores VALUES ('long', ?1)", [format!("x{}", "ü".repeat(9_999))])
+        .unwrap();
+    let ring = Ring::new(urls.clone(), 50, RingHash::Crc32);
+    let own = (0..).map(|i| format!("user:{i:08}")).find(|k| ring.owner(k) == Some(&urls[0]));
+    let own = own.unwrap();
+    let trace = |i: usize, query: &str| json(&nodes[i].ask(&format!("GET /api/trace?{query}")));
+
+    // The owner loads, then it has a hit; the other asks it.
+    let first = trace(0, &format!("key={own}"));
+    assert_eq!((&first["key"], &first["place"]), (&own.as_str().into(), &ring.place(&own).into()));
+    assert_eq!((&first["node"], &first["owner"]), (&first["owner"], &urls[0].as_str().into()));
+    let value = own.trim_start_matches("user:").parse::<u32>().unwrap().to_string();
+    assert_eq!(first["answer"], serde_json::json!({ "value": value, "bytes": value.len() }));
+    assert!(first["trace"]["loaded_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{first}");
+    assert_eq!((&first["trace"]["hit"], &first["trace"]["asked"]), (&Value::Null, &Value::Null));
+    let second = trace(0, &format!("key={own}"));
+    let hit = serde_json::json!({
+        "hit": "main", "asked": null, "loaded_ms": null, "waited_ms": null, "text": "main hit",
+    });
+    assert_eq!(second["trace"], hit);
+    let other = trace(1, &format!("key={own}"));
+    assert_eq!(other["trace"]["asked"]["peer"], *urls[0]);
+    assert_eq!(other["trace"]["asked"]["error"], Value::Null);
+    // The same two, each asked of the other's front.
+    assert_eq!(trace(1, &format!("key={own}&node={}", urls[0]))["trace"], hit);
+    assert_eq!(trace(1, &format!("key={own}&node={}", urls[1]))["node"], *urls[1]);
+
+    for key in ["a b/ü+&=%", "<b>", "\"\\\u{1}", "kkk"] {
+        let encoded = utf8_percent_encode(key, NON_ALPHANUMERIC).to_string();
+        let shown = trace(0, &format!("key={encoded}&node={}", urls[1]));
+        assert_eq!((&shown["key"], &shown["node"]), (&key.into(), &urls[1].as_str().into()));
+        assert_eq!(shown["owner"], ring.owner(key).unwrap());
+        assert_eq!(shown["answer"], serde_json::json!({ "value": null }));
+    }
+    let bytes = serde_json::json!({ "value": { "base64": "/wA=" }, "bytes": 2 });
+    assert_eq!(trace(0, "key=bytes")["answer"], bytes);
+    let long = trace(0, "key=long");
+    let beginning = long["answer"]["value"].as_str().unwrap();
+    assert_eq!((beginning.len(), &long["answer"]["bytes"]), (4_095, &19_999.into()));
+
+    let too_long = format!("key={}", "k".repeat(16_385));
+    for query in ["", "key=", "key=a&key=b", "key=%ff", "key=a&node=x&node=y", &too_long] {
+        assert_eq!(nodes[0].ask(&format!("GET /api/trace?{query}")).status, 400, "{query:.30}");
+    }
+    let answer = nodes[0].ask("GET /api/trace?key=a&node=http://elsewhere:80");
+    assert_eq!((answer.status, answer.text().contains("not known")), (502, true));
+}
+
+#[test]
+fn the_page_may_load_nothing_from_elsewhere() {
+    let folder = Folder::new("files");
+    let urls = urls::<1>("127.0.0.18");
+    let node = Process::start(&urls[0], &urls, &folder.database(), &[]).wait_until_up();
+    for (path, kind) in
+        [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")]
+    {
+        let answer = node.ask(&format!("GET {path}"));
+        assert_eq!(answer.status, 200);
+        assert!(answer.header("Content-Type").unwrap().starts_with(kind));
+        assert_eq!(answer.header("X-Content-Type-Options"), Some("nosniff"));
+        let policy = answer.header("Content-Security-Policy").unwrap();
+        assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"));
+        assert!(
+            !answer.text().contains("https:") && !answer.text().contains("innerHTML"),
+            "{path}"
+        );
+    }
+    assert_eq!(node.ask("POST /").header("Allow"), Some("GET, HEAD"));
+    assert_eq!(node.ask("GET /page").status, 404);
 }
