@@ -4,7 +4,8 @@ CARGO ?= cargo
 # Installs a Debian package unless its program is there: $(call install,program,package).
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 install = command -v $(1) >/dev/null || \
-	{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy --no-install-recommends $(2); }
+	{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy --no-install-recommends $(2); } || \
+	{ echo '$(1) is needed here and could not be installed: the package is $(2)' >&2; exit 1; }
 EXAMPLES := $(or $(CARGO_TARGET_DIR),target)/release/examples
 SECONDS ?= 300
 SEED ?= 1
@@ -29,6 +30,12 @@ test-metrics: ## check /metrics with promtool (installs Debian's prometheus wher
 	$(call install,promtool,prometheus)
 	$(CARGO) test --locked --test it -- --ignored promtool
 
+test-page: ## test the page in a browser (installs Debian's chromium where missing)
+	$(call install,chromium,chromium)
+	$(CARGO) build --locked --example node
+	$(CARGO) test --locked --test it -- --ignored --test-threads=1 page::
+	@echo 'pictures: $(or $(CARGO_TARGET_DIR),target)/page/*.png'
+
 races: ## try 100 times as many schedules of threads and sequences as `make test`
 	RACES=100 $(CARGO) test --release --locked --test races
 	PROPTEST_CASES=25600 $(CARGO) test --release --locked --lib cache::properties
@@ -44,7 +51,7 @@ examples: ## run the small examples: hello, by_hand, ring
 build-cluster:
 	$(CARGO) build --release --locked --example node --example cluster
 
-cluster: build-cluster ## run nodes on 8001 to 8003 and a front on 9999, until Ctrl-C or one of them ends
+cluster: build-cluster ## run nodes on 8001 to 8003, with a page on 9999, until Ctrl-C or one of them ends
 	$(EXAMPLES)/cluster $(if $(KEEP),--keep-going) $(ARGS)
 
 demo: build-cluster ## show by itself what a cluster does, then end
@@ -75,7 +82,7 @@ doc: ## build the docs as a book, the private modules among them, warnings denie
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls --document-private-items
 
-ci: fmt-check lint test test-metrics doc ## format, lint, all tests and docs, as before each merge
+ci: fmt-check lint test test-metrics test-page doc ## format, lint, all tests and docs, as before each merge
 
 clean: ## remove what was built
 	$(CARGO) clean

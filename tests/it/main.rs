@@ -21,12 +21,14 @@
 //! | `processes` | a node that is killed, and an environment that names a proxy |
 //! | `tls` | peers behind `https://`, with the feature `tls` |
 //! | `node` | the program of `examples/node` |
+//! | `page` | its page, in a browser |
 //! | `docs` | what the docs say of all these |
 //!
 //! `support` has the nodes, the stand-ins and the ways to wait; `child` a node in a process of its
-//! own.
+//! own; `browser` a browser.
 
 mod batches;
+mod browser;
 mod child;
 mod clients;
 mod combining;
@@ -42,6 +44,7 @@ mod mixed;
 mod node;
 mod overload;
 mod owners;
+mod page;
 mod processes;
 mod protocol;
 mod removal;
