@@ -144,7 +144,8 @@
 //!
 //! # What fails, and what then happens
 //!
-//! The tests are in `tests/it`, those of the listener beside its code.
+//! The tests are in `tests/it`, that of the restarts in `tests/restarts.rs`; what threads can do to
+//! each other is in `tests/races`, where a model checker chooses who goes on.
 //!
 //! | what | then | shown by |
 //! |---|---|---|
@@ -153,13 +154,14 @@
 //! | an owner is killed in the middle of an answer | fall back; it is asked again when it is back | `processes::an_owner_that_is_killed_in_mid_request_leaves_the_get_to_the_origin_and_returns` |
 //! | an owner answers something that is no answer | fall back | `owners::what_is_not_http_falls_back_to_the_origin`, `owners::status_500_falls_back_to_the_origin`, `batches::an_owner_whose_answer_is_malformed_falls_back` |
 //! | lists of nodes disagree, or a node lists itself under another name | every get is answered; a list without the node itself is refused | `gets::two_nodes_that_each_take_the_other_for_the_owner_both_answer`, `gets::a_node_that_lists_itself_under_another_name_asks_itself_and_is_answered` |
-//! | the list changes under load | no get fails | `gets::no_get_fails_while_the_list_of_peers_changes` |
+//! | the list changes under load, and nodes are killed, frozen and restarted | no get fails, no answer is wrong | `gets::no_get_fails_while_the_list_of_peers_changes`, `restarts::no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes` |
 //! | a getter panics | that get is an error, those who waited are told, the worker lives, the key is usable | `gets::a_getter_that_panics_is_an_error_to_all_who_wait_and_the_key_is_usable_after` |
 //! | a getter fails | an error with its text, shared by those who waited, cached for nobody | `gets::an_error_of_the_getter_is_tried_once_more_here_and_then_told` |
-//! | more requests than workers and queue can take | `503` at once on the new ones, those accepted are finished; peers fall back | `load::a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished`, `load::an_overloaded_owner_leaves_the_get_to_the_origin_at_once` |
+//! | more requests than workers and queue can take | `503` at once on the new ones, those accepted are finished soon; peers fall back, and load a key once in each node | `load::a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished`, `overload::those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_once`, `overload::while_an_owner_is_overloaded_each_asking_node_loads_a_key_once` |
 //! | a value larger than the cache, or than what may travel | returned, not kept, counted; nothing else is flushed | `values::a_value_above_the_budget_is_returned_and_flushes_nothing`, `values::a_value_of_just_the_transfer_limit_travels_and_one_byte_more_is_loaded_here` |
 //! | a removal cannot reach a node | it is named; its copy lives for `hot_ttl` at the most | `removal::nodes_that_cannot_be_reached_are_named_after_all_others_were`, `removal::a_node_that_was_not_reached_has_its_copy_until_the_hot_ttl_ends` |
-//! | the listener runs out of file descriptors | it answers again once there are some | `listener::answers_again_after_a_lack_of_descriptors` |
+//! | the listener runs out of file descriptors | it answers again within 3 s of there being some, and logs both | `clients::a_lack_of_descriptors_ends_with_the_connections_that_caused_it` |
+//! | clients that fall silent, drip, do not read or send anything | each costs its own connection alone | `clients::a_thousand_half_open_requests_slow_nobody_down_and_leave_nothing_behind`, `clients::a_body_that_does_not_arrive_holds_its_own_connection_alone`, `clients::answers_that_nobody_reads_hold_no_worker`, `fuzz::whatever_is_sent_is_answered_rightly_or_cut_off_and_harms_nobody_else` |
 //! | a shutdown | no new connections, `503` on the open ones, what is in flight is finished, the threads end | `load::a_shutdown_finishes_what_is_in_flight_and_refuses_what_comes`, `load::a_shutdown_waits_no_longer_than_its_grace` |
 //!
 //! # From the Go source to here

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-/// The text of the module of that name: here, or beside the code that it tests.
+/// The text of the module of that name: here, or a binary of its own.
 fn source_of(module: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = [format!("tests/it/{module}.rs"), format!("src/http/{module}/tests.rs")];
+    let files = [format!("tests/it/{module}.rs"), format!("tests/{module}.rs")];
     let found = files.iter().find_map(|file| fs::read_to_string(root.join(file)).ok());
     found.unwrap_or_else(|| panic!("no module {module}"))
 }

@@ -16,7 +16,7 @@ pub(super) fn all() -> Vec<Trial> {
         every(a_panic_is_told_to_those_who_followed_and_to_nobody_later::<2, 1>),
         many(a_panic_is_told_to_those_who_followed_and_to_nobody_later::<4, 2>),
         every(what_is_forgotten_answers_nobody_who_comes_later::<2, false>),
-        every(what_is_forgotten_answers_nobody_who_comes_later::<2, true>),
+        many(what_is_forgotten_answers_nobody_who_comes_later::<4, true>),
         many(what_is_forgotten_answers_nobody_who_comes_later::<4, false>),
         many(what_is_forgotten_leaves_the_next_ones_place),
         every(patience_ends_for_one_and_not_for_the_others::<2>),
