@@ -27,7 +27,7 @@ pub struct ServerOptions {
     /// Up to 4,096. Default: 16.
     pub workers: usize,
     /// How many requests may wait for a worker at the most, up to 65,536. Default: 256. Those that
-    /// would wait longer than 20 ms, and longer than an answer takes, get `503` at once in any case.
+    /// would wait longer than 50 ms, and longer than an answer takes, get `503` at once in any case.
     pub queue: usize,
     /// How long a connection may be silent before it is closed, and not take an answer (for 5 s
     /// at the most). Longer than the 15 s for which peers keep theirs, and up to a day.

@@ -30,7 +30,7 @@ use super::talkers::Talkers;
 use crate::stats::Counter;
 
 /// How long one may have to wait for a worker, where an answer takes less than that.
-const PATIENCE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(50);
 /// An answer that is longer may not fit into the kernel's buffers, and then takes the client's
 /// time: in bytes.
 const LARGE: usize = 64 << 10;
@@ -199,7 +199,9 @@ impl Shared {
     /// Notes how long an answer took. Two at once may note only one of them.
     fn took(&self, time: Duration) {
         let mean = self.pace.load(Ordering::Relaxed);
-        self.pace.store(mean - mean / 8 + time.as_nanos() as u64 / 8, Ordering::Relaxed);
+        // One that was held up says little of the others: many in a row must be slow.
+        let time = (time.as_nanos() as u64).min(4 * mean + 1_000_000);
+        self.pace.store(mean - mean / 8 + time / 8, Ordering::Relaxed);
     }
 
     /// Sends an answer, then turns to what the same client has sent ahead.
