@@ -1,5 +1,5 @@
 //! `Error`: why a get was not answered or a part refused its settings; `PeerError`: why a peer
-//! did not answer, which the group falls back from and only the log sees.
+//! did not answer, which the group falls back from; logs, traces and removals tell it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -109,7 +109,7 @@ pub enum PeerError {
     Transport(String),
     /// The deadline of the whole exchange passed.
     Timeout,
-    /// All the time was spent waiting for others before the peer could be asked.
+    /// Most of the time was spent waiting for others before the peer could be asked.
     NoTimeLeft,
     /// The peer failed shortly before and is not asked again until its cool-down ends.
     CoolingDown,
@@ -141,7 +141,7 @@ impl fmt::Display for PeerError {
         match self {
             Self::Transport(what) => f.write_str(what),
             Self::Timeout => write!(f, "no answer within the deadline"),
-            Self::NoTimeLeft => write!(f, "no time was left to ask"),
+            Self::NoTimeLeft => write!(f, "too little time was left to ask"),
             Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
             Self::Status { code, text } => write!(f, "answered {code}: {text}"),
             Self::Unsupported => write!(f, "does not know this kind of request"),

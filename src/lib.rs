@@ -91,8 +91,8 @@
 //! | [`http/`](http) | [`HttpPool`] asks, [`HttpServer`] answers |
 //! | `error.rs`, `clock.rs`, `stats.rs`, `metrics.rs` | [`Error`], [`Clock`], [`Stats`], [`prometheus`] |
 //!
-//! Arrows go down only: `http` → `group` → `cache`, `flight`, `peer`, `getter` → `byte_view`,
-//! `error`, `clock`, `stats`, `ring`. `group` does not know of HTTP; `ring` and `flight` know of
+//! Arrows go down only: `http` → `group`, `metrics` → `stats` → `cache`, and `group` → `cache`,
+//! `flight`, `peer`, `getter` → `byte_view`, `error`, `clock`, `ring`. `group` does not know of HTTP; `ring` and `flight` know of
 //! nothing.
 //!
 //! # Locks

@@ -65,8 +65,8 @@ pub struct PeerStats {
     pub loads: u64,
     /// Misses that it did not answer.
     pub errors: u64,
-    /// How long it took, each question, answered or not; one for a batch, none while it cools
-    /// down.
+    /// How long it took, each question, answered or not; one for a batch, none where it
+    /// cools down or no time was left to ask.
     pub times: Histogram,
 }
 

@@ -382,9 +382,9 @@ impl Group {
     }
 }
 
-/// Whether the answer, or none, is a peer's own: a peer that cools down was not even asked.
+/// Whether the answer, or none, is a peer's own: one that cools down is not even asked.
 fn was_asked(answer: &Result<Option<Loaded>, PeerError>) -> bool {
-    !matches!(answer, Err(PeerError::CoolingDown))
+    !matches!(answer, Err(PeerError::CoolingDown | PeerError::NoTimeLeft))
 }
 
 /// Does `work` on all items at the same time, on a thread for each but the last; where no thread

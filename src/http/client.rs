@@ -85,6 +85,10 @@ impl HttpGetter {
 
     /// Asks for one key by a request of its own.
     fn ask(&self, group: &str, key: &str, end: Duration) -> Answer {
+        self.in_time(end, || self.ask_one(group, key, end))
+    }
+
+    fn ask_one(&self, group: &str, key: &str, end: Duration) -> Answer {
         let url = self.url(&wire::path(&self.options.base_path, group, key));
         let request = self.until(end, self.with_token(self.agent.get(url)))?;
         let mut answer = request.call().map_err(failure)?;
@@ -108,6 +112,16 @@ impl HttpGetter {
     /// Asks for several keys by one request. `None` for those that are to be asked for singly:
     /// all of them, where the peer knows no batches.
     fn ask_batch(
+        &self,
+        group: &str,
+        keys: &[&str],
+        only_cached: bool,
+        end: Duration,
+    ) -> Result<Vec<Option<Answer>>, PeerError> {
+        self.in_time(end, || self.ask_many(group, keys, only_cached, end))
+    }
+
+    fn ask_many(
         &self,
         group: &str,
         keys: &[&str],
@@ -197,6 +211,20 @@ impl HttpGetter {
         }
     }
 
+    /// Asks. A caller that began late and ran out of time says nothing of the peer: who has waited
+    /// for others, or asks for one key after the other, may leave it a moment only.
+    fn in_time<T>(
+        &self,
+        end: Duration,
+        ask: impl FnOnce() -> Result<T, PeerError>,
+    ) -> Result<T, PeerError> {
+        let left = end.saturating_sub(self.clock.now());
+        ask().map_err(|error| match error {
+            PeerError::Timeout if left < self.options.timeout / 2 => PeerError::NoTimeLeft,
+            error => error,
+        })
+    }
+
     /// Asks, unless the peer is cooling down, and notes whether it could be reached.
     fn reach<T>(&self, ask: impl FnOnce() -> Result<T, PeerError>) -> Result<T, PeerError> {
         let attempt = self.cooldown.attempt(self.clock.now()).ok_or(PeerError::CoolingDown)?;
@@ -208,7 +236,7 @@ impl HttpGetter {
                     warn!("peer {}: {error}; not asked again for {pause:?}", self.base_url);
                 }
             }
-            // Nobody asked it, so nobody knows; no answer is taken for one.
+            // Nobody asked it, or not for long, so nobody knows; no answer is taken for one.
             Err(PeerError::NoTimeLeft) => drop(attempt),
             _ => {
                 if attempt.succeeded() {
@@ -344,5 +372,25 @@ impl Resolver for Addresses {
         found.iter().for_each(|&address| addresses.push(address));
         *self.known.lock().unwrap() = Some(found);
         Ok(addresses)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_began_late_says_nothing_of_the_peer() {
+        let getter = HttpGetter::new("http://localhost:1".into(), Arc::default());
+        let getter = HttpGetter { clock: Clock::by_hand(), ..getter };
+        let end = getter.end();
+        let ask = || getter.in_time(end, || Err::<(), _>(PeerError::Timeout));
+        assert_eq!(ask(), Err(PeerError::Timeout));
+        getter.clock.advance(getter.options.timeout / 2);
+        assert_eq!(ask(), Err(PeerError::Timeout));
+        getter.clock.advance(Duration::from_millis(1));
+        assert_eq!(ask(), Err(PeerError::NoTimeLeft));
+        let refused = || Err::<(), _>(PeerError::Transport("refused".into()));
+        assert_eq!(getter.in_time(end, refused), refused(), "that is found out at once");
     }
 }

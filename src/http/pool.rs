@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::mem;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -197,15 +198,17 @@ impl HttpPool {
             .map(|url| (url.clone(), Arc::new(HttpGetter::new(url.clone(), self.options.clone()))))
             .collect();
         let ring = ring_of(urls, &self.options);
+        // What is dropped closes connections, and is not dropped under the lock.
+        let mut unused = Vec::new();
         let mut nodes = self.nodes.lock().unwrap();
         for (url, getter) in &mut getters {
             if let Some(kept) = nodes.getters.get(url) {
-                *getter = kept.clone();
+                unused.push(mem::replace(getter, kept.clone()));
             }
         }
-        let before = std::mem::replace(&mut *nodes, Nodes { ring, getters });
+        let before = mem::replace(&mut *nodes, Nodes { ring, getters });
         drop(nodes);
-        drop(before); // closes connections, and not under the lock
+        drop((before, unused));
         Ok(())
     }
 

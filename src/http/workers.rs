@@ -33,7 +33,7 @@ use crate::stats::Counter;
 const PATIENCE: Duration = Duration::from_millis(50);
 /// An answer that is longer may not fit into the kernel's buffers, and then takes the client's
 /// time: in bytes.
-const LARGE: usize = 64 << 10;
+const LARGE: usize = 8 << 10;
 /// The longest body that may be announced, in bytes. What is longer than a question may be is
 /// read all the same, since tiny_http cannot close the connection.
 const MOST_ANNOUNCED: usize = 16 << 20;
@@ -81,17 +81,19 @@ impl Workers {
             pace: AtomicU64::default(),
             shed,
         });
+        // From here on: if a thread cannot be started, those that were end.
+        let workers = Self { shared, ended };
         let handler = Arc::new(handler);
         for i in 0..threads {
             let (questions, handler, running) =
                 (questions.clone(), handler.clone(), running.clone());
-            let shared = shared.clone();
+            let shared = workers.shared.clone();
             thread::Builder::new().name(format!("geecache-worker-{i}")).spawn(move || {
                 let running: Sender<Infallible> = running;
                 questions.iter().for_each(|question| shared.answer(question, &*handler, &running));
             })?;
         }
-        Ok(Self { shared, ended })
+        Ok(workers)
     }
 
     /// Takes a request on, and sees to it that it is answered. Never waits.
@@ -116,6 +118,13 @@ impl Workers {
     pub(crate) fn drain(&self, grace: Duration) -> bool {
         drop(self.shared.queue.lock().unwrap().take());
         self.ended.recv_timeout(grace) == Err(RecvTimeoutError::Disconnected)
+    }
+}
+
+/// The way into the queue closes, and the threads end with it.
+impl Drop for Workers {
+    fn drop(&mut self) {
+        drop(self.shared.queue.lock().unwrap().take());
     }
 }
 
@@ -210,7 +219,17 @@ impl Shared {
         let (method, path) = (request.method().clone(), request.url().to_string());
         match catch_unwind(AssertUnwindSafe(|| request.respond(response))) {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!("{method} {path}: the answer was not sent: {error}"),
+            Ok(Err(error)) => {
+                debug!("{method} {path}: the answer was not sent: {error}");
+                // Who does not read gets no more: the next answer would come in the middle of this.
+                while let Some(ahead) = self.next(client) {
+                    match ahead.body_length() {
+                        Some(length) if length > MOST_ANNOUNCED => mem::forget(ahead),
+                        _ => self.talkers.run(move || drop(ahead.into_writer())),
+                    }
+                }
+                return;
+            }
             Err(_) => error!("{method} {path}: a panic while sending the answer"),
         }
         if let Some(next) = self.next(client) {
