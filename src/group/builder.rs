@@ -107,7 +107,7 @@ impl GroupBuilder {
     ///
     /// # Errors
     /// [`Error::Config`] if the name is empty or longer than
-    /// [`MAX_GROUP_BYTES`](crate::MAX_GROUP_BYTES), `hot_bytes` is more than `max_bytes`, or
+    /// [`MAX_GROUP_BYTES`], `hot_bytes` is more than `max_bytes`, or
     /// `ttl_jitter` is no fraction.
     pub fn build(self) -> Result<Arc<Group>, Error> {
         if !(1..=MAX_GROUP_BYTES).contains(&self.name.len()) {
