@@ -82,7 +82,7 @@ doc: ## build the docs as a book, the private modules among them, warnings denie
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls --document-private-items
 
-ci: fmt-check lint test test-metrics test-page doc ## format, lint, all tests and docs, as before each merge
+ci: fmt-check lint test test-metrics test-page doc ## format, lint, all tests (installs what they need), docs: before each merge
 
 clean: ## remove what was built
 	$(CARGO) clean

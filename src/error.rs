@@ -134,6 +134,12 @@ impl PeerError {
     pub fn is_transport(&self) -> bool {
         matches!(self, Self::Transport(_) | Self::Timeout)
     }
+
+    /// Whether the peer was asked at all, and had its time: this is what it took. Otherwise it was
+    /// left alone, or what was left of the time says nothing of it.
+    pub fn was_asked(&self) -> bool {
+        !matches!(self, Self::CoolingDown | Self::NoTimeLeft)
+    }
 }
 
 impl fmt::Display for PeerError {

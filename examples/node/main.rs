@@ -4,7 +4,7 @@
 //! servers over one group: one that peers ask, and a front with workers of its own, so that
 //! callers who wait for a peer never keep a peer waiting.
 //!
-//! Read [`run`] first; then `front.rs`, `page.rs`, `database.rs`, `token.rs` and `cli.rs`.
+//! Read [`run`] first; then `front.rs`, `page.rs`, `watch.rs`, `database.rs`, `token.rs` and `cli.rs`.
 
 mod cli;
 mod database;

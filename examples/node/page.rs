@@ -84,12 +84,10 @@ impl Page {
         }
         let ring = self.pool.ring();
         let asked = trace.asked.as_ref().map(|asked| {
-            // These two say that the owner was left alone.
-            let left_alone = Some(PeerError::CoolingDown) == asked.error
-                || Some(PeerError::NoTimeLeft) == asked.error;
+            let was_asked = asked.error.as_ref().is_none_or(PeerError::was_asked);
             json!({
                 "peer": asked.peer,
-                "took_ms": (!left_alone).then(|| ms(asked.took)),
+                "took_ms": was_asked.then(|| ms(asked.took)),
                 "error": asked.error.as_ref().map(ToString::to_string),
             })
         });

@@ -86,10 +86,11 @@ fn soak(time: Duration, seed: u64) -> Result<(), String> {
     let (memory_at_start, ended) = thread::scope(|scope| {
         let ask = |i| callers::ask_at_random(world, seed, i, &end);
         let callers: Vec<_> = (0..CALLERS as u64).map(|i| scope.spawn(move || ask(i))).collect();
+        let at_the_end = Ends(&end);
         thread::sleep(WARM_UP);
         let memory_at_start = nodes.memory();
         let ended = disorder::run(world, seed, Instant::now() + time, &mut happened);
-        end.store(true, Ordering::Relaxed);
+        drop(at_the_end);
         callers.into_iter().for_each(|caller| tally += caller.join().expect("a caller panicked"));
         (memory_at_start, ended)
     });
@@ -99,6 +100,15 @@ fn soak(time: Duration, seed: u64) -> Result<(), String> {
     match tally.wrong + tally.failed {
         0 => settled.map(drop),
         _ => Err("not every answer was right".into()),
+    }
+}
+
+/// Tells the callers to end when it is dropped, also by a panic: the scope waits for them.
+struct Ends<'e>(&'e AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

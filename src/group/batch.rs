@@ -11,11 +11,11 @@ use std::collections::HashMap;
 use std::iter::zip;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::debug;
 
-use super::{Answer, Group, at_once, text_of, was_asked};
+use super::{Answer, Group, at_once, text_of, timed, was_asked};
 use crate::cache::{Cache, Key, Record};
 use crate::flight::{Lead, Seat};
 use crate::{BoxError, ByteView, Error, PeerError, PeerGetter};
@@ -100,9 +100,7 @@ impl Group {
         debug!("[{}] {} keys: pick peer {}, fetch from it", self.name, keys.len(), owner.name());
         let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
         let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
-        let start = Instant::now();
-        let mut heard = owner.get_many(&self.name, &texts);
-        let took = start.elapsed();
+        let (mut heard, took) = timed(|| owner.get_many(&self.name, &texts));
         let counters = self.counters.of_peer(owner.name());
         if heard.iter().any(was_asked) {
             counters.times.record(took);
@@ -169,9 +167,9 @@ impl Group {
         debug!("[{}] {} keys: search the origin", self.name, keys.len());
         let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
         let leases: Vec<_> = keys.iter().map(|key| cache.lease(key)).collect();
-        let start = Instant::now();
-        let loaded = catch_unwind(AssertUnwindSafe(|| self.getter.get_many(&texts)));
-        self.counters.getter_times.record(start.elapsed());
+        let get_many = AssertUnwindSafe(|| self.getter.get_many(&texts));
+        let (loaded, took) = timed(|| catch_unwind(get_many));
+        self.counters.getter_times.record(took);
         let loaded = match loaded {
             Ok(loaded) if loaded.len() == keys.len() => loaded.into_iter().map(Ok).collect(),
             Ok(loaded) => {

@@ -165,9 +165,7 @@ impl Group {
         trace: &mut Trace,
     ) -> Result<Record, PeerError> {
         let lease = self.hot.lease(key);
-        let start = Instant::now();
-        let answer = owner.get(&self.name, key.text);
-        let took = start.elapsed();
+        let (answer, took) = timed(|| owner.get(&self.name, key.text));
         let counters = self.counters.of_peer(owner.name());
         if was_asked(&answer) {
             counters.times.record(took);
@@ -201,9 +199,8 @@ impl Group {
     fn load_locally(&self, key: &Key<'_>, cache: &Cache, trace: &mut Trace) -> Answer {
         self.fly(&self.loading, key, trace, |trace| {
             let lease = cache.lease(key);
-            let start = Instant::now();
-            let loaded = catch_unwind(AssertUnwindSafe(|| self.getter.get(key.text)));
-            let took = start.elapsed();
+            let get = AssertUnwindSafe(|| self.getter.get(key.text));
+            let (loaded, took) = timed(|| catch_unwind(get));
             self.counters.getter_times.record(took);
             trace.loaded = Some(took);
             self.fill(cache, key, loaded.map_err(|panic| text_of(&*panic)), lease)
@@ -341,9 +338,8 @@ impl Group {
             }
             Seat::Follower(call) => {
                 self.counters.shared.add_one();
-                let start = Instant::now();
-                let answer = call.wait(self.load_timeout);
-                trace.waited = Some(start.elapsed());
+                let (answer, took) = timed(|| call.wait(self.load_timeout));
+                trace.waited = Some(took);
                 answer.unwrap_or_else(|why| Err(self.unanswered(key, why)))
             }
         }
@@ -382,9 +378,16 @@ impl Group {
     }
 }
 
-/// Whether the answer, or none, is a peer's own: one that cools down is not even asked.
+/// Whether the answer, or none, is a peer's own.
 fn was_asked(answer: &Result<Option<Loaded>, PeerError>) -> bool {
-    !matches!(answer, Err(PeerError::CoolingDown | PeerError::NoTimeLeft))
+    answer.as_ref().map_or_else(PeerError::was_asked, |_| true)
+}
+
+/// Does `work`, and tells how long it took.
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    let done = work();
+    (done, start.elapsed())
 }
 
 /// Does `work` on all items at the same time, on a thread for each but the last; where no thread

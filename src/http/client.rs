@@ -85,12 +85,13 @@ impl HttpGetter {
 
     /// Asks for one key by a request of its own.
     fn ask(&self, group: &str, key: &str, end: Duration) -> Answer {
-        self.in_time(end, || self.ask_one(group, key, end))
+        self.in_time(end, |left| self.ask_one(group, key, left))
     }
 
-    fn ask_one(&self, group: &str, key: &str, end: Duration) -> Answer {
+    fn ask_one(&self, group: &str, key: &str, timeout: Duration) -> Answer {
         let url = self.url(&wire::path(&self.options.base_path, group, key));
-        let request = self.until(end, self.with_token(self.agent.get(url)))?;
+        let request = self.with_token(self.agent.get(url));
+        let request = request.config().timeout_global(Some(timeout)).build();
         let mut answer = request.call().map_err(failure)?;
         let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let ttl = header(wire::TTL_MS).and_then(wire::ttl_from_header);
@@ -118,7 +119,7 @@ impl HttpGetter {
         only_cached: bool,
         end: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
-        self.in_time(end, || self.ask_many(group, keys, only_cached, end))
+        self.in_time(end, |left| self.ask_many(group, keys, only_cached, left))
     }
 
     fn ask_many(
@@ -126,14 +127,14 @@ impl HttpGetter {
         group: &str,
         keys: &[&str],
         only_cached: bool,
-        end: Duration,
+        timeout: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
         let url = self.url(&wire::group_path(&self.options.base_path, group));
         let mut request = self.with_token(self.agent.post(url)).content_type(wire::BATCH_TYPE);
         if only_cached {
             request = request.header("Cache-Control", wire::ONLY_IF_CACHED);
         }
-        let request = self.until(end, request)?;
+        let request = request.config().timeout_global(Some(timeout)).build();
         let answer = request.send(&frame::write_question(keys)[..]);
         let mut answer = answer.map_err(failure)?;
         let is_batch = answer.body().mime_type() == Some(wire::BATCH_TYPE);
@@ -198,28 +199,19 @@ impl HttpGetter {
         self.clock.now() + self.options.timeout
     }
 
-    /// Gives a request what is left of its caller's time: less than the whole, if that has waited
-    /// for others before.
-    fn until<B>(
-        &self,
-        end: Duration,
-        request: RequestBuilder<B>,
-    ) -> Result<RequestBuilder<B>, PeerError> {
-        match end.saturating_sub(self.clock.now()) {
-            Duration::ZERO => Err(PeerError::NoTimeLeft),
-            left => Ok(request.config().timeout_global(Some(left)).build()),
-        }
-    }
-
-    /// Asks. A caller that began late and ran out of time says nothing of the peer: who has waited
-    /// for others, or asks for one key after the other, may leave it a moment only.
+    /// Asks with what is left of the caller's time. One that began late and ran out of it says
+    /// nothing of the peer: who has waited for others, or asks for one key after the other, may
+    /// leave it a moment only.
     fn in_time<T>(
         &self,
         end: Duration,
-        ask: impl FnOnce() -> Result<T, PeerError>,
+        ask: impl FnOnce(Duration) -> Result<T, PeerError>,
     ) -> Result<T, PeerError> {
         let left = end.saturating_sub(self.clock.now());
-        ask().map_err(|error| match error {
+        if left.is_zero() {
+            return Err(PeerError::NoTimeLeft);
+        }
+        ask(left).map_err(|error| match error {
             PeerError::Timeout if left < self.options.timeout / 2 => PeerError::NoTimeLeft,
             error => error,
         })
@@ -384,13 +376,13 @@ mod tests {
         let getter = HttpGetter::new("http://localhost:1".into(), Arc::default());
         let getter = HttpGetter { clock: Clock::by_hand(), ..getter };
         let end = getter.end();
-        let ask = || getter.in_time(end, || Err::<(), _>(PeerError::Timeout));
+        let ask = || getter.in_time(end, |_| Err::<(), _>(PeerError::Timeout));
         assert_eq!(ask(), Err(PeerError::Timeout));
         getter.clock.advance(getter.options.timeout / 2);
         assert_eq!(ask(), Err(PeerError::Timeout));
         getter.clock.advance(Duration::from_millis(1));
         assert_eq!(ask(), Err(PeerError::NoTimeLeft));
-        let refused = || Err::<(), _>(PeerError::Transport("refused".into()));
-        assert_eq!(getter.in_time(end, refused), refused(), "that is found out at once");
+        let refused = Err::<(), _>(PeerError::Transport("refused".into()));
+        assert_eq!(getter.in_time(end, |_| refused.clone()), refused, "that is found out at once");
     }
 }

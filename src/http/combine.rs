@@ -300,6 +300,12 @@ mod tests {
             self.batch_gate.0.send_timeout((), LONG).unwrap();
         }
 
+        /// Nothing is out and nobody waits.
+        fn assert_at_rest(&self) {
+            let state = self.combine.state.lock().unwrap();
+            assert_eq!((state.plain_out, state.batch_out, state.waiting.len()), (false, false, 0));
+        }
+
         fn wait_for(&self, waiting: usize) {
             let start = Instant::now();
             while self.combine.state.lock().unwrap().waiting.len() != waiting {
@@ -358,8 +364,7 @@ mod tests {
             ];
             assert_eq!(answers, expected);
         });
-        let state = peer.combine.state.lock().unwrap();
-        assert_eq!((state.plain_out, state.batch_out, state.waiting.len()), (false, false, 0));
+        peer.assert_at_rest();
     }
 
     #[test]
@@ -387,8 +392,7 @@ mod tests {
             slow.join().unwrap();
         });
         assert!(peer.asked.1.is_empty());
-        let state = peer.combine.state.lock().unwrap();
-        assert_eq!((state.plain_out, state.batch_out, state.waiting.len()), (false, false, 0));
+        peer.assert_at_rest();
     }
 
     #[test]

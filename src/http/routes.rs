@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tiny_http::{Header, Method, Request, ResponseBox};
 
-use super::workers::{bytes, header, text};
+use super::workers::{bytes, first, header, text};
 use super::{frame, wire};
 use crate::metrics::{head, prometheus};
 use crate::stats::Counter;
@@ -76,8 +76,7 @@ impl Routes {
 
     fn may_ask(&self, request: &Request) -> bool {
         let Some(token) = &self.token else { return true };
-        let sent = request.headers().iter().find(|header| header.field.equiv("Authorization"));
-        let sent = sent.and_then(|header| header.value.as_str().strip_prefix("Bearer "));
+        let sent = first(request, "Authorization").and_then(|sent| sent.strip_prefix("Bearer "));
         sent.is_some_and(|sent| are_equal(sent.as_bytes(), token.as_bytes()))
     }
 

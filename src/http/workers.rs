@@ -5,8 +5,9 @@
 //! takes: who comes then gets `503` at once, which makes a peer fall back while its caller still
 //! waits.
 //!
-//! A worker answers, and waits for the origin if it has to, but for no client. What a client
-//! sends slowly, or takes slowly, is left to [`Talkers`]. Of a client that sends requests without
+//! A worker answers, and waits for the origin if it has to. What a client sends slowly, or takes
+//! slowly, is left to [`Talkers`]; only one that takes not even a short answer holds a worker, for
+//! the write timeout, and is then given up. Of a client that sends requests without
 //! waiting for answers one is under way at a time.
 
 use std::collections::hash_map::Entry;
@@ -134,7 +135,7 @@ impl Shared {
         if has_arrived(&request) {
             let body = read_body(&mut request);
             self.admit(request, body);
-        } else if request.body_length().is_some_and(|length| length > MOST_ANNOUNCED) {
+        } else if announces_too_much(&request) {
             warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", request.url());
             self.next(client_of(&request));
             self.talkers.run(move || abandon(request));
@@ -223,9 +224,9 @@ impl Shared {
                 debug!("{method} {path}: the answer was not sent: {error}");
                 // Who does not read gets no more: the next answer would come in the middle of this.
                 while let Some(ahead) = self.next(client) {
-                    match ahead.body_length() {
-                        Some(length) if length > MOST_ANNOUNCED => mem::forget(ahead),
-                        _ => self.talkers.run(move || drop(ahead.into_writer())),
+                    match announces_too_much(&ahead) {
+                        true => mem::forget(ahead),
+                        false => self.talkers.run(move || drop(ahead.into_writer())),
                     }
                 }
                 return;
@@ -252,8 +253,12 @@ fn client_of(request: &Request) -> SocketAddr {
     *request.remote_addr().expect("a TCP connection has an address")
 }
 
+fn announces_too_much(request: &Request) -> bool {
+    request.body_length().is_some_and(|length| length > MOST_ANNOUNCED)
+}
+
 /// The first header of that name, the one that tiny_http goes by.
-fn first<'r>(request: &'r Request, name: &'static str) -> Option<&'r str> {
+pub(super) fn first<'r>(request: &'r Request, name: &'static str) -> Option<&'r str> {
     let header = request.headers().iter().find(|header| header.field.equiv(name));
     header.map(|header| header.value.as_str())
 }

@@ -4,7 +4,7 @@
 
 use std::io::Read;
 use std::net::TcpListener;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Stdio};
 use std::time::Duration;
 use std::{env, fs, process, thread};
 
@@ -49,18 +49,16 @@ pub(crate) struct Child {
 impl Child {
     /// A node with default options but for the idle timeout, which may open so many files.
     pub(crate) fn start(idle_timeout: Duration, files: u64) -> Self {
-        let mut command = Command::new(env::current_exe().unwrap());
+        let mut command = this_binary("child::the_process_of_a_child");
         command
-            .args(["child::the_process_of_a_child", "--exact", "--ignored", "--nocapture"])
             .env(IDLE_TIMEOUT_MS, idle_timeout.as_millis().to_string())
             .env(FILES, files.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
-        let url = Lines::of(process.stdout.take().unwrap()).line_with("http://");
         Self {
-            url: url[url.find("http://").unwrap()..].into(),
+            url: Lines::of(process.stdout.take().unwrap()).url(),
             log: Lines::of(process.stderr.take().unwrap()),
             _stdin: process.stdin.take().unwrap(),
             process,

@@ -83,6 +83,11 @@ impl Scene {
         taken.as_array().unwrap().iter().map(|edge| edge.as_str().unwrap().into()).collect()
     }
 
+    /// The page has complained of nothing, and asked nobody but its front.
+    fn check_quiet(&mut self, i: usize) {
+        self.browser.check_quiet(&self.fronts[i]);
+    }
+
     fn screenshot(&mut self, name: &str) {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("page");
         fs::create_dir_all(&folder).unwrap();
@@ -119,8 +124,7 @@ fn the_ring_has_all_nodes_and_points_and_tom_shows_the_owner_that_the_ring_gives
     let port = scene.urls[owner].rsplit(':').next().unwrap().to_string();
     assert_eq!(scene.browser.text("#asked .name"), port);
     scene.screenshot("healthy");
-    let front = scene.fronts[stranger].clone();
-    scene.browser.check_quiet(&front);
+    scene.check_quiet(stranger);
 }
 
 #[test]
@@ -163,8 +167,7 @@ fn with_its_owner_killed_a_key_shows_the_fallback_and_a_greyed_node() {
 
     scene.nodes[owner] = scene.node(owner).wait_until_up();
     scene.browser.wait_until(&format!("!document.querySelector({down:?})"));
-    let front = scene.fronts[stranger].clone();
-    scene.browser.check_quiet(&front);
+    scene.check_quiet(stranger);
 }
 
 #[test]
@@ -183,8 +186,7 @@ fn keys_and_values_that_look_like_html_stay_text() {
     let ours = "#answer :is(img, b), #ring :is(img, b), #flow :is(img, b), #answer [onclick]";
     assert_eq!(scene.browser.count(ours), 0);
     assert_eq!(scene.browser.text("title"), title);
-    let front = scene.fronts[0].clone();
-    scene.browser.check_quiet(&front);
+    scene.check_quiet(0);
 }
 
 #[test]
@@ -207,8 +209,7 @@ fn an_address_with_a_key_opens_with_that_get_done() {
     scene.browser.call("Page.reload", serde_json::json!({}));
     scene.browser.wait_until("document.getElementById('key').value === 'a b/ü+&'");
     scene.browser.wait_until("document.querySelector('#answer .value')");
-    let front = scene.fronts[0].clone();
-    scene.browser.check_quiet(&front);
+    scene.check_quiet(0);
 }
 
 #[test]
@@ -235,8 +236,7 @@ fn the_keyboard_alone_does_it_and_the_focus_is_seen() {
     scene.browser.wait_until("document.querySelector('#answer .tally')");
     let width = scene.browser.eval("document.documentElement.scrollWidth");
     assert_eq!(width, 390, "nothing is cut off");
-    let front = scene.fronts[0].clone();
-    scene.browser.check_quiet(&front);
+    scene.check_quiet(0);
 }
 
 #[test]
@@ -280,8 +280,7 @@ fn the_buttons_ask_all_nodes_remove_and_ask_a_hundred_keys() {
         .wait_until(&format!("Number(document.querySelector('{gets}').textContent) >= 203"));
     assert!(scene.browser.count("#charts [d^=M]") > 0);
     scene.screenshot("hundred");
-    let front = scene.fronts[scene.stranger("Tom")].clone();
-    scene.browser.check_quiet(&front);
+    scene.check_quiet(scene.stranger("Tom"));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::env;
 use std::io::Read;
 use std::net::TcpListener;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::thread;
 use std::time::Instant;
 
@@ -17,12 +17,6 @@ use crate::support::*;
 const LISTEN: &str = "GEECACHE_TEST_LISTEN";
 /// Set for [`a_client_behind_a_proxy`].
 const BEHIND_A_PROXY: &str = "GEECACHE_TEST_BEHIND_A_PROXY";
-
-fn this_binary(test: &str) -> Command {
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.args([test, "--exact", "--ignored", "--nocapture"]);
-    command
-}
 
 /// A node in a process of its own. It loads `slow` for ever.
 struct NodeProcess {
@@ -40,10 +34,7 @@ impl NodeProcess {
         let mut child = command.spawn().unwrap();
         let lines = Lines::of(child.stdout.take().unwrap());
         let _stdin = child.stdin.take().unwrap();
-        let mut process = Self { url: String::new(), child, lines, _stdin };
-        let line = process.lines.line_with("http://");
-        process.url = line[line.find("http://").unwrap()..].into();
-        process
+        Self { url: lines.url(), child, lines, _stdin }
     }
 
     /// By SIGKILL.

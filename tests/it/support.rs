@@ -2,8 +2,10 @@
 
 use std::array;
 use std::collections::HashMap;
+use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
@@ -618,6 +620,13 @@ impl Answer {
     }
 }
 
+/// This test binary, told to run one ignored test in a process of its own.
+pub(crate) fn this_binary(test: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args([test, "--exact", "--ignored", "--nocapture"]);
+    command
+}
+
 /// What a process prints.
 pub(crate) struct Lines {
     coming: Receiver<String>,
@@ -657,6 +666,12 @@ impl Lines {
                 return line;
             }
         }
+    }
+
+    /// The URL at the end of the next line that has one.
+    pub(crate) fn url(&self) -> String {
+        let line = self.line_with("http://");
+        line[line.find("http://").unwrap()..].into()
     }
 
     /// What it has printed by now and nobody has read.
