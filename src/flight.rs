@@ -23,7 +23,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use foldhash::fast::{FixedState, RandomState};
+use foldhash::fast::FixedState;
 
 /// Work under way, by key.
 #[doc(alias = "singleflight")]
@@ -39,7 +39,23 @@ const TABLES: usize = 16;
 #[repr(align(128))]
 struct Table<T>(Mutex<Calls<T>>);
 
-type Calls<T> = HashMap<Box<str>, Arc<Call<T>>, RandomState>;
+struct Calls<T> {
+    by_hash: HashMap<u64, Led<T>, FixedState>,
+    // By number: calls that were forgotten, whose followers still wait for their leader.
+    forgotten: HashMap<u64, Arc<Call<T>>>,
+    // The number of the last lead.
+    last: u64,
+}
+
+/// A key that is led.
+struct Led<T> {
+    key: Box<str>,
+    // Tells it from the other leads of the same key, before and after it.
+    number: u64,
+    leader: ThreadId,
+    // Made by the first follower: most who lead are alone.
+    call: Option<Arc<Call<T>>>,
+}
 
 /// Why a follower has no answer to share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +68,7 @@ pub(crate) enum Unanswered {
     TimedOut,
 }
 
-/// Work under way for one key.
+/// Work under way that somebody follows.
 pub(crate) struct Call<T> {
     leader: ThreadId,
     // Guards what the leader found; `None` while it works.
@@ -68,24 +84,33 @@ impl<T: Clone> Flight<T> {
     /// Takes part in the work for `key`: leads it, unless another thread does. Who leads several
     /// must land them all before it follows.
     #[doc(alias = "Do")]
-    pub(crate) fn join<'f>(&'f self, key: &'f str) -> Seat<'f, T> {
-        match self.table(key).lock().unwrap().entry(key.into()) {
-            Entry::Occupied(call) => Seat::Follower(call.get().clone()),
+    pub(crate) fn join(&self, key: &str, hash: u64) -> Seat<'_, T> {
+        let table = self.table(key);
+        let calls = &mut *table.lock().unwrap();
+        calls.last += 1;
+        let number = calls.last;
+        match calls.by_hash.entry(hash) {
+            Entry::Occupied(mut led) if *led.get().key == *key => {
+                return Seat::Follower(led.get_mut().followed());
+            }
+            // Another key has the same hash, of 64 bits: nobody can follow this one.
+            Entry::Occupied(_) => {}
             Entry::Vacant(place) => {
-                let call = place.insert(Arc::new(Call::led_by_this_thread())).clone();
-                Seat::Leader(Lead { flight: self, key, call: Some(call) })
+                let leader = thread::current().id();
+                place.insert(Led { key: key.into(), number, leader, call: None });
             }
         }
+        Seat::Leader(Lead { table, hash, number: Some(number) })
     }
 
     /// From now on nobody follows the work that is under way for `key`: who comes leads anew.
-    pub(crate) fn forget(&self, key: &str) {
-        self.table(key).lock().unwrap().remove(key);
+    pub(crate) fn forget(&self, key: &str, hash: u64) {
+        self.table(key).lock().unwrap().forget(hash);
     }
 
     /// The same for all keys.
     pub(crate) fn forget_all(&self) {
-        self.tables.iter().for_each(|Table(calls)| calls.lock().unwrap().clear());
+        self.tables.iter().for_each(|Table(calls)| calls.lock().unwrap().forget_all());
     }
 
     fn table(&self, key: &str) -> &Mutex<Calls<T>> {
@@ -100,11 +125,41 @@ pub(crate) enum Seat<'f, T: Clone> {
     Follower(Arc<Call<T>>),
 }
 
-impl<T: Clone> Call<T> {
-    fn led_by_this_thread() -> Self {
-        Self { leader: thread::current().id(), outcome: Mutex::default(), done: Condvar::new() }
+impl<T> Default for Calls<T> {
+    fn default() -> Self {
+        Self { by_hash: HashMap::default(), forgotten: HashMap::default(), last: 0 }
+    }
+}
+
+impl<T> Calls<T> {
+    /// Ends a lead. The call, if somebody follows.
+    fn end(&mut self, hash: u64, number: u64) -> Option<Arc<Call<T>>> {
+        match self.by_hash.entry(hash) {
+            Entry::Occupied(led) if led.get().number == number => led.remove().call,
+            // Ours was forgotten, and another is led by now.
+            _ => self.forgotten.remove(&number),
+        }
     }
 
+    fn forget(&mut self, hash: u64) {
+        let led = self.by_hash.remove(&hash);
+        self.forgotten.extend(led.and_then(|led| Some((led.number, led.call?))));
+    }
+
+    fn forget_all(&mut self) {
+        let led = self.by_hash.drain();
+        self.forgotten.extend(led.filter_map(|(_, led)| Some((led.number, led.call?))));
+    }
+}
+
+impl<T> Led<T> {
+    fn followed(&mut self) -> Arc<Call<T>> {
+        let (leader, outcome, done) = (self.leader, Mutex::default(), Condvar::new());
+        self.call.get_or_insert_with(|| Arc::new(Call { leader, outcome, done })).clone()
+    }
+}
+
+impl<T: Clone> Call<T> {
     /// The leader's answer, waited for no longer than `patience`.
     pub(crate) fn wait(&self, patience: Duration) -> Result<T, Unanswered> {
         let outcome = self.outcome.lock().unwrap();
@@ -119,14 +174,14 @@ impl<T: Clone> Call<T> {
     }
 }
 
-/// The lead of a call. The leader always publishes: the lead ends the call when it is dropped, so
-/// that if the leader unwinds, the followers are told and the key is free again.
+/// The lead of a call. The leader always publishes: the lead ends when it is dropped, so that if
+/// the leader unwinds, the followers are told and the key is free again.
 #[must_use]
 pub(crate) struct Lead<'f, T: Clone> {
-    flight: &'f Flight<T>,
-    key: &'f str,
+    table: &'f Mutex<Calls<T>>,
+    hash: u64,
     // `None` once it has ended.
-    call: Option<Arc<Call<T>>>,
+    number: Option<u64>,
 }
 
 impl<T: Clone> Lead<'_, T> {
@@ -136,23 +191,12 @@ impl<T: Clone> Lead<'_, T> {
     }
 
     fn end(&mut self, outcome: impl FnOnce() -> Result<T, Unanswered>) {
-        let Some(call) = self.call.take() else { return };
+        let Some(number) = self.number.take() else { return };
         // Off the table first: who comes from now on leads anew and is not told of a panic
         // that was not his.
-        let mut calls = self.flight.table(self.key).lock().unwrap();
-        let mut removed = calls.remove_entry(self.key);
-        if let Some((key, another)) = removed.take_if(|(_, found)| !Arc::ptr_eq(found, &call)) {
-            // Ours was forgotten, and the key is another's by now.
-            calls.insert(key, another);
-        }
-        drop(calls);
-        drop(removed);
-        // Nobody else holds the call, and off the table nobody will.
-        if Arc::strong_count(&call) == 1 {
-            return;
-        }
-        let outcome = outcome();
-        *call.outcome.lock().unwrap() = Some(outcome);
+        let call = self.table.lock().unwrap().end(self.hash, number);
+        let Some(call) = call else { return };
+        *call.outcome.lock().unwrap() = Some(outcome());
         call.done.notify_all();
     }
 }
@@ -161,6 +205,12 @@ impl<T: Clone> Drop for Lead<'_, T> {
     fn drop(&mut self) {
         self.end(|| Err(Unanswered::LeaderPanicked));
     }
+}
+
+/// A hash of `key`, the same each time.
+#[cfg(test)]
+pub(crate) fn hash(key: &str) -> u64 {
+    FixedState::default().hash_one(key)
 }
 
 #[cfg(test)]
@@ -172,7 +222,7 @@ impl<T: Clone> Flight<T> {
         patience: Duration,
         work: impl FnOnce() -> T,
     ) -> Result<T, Unanswered> {
-        match self.join(key) {
+        match self.join(key, hash(key)) {
             Seat::Leader(lead) => {
                 let answer = work();
                 lead.land(&answer);
@@ -203,8 +253,10 @@ mod tests {
     }
 
     fn followers<T: Clone>(flight: &Flight<T>, key: &str) -> usize {
-        // The table and the leader hold one each.
-        flight.table(key).lock().unwrap().get(key).map_or(0, |call| Arc::strong_count(call) - 2)
+        let calls = flight.table(key).lock().unwrap();
+        let call = calls.by_hash.get(&hash(key)).and_then(|led| led.call.as_ref());
+        // The table holds one.
+        call.map_or(0, |call| Arc::strong_count(call) - 1)
     }
 
     #[test]
@@ -219,7 +271,7 @@ mod tests {
                     runs.fetch_add(1, Ordering::SeqCst) + 42
                 })
             });
-            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
+            eventually(|| flight.table("k").lock().unwrap().by_hash.contains_key(&hash("k")));
             let others: Vec<_> =
                 (0..10).map(|_| scope.spawn(|| flight.run("k", LONG, || unreachable!()))).collect();
             eventually(|| followers(&flight, "k") == 10);
@@ -251,7 +303,7 @@ mod tests {
                     })
                 }))
             });
-            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
+            eventually(|| flight.table("k").lock().unwrap().by_hash.contains_key(&hash("k")));
             let follower = scope.spawn(|| flight.run("k", LONG, || unreachable!()));
             eventually(|| followers(&flight, "k") == 1);
             open.send(()).unwrap();
@@ -277,7 +329,7 @@ mod tests {
         let (open, gate) = bounded(0);
         thread::scope(|scope| {
             let leader = scope.spawn(|| flight.run("k", LONG, || gate.recv_timeout(LONG).unwrap()));
-            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
+            eventually(|| flight.table("k").lock().unwrap().by_hash.contains_key(&hash("k")));
             let impatient = flight.run("k", Duration::from_millis(1), || unreachable!());
             assert_eq!(impatient, Err(Unanswered::TimedOut));
             open.send(()).unwrap();
@@ -321,23 +373,47 @@ mod tests {
                 });
             }
         });
-        assert!(KEYS.iter().all(|key| flight.table(key).lock().unwrap().is_empty()));
+        assert!(KEYS.iter().all(|key| flight.table(key).lock().unwrap().by_hash.is_empty()));
     }
 
     #[test]
     fn what_is_forgotten_answers_its_own_callers_and_nobody_else() {
         let flight = Flight::new();
-        let Seat::Leader(first) = flight.join("k") else { panic!("nobody else is here") };
-        let Seat::Follower(follower) = flight.join("k") else { panic!("somebody leads") };
-        flight.forget("k");
-        let Seat::Leader(second) = flight.join("k") else { panic!("the first is forgotten") };
+        let Seat::Leader(first) = flight.join("k", hash("k")) else {
+            panic!("nobody else is here")
+        };
+        let Seat::Follower(follower) = flight.join("k", hash("k")) else {
+            panic!("somebody leads")
+        };
+        flight.forget("k", hash("k"));
+        let Seat::Leader(second) = flight.join("k", hash("k")) else {
+            panic!("the first is forgotten")
+        };
         thread::scope(|scope| {
             let follower = scope.spawn(move || follower.wait(LONG));
             first.land(&1);
             assert_eq!(follower.join().unwrap(), Ok(1));
         });
-        assert!(matches!(flight.join("k"), Seat::Follower(_)), "the first left the second's place");
+        assert!(
+            matches!(flight.join("k", hash("k")), Seat::Follower(_)),
+            "the first left the second's place"
+        );
         second.land(&2);
         assert_eq!(flight.run("k", LONG, || 3), Ok(3));
+    }
+
+    #[test]
+    fn keys_of_the_same_hash_are_each_led_and_followed_only_by_their_own() {
+        let flight = Flight::new();
+        let Seat::Leader(first) = flight.join("a", 7) else { panic!("nobody else is here") };
+        let Seat::Leader(other) = flight.join("b", 7) else { panic!("nobody leads this key") };
+        other.land(&2);
+        let Seat::Follower(follower) = flight.join("a", 7) else { panic!("it is led still") };
+        thread::scope(|scope| {
+            let follower = scope.spawn(move || follower.wait(LONG));
+            first.land(&1);
+            assert_eq!(follower.join().unwrap(), Ok(1));
+        });
+        assert!(matches!(flight.join("a", 7), Seat::Leader(_)));
     }
 }

@@ -15,13 +15,13 @@ use crate::table::{Cell, Report, Table};
 use crate::{Settings, progress};
 
 const VALUE_BYTES: [usize; 2] = [3, 4 << 10];
+const CALLERS: [usize; 3] = [1, 16, 64];
 const SYSTEMS: [&str; 4] =
     ["bare TCP", "Group::get", "Group::get, not combined", "HTTP in, get, HTTP out"];
 
 pub(crate) fn run(settings: &Settings) -> Report {
     let turns = settings.pick((5, Duration::from_millis(200)), (15, Duration::from_millis(300)));
-    let counts = [1, 16, 64];
-    let steps = VALUE_BYTES.len() * counts.len() * turns.0 * SYSTEMS.len();
+    let steps = VALUE_BYTES.len() * CALLERS.len() * turns.0 * SYSTEMS.len();
     let bar = progress("fetch", steps);
     let mut table = Table::new(
         "1,000 keys of another process, asked for by blocking callers; Group::get combines what is \
@@ -42,7 +42,7 @@ pub(crate) fn run(settings: &Settings) -> Report {
         let [combined, plain] =
             [true, false].map(|combine| Asking::new(&owner, value_bytes, combine));
         let front = front(combined.group.clone());
-        for count in counts {
+        for count in CALLERS {
             let browser = || Box::new(Browser::connect(front.local_addr(), value_bytes)) as _;
             let mut systems = [
                 Bare::callers(count, &owner, &combined.keys, value_bytes),
@@ -79,7 +79,9 @@ fn front(group: Arc<Group>) -> HttpServer {
         }
         other => Response::from_string(format!("{other:?}")).with_status_code(500).boxed(),
     };
-    HttpServer::serve(listener, ServerOptions::default(), move |request, _| {
+    // Who waits for a peer holds a worker, so there is one for each caller.
+    let options = ServerOptions { workers: CALLERS[2], ..ServerOptions::default() };
+    HttpServer::serve(listener, options, move |request, _| {
         answer(request.url().trim_start_matches('/'))
     })
     .expect("a server")

@@ -133,7 +133,7 @@ impl Group {
         let mut leads: Vec<(usize, Lead<'_, Answer>)> = Vec::new();
         let mut followed = Vec::new();
         for (i, key) in keys.iter().enumerate() {
-            match self.loading.join(key.text) {
+            match self.loading.join(key.text, key.hash) {
                 Seat::Follower(call) => followed.push((i, call)),
                 Seat::Leader(lead) => match self.peek(key) {
                     None => leads.push((i, lead)),

@@ -323,7 +323,7 @@ impl Group {
         trace: &mut Trace,
         work: impl FnOnce(&mut Trace) -> Answer,
     ) -> Answer {
-        match flight.join(key.text) {
+        match flight.join(key.text, key.hash) {
             Seat::Leader(lead) => {
                 let answer = match self.peek(key) {
                     None => work(trace),
