@@ -31,39 +31,47 @@ pub(crate) enum Told {
 impl Group {
     /// The values of many keys, in the order asked, as [`get`](Self::get) would give each.
     pub fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<ByteView>, Error>> {
-        let mut answers = Vec::with_capacity(keys.len());
         let mut missing = Vec::new();
-        // Where in `missing` a key is, and whose answers wait for what is there.
-        let mut places: HashMap<&str, usize> = HashMap::new();
-        let mut waiting = Vec::new();
-        for &text in keys {
-            let key = match self.key(text) {
-                Ok(key) => key,
-                Err(error) => {
-                    answers.push(Err(error));
-                    continue;
-                }
-            };
-            if let Some((record, _)) = self.look_up(&key) {
-                answers.push(Ok(record.into_value()));
-                continue;
+        // Collected, so that each answer is written where it stays: moving them there costs more
+        // than what a batch of hits saves.
+        let answers = keys.iter().enumerate().map(|(i, text)| {
+            let key = self.key(text)?;
+            let found = self.look_up(&key);
+            if found.is_none() {
+                missing.push((i, key));
             }
-            self.counters.misses.add_one();
-            let place = *places.entry(text).or_insert(missing.len());
-            match place == missing.len() {
-                true => missing.push(key),
-                false => self.counters.shared.add_one(),
-            }
-            waiting.push((answers.len(), place));
-            answers.push(Ok(None));
-        }
+            Ok(found.and_then(|(record, _)| record.into_value()))
+        });
+        let mut answers: Vec<_> = answers.collect();
         if !missing.is_empty() {
-            let loaded = self.load_many(&missing);
-            for (i, place) in waiting {
-                answers[i] = loaded[place].clone().map(Record::into_value);
-            }
+            self.load_missing(missing, &mut answers);
         }
         answers
+    }
+
+    /// Loads keys, some of which may be the same, and answers them at their places.
+    fn load_missing(
+        &self,
+        missing: Vec<(usize, Key<'_>)>,
+        answers: &mut [Result<Option<ByteView>, Error>],
+    ) {
+        let mut keys = Vec::new();
+        // Where in `keys` a key is, and whose answers wait for what is there.
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        let mut waiting = Vec::new();
+        for (i, key) in missing {
+            self.counters.misses.add_one();
+            let place = *places.entry(key.text).or_insert(keys.len());
+            match place == keys.len() {
+                true => keys.push(key),
+                false => self.counters.shared.add_one(),
+            }
+            waiting.push((i, place));
+        }
+        let loaded = self.load_many(&keys);
+        for (i, place) in waiting {
+            answers[i] = loaded[place].clone().map(Record::into_value);
+        }
     }
 
     fn load_many(&self, keys: &[Key<'_>]) -> Vec<Answer> {
