@@ -17,7 +17,7 @@ use std::io::{self, Cursor, Read};
 use std::mem;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// An answer that is longer may not fit into the kernel's buffers, and then takes the client's
 /// time: in bytes.
 const LARGE: usize = 8 << 10;
+/// The large answers that may be on their way at the same time, in bytes of all together: clients
+/// that take them slowly are not to take the memory.
+const MOST_ON_THE_WAY: usize = 256 << 20;
 /// The longest body that may be announced, in bytes. What is longer than a question may be is
 /// read all the same, since tiny_http cannot close the connection.
 const MOST_ANNOUNCED: usize = 16 << 20;
@@ -52,6 +55,8 @@ struct Shared {
     // Guards the connections that wait for an answer, each with the requests sent ahead of it.
     ahead: Mutex<HashMap<SocketAddr, VecDeque<Request>>>,
     talkers: Talkers,
+    /// The bytes of the large answers that are on their way.
+    on_the_way: AtomicUsize,
     /// How long an answer takes: a moving mean, in nanoseconds.
     pace: AtomicU64,
     shed: Arc<Counter>,
@@ -79,6 +84,7 @@ impl Workers {
             queue: Mutex::new(Some(sender)),
             ahead: Mutex::default(),
             talkers: Talkers::new(),
+            on_the_way: AtomicUsize::default(),
             pace: AtomicU64::default(),
             shed,
         });
@@ -196,12 +202,21 @@ impl Shared {
             error!("{} {}: a panic while answering", request.method(), request.url());
             text(500, "the handler panicked\n")
         });
-        if response.data_length().is_some_and(|length| length <= LARGE) {
+        // One whose length is not known is taken for a large one.
+        let length = response.data_length().unwrap_or(LARGE + 1);
+        if length <= LARGE {
             return self.send(request, response);
+        }
+        let others = self.on_the_way.fetch_add(length, Ordering::Relaxed);
+        if others > 0 && others + length > MOST_ON_THE_WAY {
+            self.on_the_way.fetch_sub(length, Ordering::Relaxed);
+            self.shed.add_one();
+            return self.send(request, overloaded());
         }
         let (shared, running) = (self.clone(), running.clone());
         self.talkers.run(move || {
             shared.send(request, response);
+            shared.on_the_way.fetch_sub(length, Ordering::Relaxed);
             drop(running);
         });
     }

@@ -165,6 +165,22 @@ fn answers_that_nobody_reads_hold_no_worker() {
     assert!(start.elapsed() < Duration::from_secs(4), "none of them was waited for");
 }
 
+#[test]
+fn answers_that_nobody_reads_are_refused_before_they_take_the_memory() {
+    let origin = Origin::new(|_: &str| Ok::<_, geecache::BoxError>(Some(vec![0; 32 << 20])));
+    let [node] = Cluster::over(&origin).start();
+    let mut deaf: Vec<_> =
+        (0..8).map(|_| sending(&node.url, "GET /_geecache/scores/Tom HTTP/1.1\r\n\r\n")).collect();
+    // The first byte and no more: 256 MiB are on their way.
+    deaf.iter_mut().for_each(|client| client.read_exact(&mut [0]).unwrap());
+    assert_eq!(ask(&node.url, "GET /_geecache/scores/Tom", &[]).status, 503);
+    assert_eq!(ask(&node.url, "GET /healthz", &[]).status, 200, "small ones need no room");
+    drop(deaf);
+    eventually("there is room again", || {
+        ask(&node.url, "GET /_geecache/scores/Tom", &[]).status == 200
+    });
+}
+
 /// tiny_http answers these only once the request is dropped, and drops it only once it is answered.
 /// Nothing that comes to us, so nothing that could be mended here.
 #[test]
