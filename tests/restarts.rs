@@ -4,11 +4,30 @@
 //! each of that happens to each node. It keeps the whole machine busy, so it has a binary of its own
 //! and other tests do not run beside it.
 
-use std::env;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+use std::{env, thread};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Another number of seconds, if it is set.
 const SECONDS: &str = "GEECACHE_TEST_RESTARTS_SECONDS";
+/// How long it may take besides: to start, and to settle.
+const MORE: Duration = Duration::from_secs(120);
+
+/// What a program prints that ends within `patience`, and how. One that does not is killed.
+fn output_of(command: &mut Command, patience: Duration) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    let (sender, output) = channel();
+    thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
+    output.recv_timeout(patience).unwrap_or_else(|_| {
+        // Its nodes end with it.
+        kill_process(pid, Signal::KILL).unwrap();
+        panic!("it does not end: {:?}", output.recv_timeout(patience));
+    })
+}
 
 #[test]
 fn no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes() {
@@ -17,7 +36,8 @@ fn no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes() {
     let program = folder.join("soak");
     assert!(program.exists(), "`cargo test` or `cargo build --example soak` makes {program:?}");
     let seconds = env::var(SECONDS).unwrap_or("30".into());
-    let output = Command::new(program).args(["--seconds", &seconds]).output().unwrap();
+    let patience = Duration::from_secs(seconds.parse().unwrap()) + MORE;
+    let output = output_of(Command::new(program).args(["--seconds", &seconds]), patience);
     let summary = String::from_utf8_lossy(&output.stdout);
     println!("{summary}");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
