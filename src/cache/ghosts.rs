@@ -4,6 +4,8 @@
 //! so now and then a ghost is forgotten early; that costs a fraction of a percent of hits, and
 //! saves a list and a map.
 
+use super::slots::HASH_BITS;
+
 pub(crate) struct Ghosts {
     // 16 bits of hash, of which the highest marks the place as filled, and 16 of time.
     marks: Vec<u32>,
@@ -41,7 +43,7 @@ impl Ghosts {
     }
 
     fn mark(hash: u32) -> u16 {
-        (hash >> 16) as u16 | 1 << 15
+        (hash >> (HASH_BITS - 16)) as u16 | 1 << 15
     }
 
     fn now(&self) -> u16 {

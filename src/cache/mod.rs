@@ -13,6 +13,7 @@ mod order;
 mod record;
 mod s3fifo;
 mod shard;
+mod slots;
 mod table;
 
 use std::hash::{BuildHasher, Hasher as _};
@@ -25,6 +26,7 @@ pub use order::Eviction;
 pub(crate) use record::Record;
 pub(crate) use shard::Lease;
 use shard::{Found, Shard};
+use slots::HASH_BITS;
 
 pub(crate) type Hasher = foldhash::fast::RandomState;
 
@@ -45,7 +47,7 @@ impl<'k> Key<'k> {
     /// As much of the hash as the table in a shard keeps.
     #[inline]
     fn short_hash(&self) -> u32 {
-        self.hash as u32
+        self.hash as u32 >> (u32::BITS - HASH_BITS)
     }
 }
 

@@ -1,7 +1,8 @@
-//! `Order`: which entry of a shard goes first. Knows places, costs and hashes, not entries.
+//! `Order`: which entry of a shard goes first.
 
-use super::list::{Links, List};
+use super::list::List;
 use super::s3fifo::S3Fifo;
+use super::slots::Slots;
 
 /// Which entries give way when the budget is used up: [`GroupBuilder::eviction`].
 ///
@@ -22,72 +23,60 @@ pub enum Eviction {
 
 pub(crate) enum Order {
     S3Fifo(S3Fifo),
-    Lru(Lru),
+    Lru(List),
 }
 
 impl Order {
     pub(crate) fn new(eviction: Eviction) -> Self {
         match eviction {
             Eviction::S3Fifo => Self::S3Fifo(S3Fifo::new()),
-            Eviction::Lru => Self::Lru(Lru { links: Links::default(), list: List::new() }),
+            Eviction::Lru => Self::Lru(List::new()),
         }
     }
 
     /// A new entry.
-    pub(crate) fn push(&mut self, place: u32, cost: usize, hash: u32) {
+    pub(super) fn push(&mut self, slots: &mut Slots, place: u32) {
         match self {
-            Self::S3Fifo(order) => order.push(place, cost, hash),
-            Self::Lru(order) => {
-                order.links.reach(place);
-                order.list.push(&mut order.links, place);
-            }
+            Self::S3Fifo(order) => order.push(slots, place),
+            Self::Lru(list) => list.push(slots, place),
         }
     }
 
     /// A hit.
     #[inline]
-    pub(crate) fn touch(&mut self, place: u32) {
+    pub(super) fn touch(&mut self, slots: &mut Slots, place: u32) {
         match self {
-            Self::S3Fifo(order) => order.touch(place),
-            Self::Lru(order) => {
-                order.list.remove(&mut order.links, place);
-                order.list.push(&mut order.links, place);
+            Self::S3Fifo(order) => order.touch(&mut slots[place]),
+            Self::Lru(list) => {
+                list.remove(slots, place);
+                list.push(slots, place);
             }
         }
     }
 
     /// The entry leaves, for whatever reason.
-    pub(crate) fn remove(&mut self, place: u32, cost: usize) {
+    pub(super) fn remove(&mut self, slots: &mut Slots, place: u32) {
         match self {
-            Self::S3Fifo(order) => order.remove(place, cost),
-            Self::Lru(order) => order.list.remove(&mut order.links, place),
+            Self::S3Fifo(order) => order.remove(slots, place),
+            Self::Lru(list) => list.remove(slots, place),
         }
     }
 
     /// The entry that is to be evicted; not the one pushed last, unless it is alone, or in an
     /// LRU all others were hit since. It is still in the order.
-    pub(crate) fn victim(
-        &mut self,
-        cost: impl Fn(u32) -> usize,
-        hash: impl Fn(u32) -> u32,
-    ) -> Option<u32> {
+    pub(super) fn victim(&mut self, slots: &mut Slots) -> Option<u32> {
         match self {
-            Self::S3Fifo(order) => order.victim(cost, hash),
-            Self::Lru(order) => order.list.oldest(),
+            Self::S3Fifo(order) => order.victim(slots),
+            Self::Lru(list) => list.oldest(),
         }
     }
 
     /// All places in the order.
     #[cfg(test)]
-    pub(crate) fn places(&self, cost: impl Fn(u32) -> usize) -> Vec<u32> {
+    pub(super) fn places(&self, slots: &Slots) -> Vec<u32> {
         match self {
-            Self::S3Fifo(order) => order.places(cost),
-            Self::Lru(order) => order.list.places(&order.links),
+            Self::S3Fifo(order) => order.places(slots),
+            Self::Lru(list) => list.places(slots),
         }
     }
-}
-
-pub(crate) struct Lru {
-    links: Links,
-    list: List,
 }

@@ -23,9 +23,8 @@ const KEY_LENGTH: u32 = 48;
 const ABSENT: u64 = 1 << 63;
 
 /// What the cache charges for an entry besides its key and value, in bytes: the record's head (8),
-/// its reference counts (16), the allocator's header and rounding (16 on the average), its slot,
-/// link and mark (33), the head of its chain and its ghosts. Measured with small entries, all of
-/// that is 77 to 83.
+/// its reference counts (16), the allocator's header and rounding (16 on the average), its slot
+/// (32), the head of its chain and its ghosts. All of that was measured with small entries.
 pub(crate) const OVERHEAD: usize = 80;
 
 /// And besides for one that expires: its place in the order of expiry.

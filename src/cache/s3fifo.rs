@@ -21,14 +21,12 @@
 //! buys one step.
 
 use super::ghosts::Ghosts;
-use super::list::{Links, List};
+use super::list::List;
+use super::slots::{Slot, Slots};
 
 pub(crate) struct S3Fifo {
-    links: Links,
     small: Fifo,
     main: Fifo,
-    // By place: how often it was hit, up to 3, and whether it is in the main queue.
-    marks: Vec<u8>,
     entries: usize,
     // By queue: what left it lately.
     ghosts: [Ghosts; 2],
@@ -51,6 +49,7 @@ struct Fifo {
     bytes: usize,
 }
 
+// What the mark of a slot says: how often it was hit, up to 3, and whether it is in the main queue.
 const HITS: u8 = 0b11;
 const IN_MAIN: u8 = 0b100;
 /// So many hits take an entry from the small queue to the main one.
@@ -68,10 +67,8 @@ impl S3Fifo {
     pub(crate) fn new() -> Self {
         let fifo = || Fifo { list: List::new(), bytes: 0 };
         Self {
-            links: Links::default(),
             small: fifo(),
             main: fifo(),
-            marks: Vec::new(),
             entries: 0,
             ghosts: [Ghosts::new(), Ghosts::new()],
             small_share: FIRST_SHARE,
@@ -80,11 +77,8 @@ impl S3Fifo {
         }
     }
 
-    pub(crate) fn push(&mut self, place: u32, cost: usize, hash: u32) {
-        self.links.reach(place);
-        if self.marks.len() <= place as usize {
-            self.marks.resize(place as usize + 1, 0);
-        }
+    pub(super) fn push(&mut self, slots: &mut Slots, place: u32) {
+        let (cost, hash) = (slots.record(place).cost(), slots[place].hash());
         let step = cost as f32 / (self.small.bytes + self.main.bytes + 1) as f32;
         let is_short = |age: usize| age as f32 <= SHORTLY * self.entries as f32;
         let mut queue = Queue::Small;
@@ -99,53 +93,47 @@ impl S3Fifo {
         } else if self.ghosts[Queue::Main as usize].recall(hash).is_some_and(is_short) {
             self.small_share = (self.small_share - step).max(LEAST_SHARE);
         }
-        self.enqueue(queue, place, cost);
+        self.enqueue(slots, queue, place);
         self.entries += 1;
         self.last = place;
     }
 
     #[inline]
-    pub(crate) fn touch(&mut self, place: u32) {
-        let mark = &mut self.marks[place as usize];
-        if *mark & IN_MAIN == 0 && self.credit < MOST_CREDIT {
+    pub(super) fn touch(&mut self, slot: &mut Slot) {
+        let mark = slot.mark();
+        if mark & IN_MAIN == 0 && self.credit < MOST_CREDIT {
             self.credit += 1;
         }
-        if *mark & HITS < HITS {
-            *mark += 1;
+        if mark & HITS < HITS {
+            slot.set_mark(mark + 1);
         }
     }
 
-    pub(crate) fn remove(&mut self, place: u32, cost: usize) {
-        self.dequeue(place, cost);
+    pub(super) fn remove(&mut self, slots: &mut Slots, place: u32) {
+        self.dequeue(slots, place);
         self.entries -= 1;
     }
 
-    pub(crate) fn victim(
-        &mut self,
-        cost: impl Fn(u32) -> usize,
-        hash: impl Fn(u32) -> u32,
-    ) -> Option<u32> {
+    pub(super) fn victim(&mut self, slots: &mut Slots) -> Option<u32> {
         loop {
             let queue = self.queue_to_take_from()?;
             let place = match queue {
                 Queue::Small => self.small.list.oldest()?,
                 Queue::Main => self.main.list.oldest()?,
             };
-            let hits = self.marks[place as usize] & HITS;
+            let hits = slots[place].mark() & HITS;
             let is_spared = place == self.last && self.entries > 1;
             match queue {
-                Queue::Small if hits >= PROMOTED => {
-                    self.requeue(place, cost(place), Queue::Main, 0)
-                }
-                Queue::Main if hits > 0 => self.requeue(place, cost(place), Queue::Main, hits - 1),
-                queue if is_spared => self.requeue(place, cost(place), queue, hits),
+                Queue::Small if hits >= PROMOTED => self.requeue(slots, place, Queue::Main, 0),
+                Queue::Main if hits > 0 => self.requeue(slots, place, Queue::Main, hits - 1),
+                queue if is_spared => self.requeue(slots, place, queue, hits),
                 queue => {
                     // Ghosts of main are looked at only while they are young: half suffice.
                     let places = match queue {
                         Queue::Small => self.entries,
                         Queue::Main => self.entries / 2,
                     };
-                    self.ghosts[queue as usize].remember(hash(place), places);
+                    self.ghosts[queue as usize].remember(slots[place].hash(), places);
                     return Some(place);
                 }
             }
@@ -168,36 +156,38 @@ impl S3Fifo {
         }
     }
 
-    fn requeue(&mut self, place: u32, cost: usize, queue: Queue, hits: u8) {
-        self.dequeue(place, cost);
-        self.enqueue(queue, place, cost);
-        self.marks[place as usize] |= hits;
+    fn requeue(&mut self, slots: &mut Slots, place: u32, queue: Queue, hits: u8) {
+        self.dequeue(slots, place);
+        self.enqueue(slots, queue, place);
+        let mark = slots[place].mark();
+        slots[place].set_mark(mark | hits);
     }
 
-    fn enqueue(&mut self, queue: Queue, place: u32, cost: usize) {
+    fn enqueue(&mut self, slots: &mut Slots, queue: Queue, place: u32) {
         let (fifo, mark) = match queue {
             Queue::Small => (&mut self.small, 0),
             Queue::Main => (&mut self.main, IN_MAIN),
         };
-        fifo.list.push(&mut self.links, place);
-        fifo.bytes += cost;
-        self.marks[place as usize] = mark;
+        fifo.list.push(slots, place);
+        fifo.bytes += slots.record(place).cost();
+        slots[place].set_mark(mark);
     }
 
-    fn dequeue(&mut self, place: u32, cost: usize) {
-        let is_in_main = self.marks[place as usize] & IN_MAIN != 0;
+    fn dequeue(&mut self, slots: &mut Slots, place: u32) {
+        let is_in_main = slots[place].mark() & IN_MAIN != 0;
         let fifo = if is_in_main { &mut self.main } else { &mut self.small };
-        fifo.list.remove(&mut self.links, place);
-        fifo.bytes -= cost;
+        fifo.list.remove(slots, place);
+        fifo.bytes -= slots.record(place).cost();
     }
 
     /// All places, after a look at whether what is known of them agrees.
     #[cfg(test)]
-    pub(crate) fn places(&self, cost: impl Fn(u32) -> usize) -> Vec<u32> {
+    pub(super) fn places(&self, slots: &Slots) -> Vec<u32> {
+        let cost = |&place: &u32| slots.record(place).cost();
         let queues = [(&self.small, 0), (&self.main, IN_MAIN)].map(|(fifo, mark)| {
-            let places = fifo.list.places(&self.links);
-            assert!(places.iter().all(|&place| self.marks[place as usize] & IN_MAIN == mark));
-            assert_eq!(fifo.bytes, places.iter().map(|&place| cost(place)).sum::<usize>());
+            let places = fifo.list.places(slots);
+            assert!(places.iter().all(|&place| slots[place].mark() & IN_MAIN == mark));
+            assert_eq!(fifo.bytes, places.iter().map(cost).sum::<usize>());
             places
         });
         let places = queues.concat();

@@ -75,7 +75,7 @@ impl Shard {
         }
         let hit = record.clone();
         self.counts.hits += 1;
-        self.order.touch(place);
+        self.order.touch(&mut self.table.slots, place);
         Found::Hit(hit)
     }
 
@@ -111,7 +111,7 @@ impl Shard {
         let (cost, expires) = (record.cost(), record.expires());
         let place = self.table.insert(key.short_hash(), record);
         self.bytes += cost;
-        self.order.push(place, cost, key.short_hash());
+        self.order.push(&mut self.table.slots, place);
         self.expiries.extend(expires.map(|at| (at, place)));
         Ok(replaced)
     }
@@ -150,15 +150,14 @@ impl Shard {
             self.counts.expirations += 1;
             return Some(self.take(place));
         }
-        let table = &self.table;
-        let place = self.order.victim(|p| table.record(p).cost(), |p| table.hash(p))?;
+        let place = self.order.victim(&mut self.table.slots)?;
         self.counts.evictions += 1;
         Some(self.take(place))
     }
 
     fn take(&mut self, place: u32) -> Record {
+        self.order.remove(&mut self.table.slots, place);
         let record = self.table.take(place);
-        self.order.remove(place, record.cost());
         if let Some(at) = record.expires() {
             self.expiries.remove(&(at, place));
         }
@@ -175,15 +174,16 @@ impl Shard {
     #[cfg(test)]
     pub(crate) fn validate(&self) {
         let filled = self.table.places();
-        let mut ordered = self.order.places(|place| self.table.record(place).cost());
+        let slots = &self.table.slots;
+        let mut ordered = self.order.places(slots);
         ordered.sort_unstable();
         assert_eq!(ordered, filled, "each record is in the order once");
-        let records = || filled.iter().map(|&place| (place, self.table.record(place)));
+        let records = || filled.iter().map(|&place| (place, slots.record(place)));
         assert_eq!(self.bytes, records().map(|(_, record)| record.cost()).sum::<usize>());
         let expiries = records().filter_map(|(place, record)| Some((record.expires()?, place)));
         assert_eq!(self.expiries, expiries.collect());
         for (place, record) in records() {
-            let found = self.table.find(self.table.hash(place), record.key());
+            let found = self.table.find(slots[place].hash(), record.key());
             assert_eq!(found.map(|(place, _)| place), Some(place));
         }
     }

@@ -1,0 +1,145 @@
+//! `Slots`: the slab of a shard's entries, with all that is known of each.
+//!
+//! An entry has a record, a place in a chain of the [`Table`](super::table::Table), one in a list
+//! of the [`Order`](super::order::Order), and a mark. With a vector for each of these, an eviction
+//! would wait for memory once for each; so they lie together, on half a cache line. The place of a
+//! slot never changes, so that chains and lists can link places: indices of 32 bits instead of
+//! pointers make that safe code, and half as large.
+
+use std::ops::{Index, IndexMut};
+
+use super::Record;
+
+/// The place after the last of a chain or list.
+pub(super) const NONE: u32 = u32::MAX;
+
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    // The first of the chain of vacant places.
+    vacant: u32,
+}
+
+#[repr(align(32))]
+pub(super) struct Slot {
+    /// `None` in a vacant place.
+    pub(super) record: Option<Record>,
+    // The hash, and in the lowest three bits the mark.
+    hash_and_mark: u32,
+    /// The next place of the chain.
+    pub(super) next: u32,
+    /// The neighbours in the list.
+    pub(super) newer: u32,
+    pub(super) older: u32,
+}
+
+/// The bits of a hash that a slot keeps.
+pub(super) const HASH_BITS: u32 = 29;
+const MARK: u32 = 0b111;
+
+impl Slot {
+    #[inline]
+    pub(super) fn hash(&self) -> u32 {
+        self.hash_and_mark >> (u32::BITS - HASH_BITS)
+    }
+
+    /// Three bits for the order of eviction; 0 in a new slot.
+    #[inline]
+    pub(super) fn mark(&self) -> u8 {
+        (self.hash_and_mark & MARK) as u8
+    }
+
+    #[inline]
+    pub(super) fn set_mark(&mut self, mark: u8) {
+        self.hash_and_mark = self.hash_and_mark & !MARK | u32::from(mark);
+    }
+}
+
+impl Slots {
+    pub(super) fn new() -> Self {
+        Self { slots: Vec::new(), vacant: NONE }
+    }
+
+    /// The slot of a place; none where the place is [`NONE`].
+    #[inline]
+    pub(super) fn get(&self, place: u32) -> Option<&Slot> {
+        self.slots.get(place as usize)
+    }
+
+    pub(super) fn record(&self, place: u32) -> &Record {
+        self[place].record.as_ref().expect("a filled place")
+    }
+
+    /// Fills a vacant place, and returns it.
+    pub(super) fn fill(&mut self, hash: u32, record: Record, next: u32) -> u32 {
+        let slot = Slot {
+            record: Some(record),
+            hash_and_mark: hash << (u32::BITS - HASH_BITS),
+            next,
+            newer: NONE,
+            older: NONE,
+        };
+        if self.vacant != NONE {
+            let place = self.vacant;
+            self.vacant = self[place].next;
+            self[place] = slot;
+            return place;
+        }
+        // By an eighth, not to twice the size: `max_bytes` is to mean what it says.
+        if self.slots.len() == self.slots.capacity() {
+            self.slots.reserve_exact(self.slots.len() / 8 + 16);
+        }
+        let place = u32::try_from(self.slots.len()).ok().filter(|&place| place < NONE);
+        self.slots.push(slot);
+        place.expect("fewer than 2^32 entries a shard")
+    }
+
+    /// Takes the record out of a filled place, which is vacant then.
+    pub(super) fn vacate(&mut self, place: u32) -> Record {
+        let vacant = self.vacant;
+        let slot = &mut self[place];
+        let record = slot.record.take().expect("a filled place");
+        slot.next = vacant;
+        self.vacant = place;
+        record
+    }
+
+    /// The filled places.
+    pub(super) fn filled(&self) -> impl Iterator<Item = u32> {
+        let slots = self.slots.iter().enumerate();
+        slots.filter(|(_, slot)| slot.record.is_some()).map(|(place, _)| place as u32)
+    }
+
+    /// The places from `first` on, as far as `next` leads.
+    #[cfg(test)]
+    pub(super) fn walk(&self, first: u32, next: fn(&Slot) -> u32) -> Vec<u32> {
+        let some = |place| (place != NONE).then_some(place);
+        let places = std::iter::successors(some(first), |&place| some(next(&self[place])));
+        places.take(self.slots.len() + 1).collect()
+    }
+
+    /// A look at whether each vacant place is in the chain of those, once, and no other.
+    #[cfg(test)]
+    pub(super) fn validate(&self) {
+        let mut vacant = self.walk(self.vacant, |slot| slot.next);
+        vacant.sort_unstable();
+        let is_vacant = |place: &u32| self[*place].record.is_none();
+        let expected: Vec<u32> = (0..self.slots.len() as u32).filter(is_vacant).collect();
+        assert_eq!(vacant, expected);
+    }
+}
+
+impl Index<u32> for Slots {
+    type Output = Slot;
+
+    #[inline]
+    fn index(&self, place: u32) -> &Slot {
+        &self.slots[place as usize]
+    }
+}
+
+impl IndexMut<u32> for Slots {
+    #[inline]
+    fn index_mut(&mut self, place: u32) -> &mut Slot {
+        &mut self.slots[place as usize]
+    }
+}
