@@ -81,8 +81,8 @@ impl<T: Clone> Flight<T> {
         Self { tables: array::from_fn(|_| Table(Mutex::default())) }
     }
 
-    /// Takes part in the work for `key`: leads it, unless another thread does. Who leads several
-    /// must land them all before it follows.
+    /// Takes part in the work for `key`, whose hash the caller has: leads it, unless another thread
+    /// does. Who leads several must land them all before it follows.
     #[doc(alias = "Do")]
     pub(crate) fn join(&self, key: &str, hash: u64) -> Seat<'_, T> {
         let table = self.table(key);
@@ -114,7 +114,8 @@ impl<T: Clone> Flight<T> {
     }
 
     fn table(&self, key: &str) -> &Mutex<Calls<T>> {
-        // Whoever chose keys that all come here would gain nothing: the table has a seed.
+        // Not by the hash, which has a seed: a schedule of threads could not be tried again. Whoever
+        // chose keys that all come here would gain nothing, since in the table that hash decides.
         &self.tables[FixedState::default().hash_one(key) as usize % TABLES].0
     }
 }
@@ -154,8 +155,9 @@ impl<T> Calls<T> {
 
 impl<T> Led<T> {
     fn followed(&mut self) -> Arc<Call<T>> {
-        let (leader, outcome, done) = (self.leader, Mutex::default(), Condvar::new());
-        self.call.get_or_insert_with(|| Arc::new(Call { leader, outcome, done })).clone()
+        let leader = self.leader;
+        let call = || Call { leader, outcome: Mutex::default(), done: Condvar::new() };
+        self.call.get_or_insert_with(|| Arc::new(call())).clone()
     }
 }
 

@@ -92,8 +92,8 @@
 //! | `error.rs`, `clock.rs`, `stats.rs`, `metrics.rs` | [`Error`], [`Clock`], [`Stats`], [`prometheus`] |
 //!
 //! Arrows go down only: `http` → `group`, `metrics` → `stats` → `cache`, and `group` → `cache`,
-//! `flight`, `peer`, `getter` → `byte_view`, `error`, `clock`, `ring`. `group` does not know of HTTP; `ring` and `flight` know of
-//! nothing.
+//! `flight`, `peer`, `getter` → `byte_view`, `error`, `clock`, `ring`. `group` does not know of
+//! HTTP; `ring` and `flight` know of nothing.
 //!
 //! # Locks
 //!

@@ -234,7 +234,8 @@ impl Cache {
     }
 
     /// A look at one number, where a look at a shard takes a lock: the hot cache of a group that
-    /// has no peers is always empty.
+    /// has no peers is always empty. A record that is being put in just now may be missed; not one
+    /// whose flight has landed, since the lock of that flight lies between.
     #[inline]
     fn is_empty(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) == 0

@@ -35,7 +35,7 @@ impl Order {
     }
 
     /// A new entry.
-    pub(super) fn push(&mut self, slots: &mut Slots, place: u32) {
+    pub(crate) fn push(&mut self, slots: &mut Slots, place: u32) {
         match self {
             Self::S3Fifo(order) => order.push(slots, place),
             Self::Lru(list) => list.push(slots, place),
@@ -44,7 +44,7 @@ impl Order {
 
     /// A hit.
     #[inline]
-    pub(super) fn touch(&mut self, slots: &mut Slots, place: u32) {
+    pub(crate) fn touch(&mut self, slots: &mut Slots, place: u32) {
         match self {
             Self::S3Fifo(order) => order.touch(&mut slots[place]),
             Self::Lru(list) => {
@@ -55,7 +55,7 @@ impl Order {
     }
 
     /// The entry leaves, for whatever reason.
-    pub(super) fn remove(&mut self, slots: &mut Slots, place: u32) {
+    pub(crate) fn remove(&mut self, slots: &mut Slots, place: u32) {
         match self {
             Self::S3Fifo(order) => order.remove(slots, place),
             Self::Lru(list) => list.remove(slots, place),
@@ -64,7 +64,7 @@ impl Order {
 
     /// The entry that is to be evicted; not the one pushed last, unless it is alone, or in an
     /// LRU all others were hit since. It is still in the order.
-    pub(super) fn victim(&mut self, slots: &mut Slots) -> Option<u32> {
+    pub(crate) fn victim(&mut self, slots: &mut Slots) -> Option<u32> {
         match self {
             Self::S3Fifo(order) => order.victim(slots),
             Self::Lru(list) => list.oldest(),
@@ -73,7 +73,7 @@ impl Order {
 
     /// All places in the order.
     #[cfg(test)]
-    pub(super) fn places(&self, slots: &Slots) -> Vec<u32> {
+    pub(crate) fn places(&self, slots: &Slots) -> Vec<u32> {
         match self {
             Self::S3Fifo(order) => order.places(slots),
             Self::Lru(list) => list.places(slots),

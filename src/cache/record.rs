@@ -24,7 +24,8 @@ const ABSENT: u64 = 1 << 63;
 
 /// What the cache charges for an entry besides its key and value, in bytes: the record's head (8),
 /// its reference counts (16), the allocator's header and rounding (16 on the average), its slot
-/// (32), the head of its chain and its ghosts. All of that was measured with small entries.
+/// (32), the head of its chain and its ghosts. How well that describes small entries, `bench memory`
+/// measures.
 pub(crate) const OVERHEAD: usize = 80;
 
 /// And besides for one that expires: its place in the order of expiry.

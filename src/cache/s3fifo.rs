@@ -77,7 +77,7 @@ impl S3Fifo {
         }
     }
 
-    pub(super) fn push(&mut self, slots: &mut Slots, place: u32) {
+    pub(crate) fn push(&mut self, slots: &mut Slots, place: u32) {
         let (cost, hash) = (slots.record(place).cost(), slots[place].hash());
         let step = cost as f32 / (self.small.bytes + self.main.bytes + 1) as f32;
         let is_short = |age: usize| age as f32 <= SHORTLY * self.entries as f32;
@@ -99,7 +99,7 @@ impl S3Fifo {
     }
 
     #[inline]
-    pub(super) fn touch(&mut self, slot: &mut Slot) {
+    pub(crate) fn touch(&mut self, slot: &mut Slot) {
         let mark = slot.mark();
         if mark & IN_MAIN == 0 && self.credit < MOST_CREDIT {
             self.credit += 1;
@@ -109,12 +109,12 @@ impl S3Fifo {
         }
     }
 
-    pub(super) fn remove(&mut self, slots: &mut Slots, place: u32) {
+    pub(crate) fn remove(&mut self, slots: &mut Slots, place: u32) {
         self.dequeue(slots, place);
         self.entries -= 1;
     }
 
-    pub(super) fn victim(&mut self, slots: &mut Slots) -> Option<u32> {
+    pub(crate) fn victim(&mut self, slots: &mut Slots) -> Option<u32> {
         loop {
             let queue = self.queue_to_take_from()?;
             let place = match queue {
@@ -182,7 +182,7 @@ impl S3Fifo {
 
     /// All places, after a look at whether what is known of them agrees.
     #[cfg(test)]
-    pub(super) fn places(&self, slots: &Slots) -> Vec<u32> {
+    pub(crate) fn places(&self, slots: &Slots) -> Vec<u32> {
         let cost = |&place: &u32| slots.record(place).cost();
         let queues = [(&self.small, 0), (&self.main, IN_MAIN)].map(|(fifo, mark)| {
             let places = fifo.list.places(slots);

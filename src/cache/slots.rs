@@ -11,66 +11,66 @@ use std::ops::{Index, IndexMut};
 use super::Record;
 
 /// The place after the last of a chain or list.
-pub(super) const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = u32::MAX;
 
-pub(super) struct Slots {
+pub(crate) struct Slots {
     slots: Vec<Slot>,
     // The first of the chain of vacant places.
     vacant: u32,
 }
 
 #[repr(align(32))]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     /// `None` in a vacant place.
-    pub(super) record: Option<Record>,
+    pub(crate) record: Option<Record>,
     // The hash, and in the lowest three bits the mark.
     hash_and_mark: u32,
     /// The next place of the chain.
-    pub(super) next: u32,
+    pub(crate) next: u32,
     /// The neighbours in the list.
-    pub(super) newer: u32,
-    pub(super) older: u32,
+    pub(crate) newer: u32,
+    pub(crate) older: u32,
 }
 
 /// The bits of a hash that a slot keeps.
-pub(super) const HASH_BITS: u32 = 29;
+pub(crate) const HASH_BITS: u32 = 29;
 const MARK: u32 = 0b111;
 
 impl Slot {
     #[inline]
-    pub(super) fn hash(&self) -> u32 {
+    pub(crate) fn hash(&self) -> u32 {
         self.hash_and_mark >> (u32::BITS - HASH_BITS)
     }
 
     /// Three bits for the order of eviction; 0 in a new slot.
     #[inline]
-    pub(super) fn mark(&self) -> u8 {
+    pub(crate) fn mark(&self) -> u8 {
         (self.hash_and_mark & MARK) as u8
     }
 
     #[inline]
-    pub(super) fn set_mark(&mut self, mark: u8) {
+    pub(crate) fn set_mark(&mut self, mark: u8) {
         self.hash_and_mark = self.hash_and_mark & !MARK | u32::from(mark);
     }
 }
 
 impl Slots {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { slots: Vec::new(), vacant: NONE }
     }
 
     /// The slot of a place; none where the place is [`NONE`].
     #[inline]
-    pub(super) fn get(&self, place: u32) -> Option<&Slot> {
+    pub(crate) fn get(&self, place: u32) -> Option<&Slot> {
         self.slots.get(place as usize)
     }
 
-    pub(super) fn record(&self, place: u32) -> &Record {
+    pub(crate) fn record(&self, place: u32) -> &Record {
         self[place].record.as_ref().expect("a filled place")
     }
 
     /// Fills a vacant place, and returns it.
-    pub(super) fn fill(&mut self, hash: u32, record: Record, next: u32) -> u32 {
+    pub(crate) fn fill(&mut self, hash: u32, record: Record, next: u32) -> u32 {
         let slot = Slot {
             record: Some(record),
             hash_and_mark: hash << (u32::BITS - HASH_BITS),
@@ -89,12 +89,13 @@ impl Slots {
             self.slots.reserve_exact(self.slots.len() / 8 + 16);
         }
         let place = u32::try_from(self.slots.len()).ok().filter(|&place| place < NONE);
+        let place = place.expect("fewer than 2^32 entries a shard");
         self.slots.push(slot);
-        place.expect("fewer than 2^32 entries a shard")
+        place
     }
 
     /// Takes the record out of a filled place, which is vacant then.
-    pub(super) fn vacate(&mut self, place: u32) -> Record {
+    pub(crate) fn vacate(&mut self, place: u32) -> Record {
         let vacant = self.vacant;
         let slot = &mut self[place];
         let record = slot.record.take().expect("a filled place");
@@ -103,28 +104,30 @@ impl Slots {
         record
     }
 
-    /// The filled places.
-    pub(super) fn filled(&self) -> impl Iterator<Item = u32> {
-        let slots = self.slots.iter().enumerate();
-        slots.filter(|(_, slot)| slot.record.is_some()).map(|(place, _)| place as u32)
+    /// The filled places and their slots.
+    pub(crate) fn filled(&mut self) -> impl Iterator<Item = (u32, &mut Slot)> {
+        let slots = (0..).zip(&mut self.slots);
+        slots.filter(|(_, slot)| slot.record.is_some())
     }
 
     /// The places from `first` on, as far as `next` leads.
     #[cfg(test)]
-    pub(super) fn walk(&self, first: u32, next: fn(&Slot) -> u32) -> Vec<u32> {
+    pub(crate) fn walk(&self, first: u32, next: fn(&Slot) -> u32) -> Vec<u32> {
         let some = |place| (place != NONE).then_some(place);
         let places = std::iter::successors(some(first), |&place| some(next(&self[place])));
         places.take(self.slots.len() + 1).collect()
     }
 
-    /// A look at whether each vacant place is in the chain of those, once, and no other.
+    /// The filled places, after a look at whether each other one is in the chain of vacant places.
     #[cfg(test)]
-    pub(super) fn validate(&self) {
+    pub(crate) fn places(&self) -> Vec<u32> {
+        let is_filled = |&place: &u32| self[place].record.is_some();
+        let (filled, expected): (Vec<u32>, Vec<u32>) =
+            (0..self.slots.len() as u32).partition(is_filled);
         let mut vacant = self.walk(self.vacant, |slot| slot.next);
         vacant.sort_unstable();
-        let is_vacant = |place: &u32| self[*place].record.is_none();
-        let expected: Vec<u32> = (0..self.slots.len() as u32).filter(is_vacant).collect();
         assert_eq!(vacant, expected);
+        filled
     }
 }
 

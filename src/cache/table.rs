@@ -5,13 +5,15 @@
 //! keeps the hash, so that a chain is walked, the table grows and an entry is evicted without a
 //! look at the records of others.
 
+use std::mem;
+
 use super::Record;
 use super::slots::{NONE, Slots};
 
 pub(crate) struct Table {
     // The first place of each chain; a power of two, and no fewer than there are records.
     heads: Vec<u32>,
-    pub(super) slots: Slots,
+    pub(crate) slots: Slots,
     len: usize,
 }
 
@@ -79,8 +81,7 @@ impl Table {
         }
         let mut places = chains.concat();
         places.sort_unstable();
-        assert!(self.slots.filled().eq(places.iter().copied()));
-        self.slots.validate();
+        assert_eq!(places, self.slots.places());
         assert_eq!(self.len, places.len());
         assert!(self.len <= self.heads.len() && self.heads.len().is_power_of_two());
         places
@@ -93,11 +94,9 @@ impl Table {
 
     fn double_heads(&mut self) {
         self.heads = vec![NONE; 2 * self.heads.len()];
-        let places: Vec<u32> = self.slots.filled().collect();
-        for place in places {
-            let chain = self.chain(self.slots[place].hash());
-            self.slots[place].next = self.heads[chain];
-            self.heads[chain] = place;
+        let mask = self.heads.len() - 1;
+        for (place, slot) in self.slots.filled() {
+            slot.next = mem::replace(&mut self.heads[slot.hash() as usize & mask], place);
         }
     }
 }

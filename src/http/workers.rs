@@ -159,10 +159,7 @@ impl Shared {
         let (request, refusal) = match body {
             Ok(body) => match self.queue(Question { request, body }) {
                 None => return,
-                Some(question) => {
-                    self.shed.add_one();
-                    (question.request, overloaded())
-                }
+                Some(question) => (question.request, self.overloaded()),
             },
             Err(refusal) => (request, refusal),
         };
@@ -210,8 +207,7 @@ impl Shared {
         let others = self.on_the_way.fetch_add(length, Ordering::Relaxed);
         if others > 0 && others + length > MOST_ON_THE_WAY {
             self.on_the_way.fetch_sub(length, Ordering::Relaxed);
-            self.shed.add_one();
-            return self.send(request, overloaded());
+            return self.send(request, self.overloaded());
         }
         let (shared, running) = (self.clone(), running.clone());
         self.talkers.run(move || {
@@ -219,6 +215,13 @@ impl Shared {
             shared.on_the_way.fetch_sub(length, Ordering::Relaxed);
             drop(running);
         });
+    }
+
+    /// The answer to a request that is refused, and counted as such.
+    fn overloaded(&self) -> ResponseBox {
+        self.shed.add_one();
+        text(503, "overloaded or shutting down, try again\n")
+            .with_header(header("Retry-After", "1"))
     }
 
     /// Notes how long an answer took. Two at once may note only one of them.
@@ -359,8 +362,4 @@ pub(crate) fn bytes(code: u16, body: impl AsRef<[u8]> + Send + 'static) -> Respo
 
 pub(crate) fn header(name: &str, value: &str) -> Header {
     Header::from_bytes(name, value).expect("headers are ASCII")
-}
-
-fn overloaded() -> ResponseBox {
-    text(503, "overloaded or shutting down, try again\n").with_header(header("Retry-After", "1"))
 }
