@@ -115,7 +115,7 @@ impl HttpGetter {
     fn ask_batch(
         &self,
         group: &str,
-        keys: &[&str],
+        keys: &[impl AsRef<str>],
         only_cached: bool,
         end: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
@@ -125,7 +125,7 @@ impl HttpGetter {
     fn ask_many(
         &self,
         group: &str,
-        keys: &[&str],
+        keys: &[impl AsRef<str>],
         only_cached: bool,
         timeout: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
@@ -281,7 +281,7 @@ impl PeerGetter for HttpGetter {
             if !self.options.combine || !self.knows_batches() {
                 return plain();
             }
-            let batch = |keys: &[&str]| match self.ask_batch(group, keys, true, end) {
+            let batch = |keys: &[String]| match self.ask_batch(group, keys, true, end) {
                 // The others may have more time left than who leads.
                 Err(PeerError::NoTimeLeft) => Ok(keys.iter().map(|_| None).collect()),
                 Err(error) if !error.is_transport() => {
@@ -290,7 +290,7 @@ impl PeerGetter for HttpGetter {
                 answers => answers.map_err(Err),
             };
             let answer =
-                self.combine.get(group, key, self.options.timeout, frame::fitting, batch, plain);
+                self.combine.get(group, key, self.options.timeout, frame::fit, batch, plain);
             answer.unwrap_or(Err(PeerError::NoTimeLeft))
         })
     }

@@ -9,6 +9,9 @@
 //! - While only that is out, the next one goes out at once as a *batch*, if only of one key.
 //! - While a batch is out, further gets gather. When it returns, one of those that wait leads
 //!   the next batch and takes all the others along.
+//! - It is woken last, after all who have their answer: who of them asks again at once comes
+//!   along. The other way round there would be two half batches in turns, each at the cost of a
+//!   whole one.
 //! - When it returns because the peer cannot be reached, those that wait hear of that as well:
 //!   a dead peer is not asked once more.
 //!
@@ -20,192 +23,215 @@
 //! So nobody ever waits for a plain request. A batch asks only for what the peer has cached, and
 //! those keys of it that are not are asked for plainly after it, each by its own caller.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 pub(super) struct Combine<A> {
-    // Guards who is out and who waits; nobody asks a peer under it.
+    // Guards who is out and which batches gather; nobody asks a peer under it.
     state: Mutex<State<A>>,
 }
 
 struct State<A> {
     plain_out: bool,
     batch_out: bool,
-    waiting: Vec<Arc<Waiter<A>>>,
+    /// Those that leave when the one that is out returns, the next first.
+    gathering: VecDeque<Arc<Batch<A>>>,
 }
 
-struct Waiter<A> {
-    // Only keys of the same group go into one batch.
+/// Keys of one group that are asked for together, each by its own caller.
+struct Batch<A> {
     group: String,
-    key: String,
-    // Guards what becomes of this caller.
-    fate: Mutex<Fate<A>>,
-    decided: Condvar,
+    // Guards who is in it and what becomes of it.
+    inner: Mutex<Inner<A>>,
+    turned: Condvar,
 }
 
-enum Fate<A> {
-    Waiting,
-    /// The next batch is this one's to lead.
-    Leads,
-    /// What the batch brought; `None`: ask plainly.
-    Answered(Option<A>),
-    /// Ran out of time.
-    Gone,
+struct Inner<A> {
+    keys: Vec<String>,
+    key_bytes: usize,
+    /// How many callers have not run out of time.
+    waiting: usize,
+    stage: Stage<A>,
+}
+
+enum Stage<A> {
+    /// It gathers or is out.
+    Pending,
+    /// It is to leave, and whoever of those who wait sees this first leads it.
+    Calls,
+    /// What it brought for each key; `None`: ask plainly.
+    Back(Vec<Option<A>>),
+    /// The one answer for all.
+    Failed(A),
 }
 
 /// The part that a caller plays.
 enum Part<A> {
     Plain,
-    Lead,
-    Wait(Arc<Waiter<A>>),
+    /// Of this batch, with the key at this place.
+    Lead(Arc<Batch<A>>, usize),
+    /// With what the batch has brought.
+    Follow(Option<A>),
+    /// Ran out of time.
+    Leave,
 }
 
-impl<A> Combine<A> {
+impl<A: Clone> Combine<A> {
     pub(super) fn new() -> Self {
-        let state = State { plain_out: false, batch_out: false, waiting: Vec::new() };
+        let state = State { plain_out: false, batch_out: false, gathering: VecDeque::new() };
         Self { state: Mutex::new(state) }
     }
 
     /// Asks for `key`: by `plain`, or together with others of its group by `batch`, which gives an
-    /// answer for each of up to `fitting` keys, `None` for those to be asked for plainly; or, as
-    /// an error, one answer for these and for all who wait. `None` if nobody answered within
-    /// `patience`.
+    /// answer for each key, `None` for those to be asked for plainly; or, as an error, one answer
+    /// for these and for all who wait. A batch takes as many keys as `fit` into it: given are their
+    /// number and the sum of their bytes. `None` if nobody answered within `patience`.
     pub(super) fn get(
         &self,
         group: &str,
         key: &str,
         patience: Duration,
-        fitting: impl Fn(&[&str]) -> usize,
-        batch: impl Fn(&[&str]) -> Result<Vec<Option<A>>, A>,
+        fit: impl Fn(usize, usize) -> bool,
+        batch: impl Fn(&[String]) -> Result<Vec<Option<A>>, A>,
         plain: impl FnOnce() -> A,
-    ) -> Option<A>
-    where
-        A: Clone,
-    {
-        let answer = match self.part(group, key) {
+    ) -> Option<A> {
+        let answer = match self.part(group, key, patience, fit) {
             Part::Plain => {
                 let _out = PlainOut(self);
                 return Some(plain());
             }
-            Part::Lead => self.lead(group, key, fitting, batch),
-            Part::Wait(waiter) => match waiter.wait(patience) {
-                Fate::Leads => self.lead(group, key, fitting, batch),
-                Fate::Answered(answer) => answer,
-                Fate::Waiting | Fate::Gone => return None,
-            },
+            Part::Lead(led, place) => self.lead(&led, place, batch),
+            Part::Follow(answer) => answer,
+            Part::Leave => return None,
         };
         Some(answer.unwrap_or_else(plain))
     }
 
-    fn part(&self, group: &str, key: &str) -> Part<A> {
+    fn part(
+        &self,
+        group: &str,
+        key: &str,
+        patience: Duration,
+        fit: impl Fn(usize, usize) -> bool,
+    ) -> Part<A> {
         let mut state = self.state.lock().unwrap();
         if !state.plain_out && !state.batch_out {
             state.plain_out = true;
-            Part::Plain
-        } else if !state.batch_out {
-            state.batch_out = true;
-            Part::Lead
-        } else {
-            let waiter = Arc::new(Waiter {
-                group: group.into(),
-                key: key.into(),
-                fate: Mutex::new(Fate::Waiting),
-                decided: Condvar::new(),
-            });
-            state.waiting.push(waiter.clone());
-            Part::Wait(waiter)
+            return Part::Plain;
         }
+        if !state.batch_out {
+            state.batch_out = true;
+            return Part::Lead(Arc::new(Batch::new(group, key)), 0);
+        }
+        let last = state.gathering.iter().rfind(|batch| batch.group == group).cloned();
+        if let Some(batch) = last {
+            let mut inner = batch.inner.lock().unwrap();
+            if fit(inner.keys.len() + 1, inner.key_bytes + key.len()) {
+                drop(state);
+                let place = inner.add(key);
+                return batch.wait(inner, place, patience);
+            }
+        }
+        let batch = Arc::new(Batch::new(group, key));
+        state.gathering.push_back(batch.clone());
+        drop(state);
+        batch.wait(batch.inner.lock().unwrap(), 0, patience)
     }
 
     fn lead(
         &self,
-        group: &str,
-        key: &str,
-        fitting: impl Fn(&[&str]) -> usize,
-        batch: impl Fn(&[&str]) -> Result<Vec<Option<A>>, A>,
-    ) -> Option<A>
-    where
-        A: Clone,
-    {
-        let mut out = BatchOut { combine: self, waiters: self.gather(group, key, fitting) };
-        let keys: Vec<&str> =
-            [key].into_iter().chain(out.waiters.iter().map(|w| &*w.key)).collect();
-        let (own, others) = match batch(&keys) {
-            Ok(answers) => {
-                let mut answers = answers.into_iter();
-                (answers.next().flatten(), answers.collect())
+        led: &Arc<Batch<A>>,
+        place: usize,
+        batch: impl Fn(&[String]) -> Result<Vec<Option<A>>, A>,
+    ) -> Option<A> {
+        let _out = BatchOut { combine: self, led };
+        let keys = self.depart(led);
+        match batch(&keys) {
+            Ok(mut answers) => {
+                let own = answers.get_mut(place).and_then(Option::take);
+                led.turn(Stage::Back(answers));
+                own
             }
             Err(answer) => {
-                out.waiters.append(&mut self.state.lock().unwrap().waiting);
-                (Some(answer.clone()), vec![Some(answer); out.waiters.len()])
+                let others = mem::take(&mut self.state.lock().unwrap().gathering);
+                for batch in [led].into_iter().chain(&others) {
+                    batch.turn(Stage::Failed(answer.clone()));
+                }
+                Some(answer)
             }
-        };
-        // The next batch goes out first, and is under way while the callers of this one wake up.
-        let waiters = std::mem::take(&mut out.waiters);
-        drop(out);
-        let others = others.into_iter().chain(std::iter::repeat_with(|| None));
-        for (waiter, answer) in waiters.into_iter().zip(others) {
-            waiter.decide(Fate::Answered(answer));
         }
-        own
     }
 
-    /// Takes those of the group along who wait, as far as they fit in.
-    fn gather(
-        &self,
-        group: &str,
-        key: &str,
-        fitting: impl Fn(&[&str]) -> usize,
-    ) -> Vec<Arc<Waiter<A>>> {
+    /// Nobody joins the batch from here on.
+    fn depart(&self, led: &Arc<Batch<A>>) -> Vec<String> {
         let mut state = self.state.lock().unwrap();
-        let waiting = std::mem::take(&mut state.waiting);
-        let (mut gathered, others): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|waiter| waiter.group == group);
-        let keys: Vec<&str> = [key].into_iter().chain(gathered.iter().map(|w| &*w.key)).collect();
-        state.waiting = gathered.split_off(fitting(&keys) - 1);
-        state.waiting.extend(others);
-        gathered
+        if state.gathering.front().is_some_and(|first| Arc::ptr_eq(first, led)) {
+            state.gathering.pop_front();
+        }
+        mem::take(&mut led.inner.lock().unwrap().keys)
     }
 
-    /// The batch is back: the next one is led by somebody who still waits, if anybody does.
+    /// A batch is back: the next one that somebody waits for is to leave.
     fn pass_on(&self) {
-        loop {
-            let mut state = self.state.lock().unwrap();
-            if state.waiting.is_empty() {
-                state.batch_out = false;
+        let mut state = self.state.lock().unwrap();
+        while let Some(next) = state.gathering.front().cloned() {
+            let mut inner = next.inner.lock().unwrap();
+            if inner.waiting > 0 {
+                inner.stage = Stage::Calls;
+                drop((inner, state)); // so that who wakes does not meet the locks
+                next.turned.notify_one();
                 return;
             }
-            let next = state.waiting.remove(0);
-            drop(state);
-            if next.decide(Fate::Leads) {
-                return;
-            }
+            state.gathering.pop_front();
         }
+        state.batch_out = false;
     }
 }
 
-impl<A> Waiter<A> {
-    fn wait(&self, patience: Duration) -> Fate<A> {
-        let fate = self.fate.lock().unwrap();
-        let (mut fate, _) = self
-            .decided
-            .wait_timeout_while(fate, patience, |fate| matches!(fate, Fate::Waiting))
-            .unwrap();
-        // Whether it waited in vain is decided here, under the lock: who is made the leader
-        // just now leads, and who is gone is not made the leader.
-        std::mem::replace(&mut *fate, Fate::Gone)
+impl<A> Inner<A> {
+    /// Adds a caller's key; its place.
+    fn add(&mut self, key: &str) -> usize {
+        self.keys.push(key.into());
+        self.key_bytes += key.len();
+        self.waiting += 1;
+        self.keys.len() - 1
+    }
+}
+
+impl<A: Clone> Batch<A> {
+    fn new(group: &str, key: &str) -> Self {
+        let mut inner = Inner { keys: vec![], key_bytes: 0, waiting: 0, stage: Stage::Pending };
+        inner.add(key);
+        Self { group: group.into(), inner: Mutex::new(inner), turned: Condvar::new() }
     }
 
-    /// Whether the caller is still there.
-    fn decide(&self, decision: Fate<A>) -> bool {
-        let mut fate = self.fate.lock().unwrap();
-        let is_there = matches!(*fate, Fate::Waiting);
-        if is_there {
-            *fate = decision;
-            drop(fate); // so that who wakes does not meet the lock
-            self.decided.notify_one();
+    fn wait(
+        self: &Arc<Self>,
+        inner: MutexGuard<'_, Inner<A>>,
+        place: usize,
+        patience: Duration,
+    ) -> Part<A> {
+        let is_pending = |inner: &mut Inner<A>| matches!(inner.stage, Stage::Pending);
+        let (mut inner, _) = self.turned.wait_timeout_while(inner, patience, is_pending).unwrap();
+        inner.waiting -= 1;
+        match &mut inner.stage {
+            Stage::Pending => Part::Leave,
+            Stage::Calls => {
+                inner.stage = Stage::Pending;
+                Part::Lead(self.clone(), place)
+            }
+            Stage::Back(answers) => Part::Follow(answers.get_mut(place).and_then(Option::take)),
+            Stage::Failed(answer) => Part::Follow(Some(answer.clone())),
         }
-        is_there
+    }
+
+    /// Tells all who wait, at once. To wake them one by one would be a system call for each, and
+    /// each would take the processor from who wakes the others.
+    fn turn(&self, stage: Stage<A>) {
+        self.inner.lock().unwrap().stage = stage;
+        self.turned.notify_all();
     }
 }
 
@@ -217,16 +243,16 @@ impl<A> Drop for PlainOut<'_, A> {
     }
 }
 
-struct BatchOut<'c, A> {
+struct BatchOut<'c, A: Clone> {
     combine: &'c Combine<A>,
-    // Those who are not told yet.
-    waiters: Vec<Arc<Waiter<A>>>,
+    led: &'c Batch<A>,
 }
 
-impl<A> Drop for BatchOut<'_, A> {
+impl<A: Clone> Drop for BatchOut<'_, A> {
     fn drop(&mut self) {
-        for waiter in self.waiters.drain(..) {
-            waiter.decide(Fate::Answered(None));
+        let is_pending = matches!(self.led.inner.lock().unwrap().stage, Stage::Pending);
+        if is_pending {
+            self.led.turn(Stage::Back(Vec::new())); // the leader panicked
         }
         self.combine.pass_on();
     }
@@ -257,15 +283,15 @@ mod tests {
         }
 
         fn get(&self, key: &str, patience: Duration) -> Option<String> {
-            let batch = |keys: &[&str]| {
+            let batch = |keys: &[String]| {
                 self.asked.0.send(format!("batch {}", keys.join(" "))).unwrap();
                 self.batch_gate.1.recv_timeout(LONG).unwrap();
-                assert!(!keys.contains(&"bomb"), "on purpose");
-                if keys.contains(&"dead") {
+                assert!(!keys.contains(&"bomb".into()), "on purpose");
+                if keys.contains(&"dead".into()) {
                     return Err("unreachable".into());
                 }
-                let is_cached = |key: &&str| key.starts_with("hit");
-                let answer = |key: &&str| is_cached(key).then(|| format!("{key} by batch"));
+                let is_cached = |key: &&String| key.starts_with("hit");
+                let answer = |key| is_cached(&key).then(|| format!("{key} by batch"));
                 Ok(keys.iter().map(answer).collect())
             };
             let plain = || {
@@ -273,7 +299,7 @@ mod tests {
                 self.plain_gate.1.recv_timeout(LONG).unwrap();
                 format!("{key} plainly")
             };
-            self.combine.get("scores", key, patience, |keys| keys.len().min(4), batch, plain)
+            self.combine.get("scores", key, patience, |keys, _| keys <= 4, batch, plain)
         }
 
         /// Two gets that are out: of `slow`, plainly, and of `hit1`, as a batch.
@@ -303,12 +329,17 @@ mod tests {
         /// Nothing is out and nobody waits.
         fn assert_at_rest(&self) {
             let state = self.combine.state.lock().unwrap();
-            assert_eq!((state.plain_out, state.batch_out, state.waiting.len()), (false, false, 0));
+            let gathering = state.gathering.len();
+            assert_eq!((state.plain_out, state.batch_out, gathering), (false, false, 0));
         }
 
         fn wait_for(&self, waiting: usize) {
             let start = Instant::now();
-            while self.combine.state.lock().unwrap().waiting.len() != waiting {
+            let gathered = || {
+                let batches = &self.combine.state.lock().unwrap().gathering;
+                batches.iter().map(|batch| batch.inner.lock().unwrap().keys.len()).sum::<usize>()
+            };
+            while gathered() != waiting {
                 assert!(start.elapsed() < LONG, "waited in vain");
                 thread::yield_now();
             }
@@ -405,12 +436,29 @@ mod tests {
             peer.wait_for(2);
             peer.let_batch();
             assert_eq!(first.join().unwrap().unwrap(), "hit1 by batch");
-            assert_eq!(peer.next_request(), "batch hit3");
+            assert_eq!(peer.next_request(), "batch hit2 hit3");
             peer.let_batch();
             assert_eq!(last.join().unwrap().unwrap(), "hit3 by batch");
             peer.let_plain();
             slow.join().unwrap();
         });
+        peer.assert_at_rest();
+    }
+
+    #[test]
+    fn a_batch_that_nobody_waits_for_does_not_leave() {
+        let peer = Peer::new();
+        thread::scope(|scope| {
+            let [slow, first] = peer.occupied_in(scope);
+            for key in ["hit2", "hit3"] {
+                assert_eq!(peer.get(key, Duration::from_millis(1)), None);
+            }
+            peer.let_batch();
+            peer.let_plain();
+            [slow, first].map(|get| get.join().unwrap().unwrap());
+        });
+        assert!(peer.asked.1.is_empty());
+        peer.assert_at_rest();
     }
 
     #[test]

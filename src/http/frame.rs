@@ -50,20 +50,27 @@ pub(super) enum Heard {
     NotHere,
 }
 
-/// Into how many of `keys` the next question fits, at least one.
-pub(super) fn fitting(keys: &[&str]) -> usize {
-    let mut bytes = 4;
-    let fits = |key: &&&str| {
-        bytes += 2 + key.len();
-        bytes <= MAX_QUESTION_BYTES
-    };
-    keys.iter().take(MAX_KEYS).take_while(fits).count().max(1)
+/// Whether so many keys of so many bytes together fit into one question.
+pub(super) fn fit(keys: usize, key_bytes: usize) -> bool {
+    keys <= MAX_KEYS && 4 + 2 * keys + key_bytes <= MAX_QUESTION_BYTES
 }
 
-pub(super) fn write_question(keys: &[&str]) -> Vec<u8> {
-    let mut body = Vec::with_capacity(4 + keys.iter().map(|key| 2 + key.len()).sum::<usize>());
+/// Into how many of `keys` the next question fits, at least one.
+pub(super) fn fitting(keys: &[&str]) -> usize {
+    let mut bytes = 0;
+    let fits = |&(i, key): &(usize, &&str)| {
+        bytes += key.len();
+        fit(i + 1, bytes)
+    };
+    keys.iter().enumerate().take_while(fits).count().max(1)
+}
+
+pub(super) fn write_question(keys: &[impl AsRef<str>]) -> Vec<u8> {
+    let mut body =
+        Vec::with_capacity(4 + keys.iter().map(|key| 2 + key.as_ref().len()).sum::<usize>());
     body.extend((keys.len() as u32).to_be_bytes());
     for key in keys {
+        let key = key.as_ref();
         body.extend((key.len() as u16).to_be_bytes());
         body.extend(key.as_bytes());
     }

@@ -43,20 +43,24 @@ impl Peer {
     /// Odd keys are in no batch's answer. Two keys fit into a batch. Whoever asks for `bomb` by a
     /// request of its own, or leads a batch with it, panics.
     fn get(&self, key: usize, patience: Duration, bomb: Option<usize>) -> Option<String> {
+        // Two groups; only keys of the same one go together.
+        let group_of = |key: usize| if key.is_multiple_of(3) { "threes" } else { "others" };
+        let group = group_of(key);
         let explode = |key| {
             if Some(key) == bomb {
                 resume_unwind(Box::new("on purpose"));
             }
         };
-        let batch = |keys: &[&str]| {
+        let batch = |keys: &[String]| {
             assert!(!self.batch_out.swap(true, Ordering::SeqCst), "two batches are out");
             let keys: Vec<usize> = keys.iter().map(|key| key.parse().unwrap()).collect();
+            assert!(keys.iter().all(|&key| group_of(key) == group) && keys.len() <= 2);
             for &key in &keys {
                 assert_eq!(self.batched[key].fetch_add(1, Ordering::SeqCst), 0, "asked twice");
             }
             thread::yield_now();
             self.batch_out.store(false, Ordering::SeqCst);
-            explode(keys[0]);
+            explode(key);
             if self.fails {
                 return Err("failed".into());
             }
@@ -68,14 +72,7 @@ impl Peer {
             explode(key);
             key.to_string()
         };
-        // Two groups; only keys of the same one go together.
-        let group_of = |key: usize| if key.is_multiple_of(3) { "threes" } else { "others" };
-        let group = group_of(key);
-        let fitting = |keys: &[&str]| {
-            assert!(keys.iter().all(|key| group_of(key.parse().unwrap()) == group));
-            keys.len().min(2)
-        };
-        self.combine.get(group, &key.to_string(), patience, fitting, batch, plain)
+        self.combine.get(group, &key.to_string(), patience, |keys, _| keys <= 2, batch, plain)
     }
 
     /// Nothing is out and nobody waits: a get goes out plainly.
