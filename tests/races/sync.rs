@@ -40,8 +40,11 @@ impl Condvar {
             let timed_out = condition(&mut guard);
             return Ok((guard, timed_out));
         }
-        let guard = self.0.wait_while(guard, condition);
-        Ok((guard.unwrap_or_else(PoisonError::into_inner), false))
+        // Not shuttle's own loop, which ends when it finds the mutex poisoned.
+        while condition(&mut guard) {
+            guard = self.0.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok((guard, false))
     }
 
     pub fn notify_one(&self) {

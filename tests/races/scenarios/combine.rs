@@ -14,7 +14,7 @@ pub(super) fn all() -> Vec<Trial> {
     vec![
         every(each_get_has_its_own_answer::<2, 1>),
         many(each_get_has_its_own_answer::<3, 2>),
-        many(each_get_has_its_own_answer::<5, 1>),
+        many(each_get_has_its_own_answer::<8, 1>),
         many(patience_ends_for_some_and_not_for_the_others),
         many(a_request_that_panics_leaves_the_others_to_ask),
         many(a_batch_that_fails_is_the_answer_of_all_who_wait),
@@ -40,7 +40,7 @@ impl Peer {
         Self { combine: Combine::new(), batch_out, fails: false, plain, batched }
     }
 
-    /// Odd keys are in no batch's answer. Two keys fit into a batch. Whoever asks for `bomb` by a
+    /// Odd keys are in no batch's answer. Three keys fit into a batch. Whoever asks for `bomb` by a
     /// request of its own, or leads a batch with it, panics.
     fn get(&self, key: usize, patience: Duration, bomb: Option<usize>) -> Option<String> {
         // Two groups; only keys of the same one go together.
@@ -54,7 +54,7 @@ impl Peer {
         let batch = |keys: &[String]| {
             assert!(!self.batch_out.swap(true, Ordering::SeqCst), "two batches are out");
             let keys: Vec<usize> = keys.iter().map(|key| key.parse().unwrap()).collect();
-            assert!(keys.iter().all(|&key| group_of(key) == group) && keys.len() <= 2);
+            assert!(keys.iter().all(|&key| group_of(key) == group) && keys.len() <= 3);
             for &key in &keys {
                 assert_eq!(self.batched[key].fetch_add(1, Ordering::SeqCst), 0, "asked twice");
             }
@@ -72,7 +72,7 @@ impl Peer {
             explode(key);
             key.to_string()
         };
-        self.combine.get(group, &key.to_string(), patience, |keys, _| keys <= 2, batch, plain)
+        self.combine.get(group, &key.to_string(), patience, |keys, _| keys <= 3, batch, plain)
     }
 
     /// Nothing is out and nobody waits: a get goes out plainly.
