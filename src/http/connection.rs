@@ -5,6 +5,9 @@
 //! calls each. A small request takes one write and one read; the other eight calls cost as much.
 //! So the time that is left is rounded up, which makes it the same as before, and a connection
 //! on which something came a moment ago is taken to be open.
+//!
+//! A request with a body takes two writes, and the peer is woken by the first for nothing. So what
+//! is written is held back until an answer is awaited.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +18,9 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 /// A connection that was in use this shortly before is not tested. Not longer: a peer that restarts
 /// closes connections that were just in use.
 const A_MOMENT: Duration = Duration::from_millis(1);
+
+/// So many bytes are held back at the most before they are sent.
+const MOST_HELD: usize = 16 << 10;
 
 /// Wraps the connection that the connector before it in the chain has made.
 #[derive(Debug)]
@@ -28,6 +34,8 @@ pub(super) struct Spared<T> {
     inner: T,
     step: Duration,
     last_use: Instant,
+    // Written and not sent.
+    held: Vec<u8>,
 }
 
 impl<T: Transport> Connector<T> for Sparing {
@@ -38,12 +46,24 @@ impl<T: Transport> Connector<T> for Sparing {
         _details: &ConnectionDetails<'_>,
         chained: Option<T>,
     ) -> Result<Option<Spared<T>>, Error> {
-        let spare = |inner| Spared { inner, step: self.step, last_use: Instant::now() };
+        let spare =
+            |inner| Spared { inner, step: self.step, last_use: Instant::now(), held: Vec::new() };
         Ok(chained.map(spare))
     }
 }
 
 impl<T: Transport> Spared<T> {
+    fn send_held(&mut self, timeout: NextTimeout) -> Result<(), Error> {
+        let timeout = self.rounded(timeout);
+        let most = self.inner.buffers().output().len();
+        for part in self.held.chunks(most) {
+            self.inner.buffers().output()[..part.len()].copy_from_slice(part);
+            self.inner.transmit_output(part.len(), timeout)?;
+        }
+        self.held.clear();
+        Ok(())
+    }
+
     fn rounded(&self, timeout: NextTimeout) -> NextTimeout {
         let after = match timeout.after {
             Left::Exact(left) if !left.is_zero() => Left::Exact(round_up(left, self.step)),
@@ -59,10 +79,15 @@ impl<T: Transport> Transport for Spared<T> {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        self.inner.transmit_output(amount, self.rounded(timeout))
+        self.held.extend_from_slice(&self.inner.buffers().output()[..amount]);
+        if self.held.len() <= MOST_HELD {
+            return Ok(());
+        }
+        self.send_held(timeout)
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.send_held(timeout)?;
         let progress = self.inner.await_input(self.rounded(timeout))?;
         self.last_use = Instant::now();
         Ok(progress)
@@ -81,6 +106,64 @@ fn round_up(left: Duration, step: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ureq::unversioned::transport::LazyBuffers;
+
+    #[derive(Debug)]
+    struct Wire {
+        buffers: LazyBuffers,
+        sent: Vec<Vec<u8>>,
+    }
+
+    impl Transport for Wire {
+        fn buffers(&mut self) -> &mut dyn Buffers {
+            &mut self.buffers
+        }
+
+        fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), Error> {
+            self.sent.push(self.buffers.output()[..amount].to_vec());
+            Ok(())
+        }
+
+        fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {
+            Ok(true)
+        }
+
+        fn is_open(&mut self) -> bool {
+            true
+        }
+    }
+
+    impl Spared<Wire> {
+        fn write(&mut self, bytes: &[u8]) {
+            self.buffers().output()[..bytes.len()].copy_from_slice(bytes);
+            self.transmit_output(bytes.len(), NextTimeout::default()).unwrap();
+        }
+
+        fn read(&mut self) -> Vec<Vec<u8>> {
+            assert!(self.await_input(NextTimeout::default()).unwrap());
+            std::mem::take(&mut self.inner.sent)
+        }
+    }
+
+    #[test]
+    fn what_is_written_leaves_together_when_an_answer_is_awaited() {
+        let wire = Wire { buffers: LazyBuffers::new(1 << 10, 2 * MOST_HELD), sent: vec![] };
+        let step = Duration::from_secs(1);
+        let mut spared = Spared { inner: wire, step, last_use: Instant::now(), held: vec![] };
+        spared.write(b"head, ");
+        spared.write(b"body");
+        assert!(spared.inner.sent.is_empty());
+        assert_eq!(spared.read(), [b"head, body"]);
+        assert_eq!(spared.read(), [[0; 0]; 0], "nothing is sent twice");
+
+        // What is long leaves in time, and in order.
+        let long = vec![b'x'; 2 * MOST_HELD];
+        spared.write(b"head");
+        spared.write(&long);
+        spared.write(b"end");
+        assert_eq!(spared.inner.sent.concat(), [b"head", &long[..]].concat());
+        assert_eq!(spared.read().concat(), [b"head", &long[..], b"end"].concat());
+    }
 
     #[test]
     fn what_is_left_is_rounded_up_by_less_than_a_step() {
