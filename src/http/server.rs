@@ -42,7 +42,7 @@ pub struct ServerOptions {
 
 /// More threads than a process can usually have would end it instead of being an error.
 const MOST_WORKERS: usize = 4096;
-/// The queue's places are allocated at the start.
+/// Each request that waits holds a connection.
 const LONGEST_QUEUE: usize = 1 << 16;
 
 impl Default for ServerOptions {

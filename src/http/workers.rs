@@ -18,11 +18,11 @@ use std::mem;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{debug, error, warn};
 use tiny_http::{Header, Request, Response, ResponseBox};
 
@@ -50,8 +50,10 @@ pub(crate) struct Workers {
 
 struct Shared {
     threads: usize,
-    // Guards the way into the queue; `None` once the pool drains.
-    queue: Mutex<Option<Sender<Question>>>,
+    // Guards what waits for a worker. Not a channel: its receivers spin before they sleep, and
+    // take a processor from those who have something to do.
+    queue: Mutex<Queue>,
+    arrived: Condvar,
     // Guards the connections that wait for an answer, each with the requests sent ahead of it.
     ahead: Mutex<HashMap<SocketAddr, VecDeque<Request>>>,
     talkers: Talkers,
@@ -60,6 +62,15 @@ struct Shared {
     /// How long an answer takes: a moving mean, in nanoseconds.
     pace: AtomicU64,
     shed: Arc<Counter>,
+}
+
+struct Queue {
+    /// One for each idle worker, and up to `room` that wait.
+    questions: VecDeque<Question>,
+    idle: usize,
+    room: usize,
+    /// Until the pool drains.
+    is_open: bool,
 }
 
 /// A request and its body.
@@ -77,11 +88,12 @@ impl Workers {
         shed: Arc<Counter>,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let (sender, questions) = bounded(queue);
+        let queue = Queue { questions: VecDeque::new(), idle: 0, room: queue, is_open: true };
         let (running, ended) = bounded(0);
         let shared = Arc::new(Shared {
             threads,
-            queue: Mutex::new(Some(sender)),
+            queue: Mutex::new(queue),
+            arrived: Condvar::new(),
             ahead: Mutex::default(),
             talkers: Talkers::new(),
             on_the_way: AtomicUsize::default(),
@@ -92,12 +104,13 @@ impl Workers {
         let workers = Self { shared, ended };
         let handler = Arc::new(handler);
         for i in 0..threads {
-            let (questions, handler, running) =
-                (questions.clone(), handler.clone(), running.clone());
-            let shared = workers.shared.clone();
+            let (shared, handler, running) =
+                (workers.shared.clone(), handler.clone(), running.clone());
             thread::Builder::new().name(format!("geecache-worker-{i}")).spawn(move || {
                 let running: Sender<Infallible> = running;
-                questions.iter().for_each(|question| shared.answer(question, &*handler, &running));
+                while let Some(question) = shared.next_question() {
+                    shared.answer(question, &*handler, &running);
+                }
             })?;
         }
         Ok(workers)
@@ -123,15 +136,14 @@ impl Workers {
     /// Refuses what comes from now on, waits until what was accepted is answered and the workers
     /// have ended, but no longer than `grace`. Whether they have.
     pub(crate) fn drain(&self, grace: Duration) -> bool {
-        drop(self.shared.queue.lock().unwrap().take());
+        self.shared.close();
         self.ended.recv_timeout(grace) == Err(RecvTimeoutError::Disconnected)
     }
 }
 
-/// The way into the queue closes, and the threads end with it.
 impl Drop for Workers {
     fn drop(&mut self) {
-        drop(self.shared.queue.lock().unwrap().take());
+        self.shared.close();
     }
 }
 
@@ -169,12 +181,35 @@ impl Shared {
 
     /// Queues a question. It comes back if there is no room for it.
     fn queue(&self, question: Question) -> Option<Question> {
-        match &*self.queue.lock().unwrap() {
-            Some(queue) if !self.is_long(queue.len()) => {
-                queue.try_send(question).err().map(TrySendError::into_inner)
-            }
-            _ => Some(question),
+        let mut queue = self.queue.lock().unwrap();
+        let has_room = match queue.questions.len().checked_sub(queue.idle) {
+            None => true, // somebody is idle
+            Some(waiting) => waiting < queue.room && !self.is_long(waiting),
+        };
+        if !queue.is_open || !has_room {
+            return Some(question);
         }
+        queue.questions.push_back(question);
+        drop(queue);
+        self.arrived.notify_one();
+        None
+    }
+
+    /// The question that has waited longest; waits for one. `None` once the pool drains and none
+    /// is left.
+    fn next_question(&self) -> Option<Question> {
+        let mut queue = self.queue.lock().unwrap();
+        queue.idle += 1;
+        let nothing_yet = |queue: &mut Queue| queue.is_open && queue.questions.is_empty();
+        let mut queue = self.arrived.wait_while(queue, nothing_yet).unwrap();
+        queue.idle -= 1;
+        queue.questions.pop_front()
+    }
+
+    /// The way into the queue closes, and the workers end once it is empty.
+    fn close(&self) {
+        self.queue.lock().unwrap().is_open = false;
+        self.arrived.notify_all();
     }
 
     /// Whether one more behind `waiting` others would wait too long. As many as there are workers
