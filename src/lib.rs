@@ -97,8 +97,9 @@
 //!
 //! # Locks
 //!
-//! `Mutex` everywhere. A comment on each names what it guards. No two are held at once, and no
-//! getter, no I/O, no log line and no drop of a value happens under one.
+//! `Mutex` everywhere. A comment on each names what it guards. No two are held at once (but for
+//! those of `Combine`, whose comment has their order), and no getter, no I/O, no log line and no
+//! drop of a value happens under one.
 //!
 //! # Between nodes
 //!

@@ -7,11 +7,11 @@
 //!
 //! - A get that finds nothing out goes out at once, as a request of its own: *plainly*.
 //! - While only that is out, the next one goes out at once as a *batch*, if only of one key.
-//! - While a batch is out, further gets gather. When it has returned, one of those that wait leads
+//! - While a batch is out, further gets gather. When it returns, one of those that wait leads
 //!   the next batch and takes all the others along.
-//! - It has returned when the last of its callers has woken up and taken the answer. Until then
-//!   those who were faster may ask again and come along; otherwise there would be two half batches
-//!   in turns, each at the cost of a whole one.
+//! - It is woken last, after all who have their answer: who of them asks again at once comes
+//!   along. The other way round there would be two half batches in turns, each at the cost of a
+//!   whole one.
 //! - When it returns because the peer cannot be reached, those that wait hear of that as well:
 //!   a dead peer is not asked once more.
 //!
@@ -29,7 +29,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 pub(super) struct Combine<A> {
-    // Guards who is out and which batches gather; nobody asks a peer under it.
+    // Guards who is out and which batches gather; nobody asks a peer under it. Locked before that
+    // of a batch, never under it.
     state: Mutex<State<A>>,
 }
 
@@ -131,44 +132,14 @@ impl<A: Clone> Combine<A> {
             if fit(inner.keys.len() + 1, inner.key_bytes + key.len()) {
                 drop(state);
                 let place = inner.add(key);
-                return self.wait(&batch, inner, place, patience);
+                return batch.wait(inner, place, patience);
             }
         }
         let batch = Arc::new(Batch::new(group, key));
         state.gathering.push_back(batch.clone());
         let inner = batch.inner.lock().unwrap();
         drop(state);
-        self.wait(&batch, inner, 0, patience)
-    }
-
-    fn wait(
-        &self,
-        batch: &Arc<Batch<A>>,
-        mut inner: MutexGuard<'_, Inner<A>>,
-        place: usize,
-        patience: Duration,
-    ) -> Part<A> {
-        inner.waiting += 1;
-        let is_pending = |inner: &mut Inner<A>| matches!(inner.stage, Stage::Pending);
-        let (mut inner, _) = batch.turned.wait_timeout_while(inner, patience, is_pending).unwrap();
-        inner.waiting -= 1;
-        let is_last = inner.waiting == 0;
-        match &mut inner.stage {
-            Stage::Pending => Part::Leave,
-            Stage::Calls => {
-                inner.stage = Stage::Pending;
-                Part::Lead(batch.clone(), place)
-            }
-            Stage::Back(answers) => {
-                let answer = answers.get_mut(place).and_then(Option::take);
-                drop(inner);
-                if is_last {
-                    self.pass_on();
-                }
-                Part::Follow(answer)
-            }
-            Stage::Failed(answer) => Part::Follow(Some(answer.clone())),
-        }
+        batch.wait(inner, 0, patience)
     }
 
     fn lead(
@@ -177,12 +148,12 @@ impl<A: Clone> Combine<A> {
         place: usize,
         batch: impl Fn(&[String]) -> Result<Vec<Option<A>>, A>,
     ) -> Option<A> {
-        let _leading = Leading { combine: self, led };
+        let _out = BatchOut { combine: self, led };
         let keys = self.depart(led);
         match batch(&keys) {
             Ok(mut answers) => {
                 let own = answers.get_mut(place).and_then(Option::take);
-                self.hand_out(led, answers);
+                led.turn(Stage::Back(answers));
                 own
             }
             Err(answer) => {
@@ -190,7 +161,6 @@ impl<A: Clone> Combine<A> {
                 for batch in [led].into_iter().chain(&others) {
                     batch.turn(Stage::Failed(answer.clone()));
                 }
-                self.pass_on();
                 Some(answer)
             }
         }
@@ -204,15 +174,9 @@ impl<A: Clone> Combine<A> {
         }
         mem::take(&mut led.inner.lock().unwrap().keys)
     }
+}
 
-    /// Whoever is last to take an answer passes on.
-    fn hand_out(&self, led: &Batch<A>, answers: Vec<Option<A>>) {
-        let waiting = led.turn(Stage::Back(answers));
-        if waiting == 0 {
-            self.pass_on();
-        }
-    }
-
+impl<A> Combine<A> {
     /// No batch is out any more: the next one that somebody waits for is to leave.
     fn pass_on(&self) {
         let mut state = self.state.lock().unwrap();
@@ -237,15 +201,35 @@ impl<A> Batch<A> {
         Self { group: group.into(), inner: Mutex::new(inner), turned: Condvar::new() }
     }
 
-    /// Tells all who wait, at once; how many there are. To wake them one by one would be a system
-    /// call for each, and each would take the processor from who wakes the others.
-    fn turn(&self, stage: Stage<A>) -> usize {
-        let mut inner = self.inner.lock().unwrap();
-        inner.stage = stage;
-        let waiting = inner.waiting;
-        drop(inner); // so that who wakes does not meet the lock
+    fn wait(
+        self: &Arc<Self>,
+        mut inner: MutexGuard<'_, Inner<A>>,
+        place: usize,
+        patience: Duration,
+    ) -> Part<A>
+    where
+        A: Clone,
+    {
+        inner.waiting += 1;
+        let is_pending = |inner: &mut Inner<A>| matches!(inner.stage, Stage::Pending);
+        let (mut inner, _) = self.turned.wait_timeout_while(inner, patience, is_pending).unwrap();
+        inner.waiting -= 1;
+        match &mut inner.stage {
+            Stage::Pending => Part::Leave,
+            Stage::Calls => {
+                inner.stage = Stage::Pending;
+                Part::Lead(self.clone(), place)
+            }
+            Stage::Back(answers) => Part::Follow(answers.get_mut(place).and_then(Option::take)),
+            Stage::Failed(answer) => Part::Follow(Some(answer.clone())),
+        }
+    }
+
+    /// Tells all who wait, at once. To wake them one by one would be a system call for each, and
+    /// each would take the processor from who wakes the others.
+    fn turn(&self, stage: Stage<A>) {
+        self.inner.lock().unwrap().stage = stage;
         self.turned.notify_all();
-        waiting
     }
 }
 
@@ -266,18 +250,18 @@ impl<A> Drop for PlainOut<'_, A> {
     }
 }
 
-struct Leading<'c, A: Clone> {
+struct BatchOut<'c, A> {
     combine: &'c Combine<A>,
     led: &'c Batch<A>,
 }
 
-/// If the leader panicked, the others ask plainly.
-impl<A: Clone> Drop for Leading<'_, A> {
+impl<A> Drop for BatchOut<'_, A> {
     fn drop(&mut self) {
-        let is_out = matches!(self.led.inner.lock().unwrap().stage, Stage::Pending);
-        if is_out {
-            self.combine.hand_out(self.led, Vec::new());
+        let is_pending = matches!(self.led.inner.lock().unwrap().stage, Stage::Pending);
+        if is_pending {
+            self.led.turn(Stage::Back(Vec::new())); // the leader panicked: the others ask plainly
         }
+        self.combine.pass_on();
     }
 }
 

@@ -1,6 +1,7 @@
 //! `std::sync`, as far as threads wait in it: shuttle's.
 
-pub use shuttle::sync::MutexGuard;
+use std::ops::{Deref, DerefMut};
+use std::thread;
 use std::time::Duration;
 
 pub use ::real::sync::*;
@@ -15,7 +16,28 @@ impl<T> Mutex<T> {
 
     /// Never poisoned: to std all threads here are one, so that where one unwinds all seem to.
     pub fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(MutexGuard { mutex: self, guard })
+    }
+}
+
+/// Knows its mutex, to lock it once more.
+pub struct MutexGuard<'a, T> {
+    mutex: &'a Mutex<T>,
+    guard: shuttle::sync::MutexGuard<'a, T>,
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
     }
 }
 
@@ -27,22 +49,27 @@ impl Condvar {
         Self::default()
     }
 
-    /// There is no time here. A wait lasts until it is notified, or, with no patience at all, ends
-    /// at once; since others run before it as long as the scheduler likes, that stands for every
-    /// moment at which patience can end.
+    /// There is no time here. A wait lasts until it is notified, or, with no patience at all,
+    /// ends when it comes to its turn again; since others run before that as long as the scheduler
+    /// likes, it stands for every moment at which patience can end.
     pub fn wait_timeout_while<'a, T>(
         &self,
         mut guard: MutexGuard<'a, T>,
         patience: Duration,
         mut condition: impl FnMut(&mut T) -> bool,
     ) -> LockResult<(MutexGuard<'a, T>, bool)> {
+        let mutex = guard.mutex;
         if patience.is_zero() {
+            drop(guard);
+            thread::yield_now();
+            let mut guard = mutex.lock().unwrap_or_else(PoisonError::into_inner);
             let timed_out = condition(&mut guard);
             return Ok((guard, timed_out));
         }
         // Not shuttle's own loop, which ends when it finds the mutex poisoned.
         while condition(&mut guard) {
-            guard = self.0.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.0.wait(guard.guard).unwrap_or_else(PoisonError::into_inner);
+            guard = MutexGuard { mutex, guard: waited };
         }
         Ok((guard, false))
     }
