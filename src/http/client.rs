@@ -18,7 +18,7 @@ use ureq::{Agent, Body, RequestBuilder};
 
 use super::PoolOptions;
 use super::combine::Combine;
-use super::connection::Sparing;
+use super::connection::{Holding, Sparing};
 use super::cooldown::Cooldown;
 use super::frame::{self, Heard};
 use super::wire;
@@ -71,6 +71,7 @@ impl HttpGetter {
         // Outside of what spares system calls: those are the socket's.
         #[cfg(feature = "tls")]
         let connector = connector.chain(ureq::unversioned::transport::RustlsConnector::default());
+        let connector = connector.chain(Holding);
         Self {
             agent: Agent::with_parts(config.build(), connector, addresses.clone()),
             base_url,

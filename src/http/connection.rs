@@ -7,7 +7,7 @@
 //! on which something came a moment ago is taken to be open.
 //!
 //! A request with a body takes two writes, and the peer is woken by the first for nothing. So what
-//! is written is held back until an answer is awaited.
+//! is written is held back until an answer is awaited, outside of TLS, to be one record as well.
 
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,6 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 /// A connection that was in use this shortly before is not tested. Not longer: a peer that restarts
 /// closes connections that were just in use.
 const A_MOMENT: Duration = Duration::from_millis(1);
-
-/// So many bytes are held back at the most before they are sent.
-const MOST_HELD: usize = 16 << 10;
 
 /// Wraps the connection that the connector before it in the chain has made.
 #[derive(Debug)]
@@ -34,8 +31,6 @@ pub(super) struct Spared<T> {
     inner: T,
     step: Duration,
     last_use: Instant,
-    // Written and not sent.
-    held: Vec<u8>,
 }
 
 impl<T: Transport> Connector<T> for Sparing {
@@ -46,24 +41,12 @@ impl<T: Transport> Connector<T> for Sparing {
         _details: &ConnectionDetails<'_>,
         chained: Option<T>,
     ) -> Result<Option<Spared<T>>, Error> {
-        let spare =
-            |inner| Spared { inner, step: self.step, last_use: Instant::now(), held: Vec::new() };
+        let spare = |inner| Spared { inner, step: self.step, last_use: Instant::now() };
         Ok(chained.map(spare))
     }
 }
 
 impl<T: Transport> Spared<T> {
-    fn send_held(&mut self, timeout: NextTimeout) -> Result<(), Error> {
-        let timeout = self.rounded(timeout);
-        let most = self.inner.buffers().output().len();
-        for part in self.held.chunks(most) {
-            self.inner.buffers().output()[..part.len()].copy_from_slice(part);
-            self.inner.transmit_output(part.len(), timeout)?;
-        }
-        self.held.clear();
-        Ok(())
-    }
-
     fn rounded(&self, timeout: NextTimeout) -> NextTimeout {
         let after = match timeout.after {
             Left::Exact(left) if !left.is_zero() => Left::Exact(round_up(left, self.step)),
@@ -79,15 +62,10 @@ impl<T: Transport> Transport for Spared<T> {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        self.held.extend_from_slice(&self.inner.buffers().output()[..amount]);
-        if self.held.len() <= MOST_HELD {
-            return Ok(());
-        }
-        self.send_held(timeout)
+        self.inner.transmit_output(amount, self.rounded(timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        self.send_held(timeout)?;
         let progress = self.inner.await_input(self.rounded(timeout))?;
         self.last_use = Instant::now();
         Ok(progress)
@@ -101,6 +79,76 @@ impl<T: Transport> Transport for Spared<T> {
 fn round_up(left: Duration, step: Duration) -> Duration {
     let steps = left.as_nanos().div_ceil(step.as_nanos());
     step.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
+}
+
+/// Wraps the connection that the connector before it in the chain has made.
+#[derive(Debug)]
+pub(super) struct Holding;
+
+/// So many bytes are held back at the most.
+const MOST_HELD: usize = 16 << 10;
+
+#[derive(Debug)]
+pub(super) struct Held<T> {
+    inner: T,
+    // Written and not sent.
+    held: Vec<u8>,
+}
+
+impl<T: Transport> Connector<T> for Holding {
+    type Out = Held<T>;
+
+    fn connect(
+        &self,
+        _details: &ConnectionDetails<'_>,
+        chained: Option<T>,
+    ) -> Result<Option<Held<T>>, Error> {
+        Ok(chained.map(|inner| Held { inner, held: Vec::new() }))
+    }
+}
+
+impl<T: Transport> Held<T> {
+    fn send_held(&mut self, timeout: NextTimeout) -> Result<(), Error> {
+        let length = self.held.len();
+        if length == 0 {
+            return Ok(());
+        }
+        self.inner.buffers().output()[..length].copy_from_slice(&self.held);
+        self.held.clear();
+        self.inner.transmit_output(length, timeout)
+    }
+}
+
+impl<T: Transport> Transport for Held<T> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.inner.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let output = &self.inner.buffers().output()[..amount];
+        if self.held.len() + amount <= MOST_HELD {
+            self.held.extend_from_slice(output);
+            return Ok(());
+        }
+        // What is held is sent through the same buffer.
+        let output = output.to_vec();
+        self.send_held(timeout)?;
+        self.inner.buffers().output()[..amount].copy_from_slice(&output);
+        self.inner.transmit_output(amount, timeout)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.send_held(timeout)?;
+        self.inner.await_input(timeout)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.inner.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.inner.is_tls()
+    }
 }
 
 #[cfg(test)]
@@ -133,7 +181,7 @@ mod tests {
         }
     }
 
-    impl Spared<Wire> {
+    impl Held<Wire> {
         fn write(&mut self, bytes: &[u8]) {
             self.buffers().output()[..bytes.len()].copy_from_slice(bytes);
             self.transmit_output(bytes.len(), NextTimeout::default()).unwrap();
@@ -148,21 +196,20 @@ mod tests {
     #[test]
     fn what_is_written_leaves_together_when_an_answer_is_awaited() {
         let wire = Wire { buffers: LazyBuffers::new(1 << 10, 2 * MOST_HELD), sent: vec![] };
-        let step = Duration::from_secs(1);
-        let mut spared = Spared { inner: wire, step, last_use: Instant::now(), held: vec![] };
-        spared.write(b"head, ");
-        spared.write(b"body");
-        assert!(spared.inner.sent.is_empty());
-        assert_eq!(spared.read(), [b"head, body"]);
-        assert_eq!(spared.read(), [[0; 0]; 0], "nothing is sent twice");
+        let mut held = Held { inner: wire, held: vec![] };
+        held.write(b"head, ");
+        held.write(b"body");
+        assert!(held.inner.sent.is_empty());
+        assert_eq!(held.read(), [b"head, body"]);
+        assert_eq!(held.read(), [[0; 0]; 0], "nothing is sent twice");
 
         // What is long leaves in time, and in order.
         let long = vec![b'x'; 2 * MOST_HELD];
-        spared.write(b"head");
-        spared.write(&long);
-        spared.write(b"end");
-        assert_eq!(spared.inner.sent.concat(), [b"head", &long[..]].concat());
-        assert_eq!(spared.read().concat(), [b"head", &long[..], b"end"].concat());
+        held.write(b"head");
+        held.write(&long);
+        held.write(b"end");
+        assert_eq!(held.inner.sent.concat(), [b"head", &long[..]].concat());
+        assert_eq!(held.read().concat(), [b"head", &long[..], b"end"].concat());
     }
 
     #[test]
