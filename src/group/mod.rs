@@ -308,6 +308,11 @@ impl Group {
         main.or_else(|| Some((self.hot.peek(key)?, Tier::Hot)))
     }
 
+    /// Whether a get would be a hit.
+    pub(crate) fn holds(&self, text: &str) -> bool {
+        self.key(text).is_ok_and(|key| self.peek(&key).is_some())
+    }
+
     /// Runs `work` in a flight, unless a cache has the answer by now or another thread is
     /// working on it.
     ///

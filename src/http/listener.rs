@@ -132,6 +132,11 @@ impl Listener {
         None
     }
 
+    /// The next request, if it is there already.
+    pub(crate) fn try_recv(&self) -> Option<Request> {
+        self.late.try_recv().ok().or_else(|| self.shared.server().try_recv().ok().flatten())
+    }
+
     /// Refuses new connections from now on and frees the port. Requests on open connections
     /// still come out of [`recv`](Self::recv), so that they can be told that we leave.
     pub(crate) fn stop_accepting(&self) {

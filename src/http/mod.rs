@@ -11,10 +11,11 @@
 //! | `combine` | gets that go to the same peer share a request |
 //! | `frame` | how a batch is written as bytes |
 //! | `listener` | tiny_http's accepting side, with its flaws cured |
+//! | `receiver` | takes one request after the other, and answers what is at hand |
 //! | `workers` | the pool of threads and its bounded queue |
 //! | `talkers` | threads that wait for slow clients |
 //! | `routes` | which question gets which answer |
-//! | `server` | [`HttpServer`]: the three together, and their end |
+//! | `server` | [`HttpServer`]: these together, and their end |
 
 mod client;
 mod combine;
@@ -23,6 +24,7 @@ mod cooldown;
 mod frame;
 mod listener;
 mod pool;
+mod receiver;
 mod routes;
 mod server;
 mod talkers;

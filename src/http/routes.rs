@@ -30,7 +30,7 @@ impl Routes {
         if header_bytes(request) > MAX_HEADER_BYTES {
             return text(431, &format!("a header has up to {MAX_HEADER_BYTES} bytes\n"));
         }
-        let path = request.url().split('?').next().unwrap_or_default();
+        let path = path_of(request);
         match path.strip_prefix(&*self.base_path) {
             Some(_) if !self.may_ask(request) => {
                 text(401, "a token is required\n").with_header(header("WWW-Authenticate", "Bearer"))
@@ -44,6 +44,19 @@ impl Routes {
                 _ => text(404, "no such page\n"),
             },
         }
+    }
+
+    /// Whether the answer waits for nobody: a peer asks for what the caches hold.
+    pub(super) fn is_at_hand(&self, request: &Request) -> bool {
+        let Some(path) = path_of(request).strip_prefix(&*self.base_path) else { return false };
+        let Ok((group, key)) = wire::parse(path) else { return false };
+        let Some(group) = self.groups.get(&group) else { return false };
+        self.may_ask(request)
+            && match (request.method(), key) {
+                (Method::Get, Some(key)) => group.holds(&key),
+                (Method::Post, None) => is_only_if_cached(request),
+                _ => false,
+            }
     }
 
     fn answer_peer(&self, request: &Request, path: &str, body: &[u8]) -> ResponseBox {
@@ -110,6 +123,10 @@ fn answer_batch(group: &Group, body: &[u8], only_cached: bool) -> ResponseBox {
             .with_header(header("Content-Type", wire::BATCH_TYPE)),
         Err(what) => text(400, &format!("{what}\n")),
     }
+}
+
+fn path_of(request: &Request) -> &str {
+    request.url().split('?').next().unwrap_or_default()
 }
 
 fn is_only_if_cached(request: &Request) -> bool {

@@ -1,19 +1,20 @@
 //! `HttpServer`: one node's listening side, from the socket to the last answer.
 //!
-//! One thread takes requests from the listener and hands them to the workers. A shutdown goes
-//! the other way round: nobody new, then what was accepted, then the threads.
+//! Requests come out of the listener, are received one after the other, and answered there or by
+//! the workers. A shutdown goes the other way round: nobody new, then what was accepted, then the
+//! threads.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tiny_http::{Request, ResponseBox};
 
 use super::listener::Listener;
 use super::pool::{LONGEST_TIMEOUT, check_base_path, check_token};
+use super::receiver::Receiver;
 use super::routes::Routes;
 use super::wire::DEFAULT_BASE_PATH;
 use super::workers::Workers;
@@ -23,8 +24,8 @@ use crate::{Error, Group};
 /// How an [`HttpServer`] works.
 #[derive(Clone)]
 pub struct ServerOptions {
-    /// How many requests are answered at the same time; each may wait for the origin.
-    /// Up to 4,096. Default: 16.
+    /// How many requests are answered at the same time; each may wait for the origin. Hits are
+    /// answered beside them. Up to 4,096. Default: 16.
     pub workers: usize,
     /// How many requests may wait for a worker at the most, up to 65,536. Default: 256. Those that
     /// would wait longer than 50 ms, and longer than an answer takes, get `503` at once in any case.
@@ -90,7 +91,7 @@ impl fmt::Debug for ServerOptions {
 pub struct HttpServer {
     listener: Arc<Listener>,
     workers: Arc<Workers>,
-    receiver: Option<JoinHandle<()>>,
+    receiver: Option<Receiver>,
 }
 
 impl HttpServer {
@@ -113,13 +114,16 @@ impl HttpServer {
             }
         }
         let shed = Arc::new(Counter::default());
-        let routes = Routes {
+        let routes = Arc::new(Routes {
             groups: by_name,
             base_path: options.base_path.clone(),
             token: options.token.clone(),
             shed: shed.clone(),
-        };
-        Self::run(listener, &options, shed, move |request, body| routes.answer(request, body))
+        });
+        let looking = routes.clone();
+        let is_at_hand = move |request: &Request| looking.is_at_hand(request);
+        let handler = move |request: &Request, body: &[u8]| routes.answer(request, body);
+        Self::run(listener, &options, shed, is_at_hand, handler)
     }
 
     /// Serves anything, with the same listener, workers and shutdown: a front of your own, say.
@@ -134,13 +138,14 @@ impl HttpServer {
         options: ServerOptions,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        Self::run(listener, &options, Arc::default(), handler)
+        Self::run(listener, &options, Arc::default(), |_| false, handler)
     }
 
     fn run(
         listener: TcpListener,
         options: &ServerOptions,
         shed: Arc<Counter>,
+        is_at_hand: impl Fn(&Request) -> bool + Send + Sync + 'static,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         if !(1..=MOST_WORKERS).contains(&options.workers) {
@@ -154,14 +159,8 @@ impl HttpServer {
         }
         let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
         let workers = Arc::new(Workers::start(options.workers, options.queue, shed, handler)?);
-        let receiver = thread::Builder::new().name("geecache-receiver".into()).spawn({
-            let (listener, workers) = (listener.clone(), workers.clone());
-            move || {
-                while let Some(request) = listener.recv() {
-                    workers.hand(request);
-                }
-            }
-        })?;
+        let receiver = Receiver::start(listener.clone(), workers.clone(), is_at_hand)
+            .inspect_err(|_| listener.close())?;
         Ok(Self { listener, workers, receiver: Some(receiver) })
     }
 
@@ -178,11 +177,11 @@ impl HttpServer {
     }
 
     fn stop(&mut self, grace: Duration) -> bool {
-        let Some(receiver) = self.receiver.take() else { return true };
+        let Some(mut receiver) = self.receiver.take() else { return true };
         self.listener.stop_accepting();
         let finished = self.workers.drain(grace);
         self.listener.close();
-        let _ = receiver.join();
+        receiver.close();
         finished
     }
 }

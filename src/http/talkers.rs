@@ -1,7 +1,7 @@
 //! `Talkers`: threads that wait for clients, as many as there are clients to be waited for.
 //!
 //! Who reads a body that arrives byte by byte, and who writes to a client that does not read?
-//! Neither a worker nor the thread that hands out the requests: a few such clients would hold
+//! Neither a worker nor the thread that receives the requests: a few such clients would hold
 //! all of them. A connection has a thread of tiny_http's in any case; one that makes us wait
 //! costs a second one, and nobody else anything.
 

@@ -5,10 +5,10 @@
 //! takes: who comes then gets `503` at once, which makes a peer fall back while its caller still
 //! waits.
 //!
-//! A worker answers, and waits for the origin if it has to. What a client sends slowly, or takes
-//! slowly, is left to [`Talkers`]; only one that takes not even a short answer holds a worker, for
-//! the write timeout, and is then given up. Of a client that sends requests without
-//! waiting for answers one is under way at a time.
+//! A worker answers what is not at hand (see [`receiver`](super::receiver)), and waits for the
+//! origin if it has to. What a client sends slowly, or takes slowly, is left to [`Talkers`]; only
+//! one that takes not even a short answer holds a worker, for the write timeout, and is then given
+//! up. Of a client that sends requests without waiting for answers one is under way at a time.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -48,7 +48,10 @@ pub(crate) struct Workers {
     ended: Receiver<Infallible>,
 }
 
+type Handler = dyn Fn(&Request, &[u8]) -> ResponseBox + Send + Sync;
+
 struct Shared {
+    handler: Box<Handler>,
     threads: usize,
     // Guards what waits for a worker. Not a channel: its receivers spin before they sleep, and
     // take a processor from those who have something to do.
@@ -65,17 +68,17 @@ struct Shared {
 }
 
 struct Queue {
-    /// One for each idle worker, and up to `room` that wait.
+    /// Up to one for each idle worker, and up to `room` that wait.
     questions: VecDeque<Question>,
     idle: usize,
     room: usize,
-    /// Until the pool drains.
-    is_open: bool,
+    /// Whoever answers has a copy; `None` once the pool drains.
+    running: Option<Sender<Infallible>>,
 }
 
 /// A request and its body.
-struct Question {
-    request: Request,
+pub(super) struct Question {
+    pub(super) request: Request,
     body: Vec<u8>,
 }
 
@@ -88,9 +91,11 @@ impl Workers {
         shed: Arc<Counter>,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let queue = Queue { questions: VecDeque::new(), idle: 0, room: queue, is_open: true };
         let (running, ended) = bounded(0);
+        let questions = VecDeque::new();
+        let queue = Queue { questions, idle: 0, room: queue, running: Some(running.clone()) };
         let shared = Arc::new(Shared {
+            handler: Box::new(handler),
             threads,
             queue: Mutex::new(queue),
             arrived: Condvar::new(),
@@ -102,34 +107,45 @@ impl Workers {
         });
         // From here on: if a thread cannot be started, those that were end.
         let workers = Self { shared, ended };
-        let handler = Arc::new(handler);
         for i in 0..threads {
-            let (shared, handler, running) =
-                (workers.shared.clone(), handler.clone(), running.clone());
+            let (shared, running) = (workers.shared.clone(), running.clone());
             thread::Builder::new().name(format!("geecache-worker-{i}")).spawn(move || {
-                let running: Sender<Infallible> = running;
                 while let Some(question) = shared.next_question() {
-                    shared.answer(question, &*handler, &running);
+                    shared.answer(question, &running);
                 }
             })?;
         }
         Ok(workers)
     }
 
-    /// Takes a request on, and sees to it that it is answered. Never waits.
-    pub(crate) fn hand(&self, request: Request) {
+    /// Takes a request on, which is then to be [handed](Self::hand) over or
+    /// [answered](Self::answer). `None` where its client is to be waited for first: then that is
+    /// seen to. Never waits.
+    pub(super) fn take(&self, request: Request) -> Option<Question> {
         let first = match self.shared.ahead.lock().unwrap().entry(client_of(&request)) {
             Entry::Vacant(client) => {
                 client.insert(VecDeque::new());
-                Some(request)
+                request
             }
             Entry::Occupied(mut client) => {
                 client.get_mut().push_back(request);
-                None
+                return None;
             }
         };
-        if let Some(request) = first {
-            self.shared.begin(request);
+        self.shared.read(first)
+    }
+
+    /// Leaves a question to a worker, or refuses it. Never waits.
+    pub(super) fn hand(&self, question: Question) {
+        self.shared.admit(question);
+    }
+
+    /// Answers a question on this thread, or refuses it. May wait for its client.
+    pub(super) fn answer(&self, question: Question) {
+        let running = self.shared.queue.lock().unwrap().running.clone();
+        match running {
+            Some(running) => self.shared.answer(question, &running),
+            None => self.hand(question),
         }
     }
 
@@ -149,32 +165,41 @@ impl Drop for Workers {
 
 impl Shared {
     /// Reads the body, on another thread if it is still on its way.
-    fn begin(self: &Arc<Self>, mut request: Request) {
+    fn read(self: &Arc<Self>, request: Request) -> Option<Question> {
         if has_arrived(&request) {
-            let body = read_body(&mut request);
-            self.admit(request, body);
-        } else if announces_too_much(&request) {
+            return self.with_body(request);
+        }
+        if announces_too_much(&request) {
             warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", request.url());
             self.next(client_of(&request));
             self.talkers.run(move || abandon(request));
         } else {
             let shared = self.clone();
             self.talkers.run(move || {
-                let body = read_body(&mut request);
-                shared.admit(request, body);
+                shared.with_body(request).into_iter().for_each(|question| shared.admit(question))
             });
+        }
+        None
+    }
+
+    fn with_body(self: &Arc<Self>, mut request: Request) -> Option<Question> {
+        match read_body(&mut request) {
+            Ok(body) => Some(Question { request, body }),
+            Err(refusal) => {
+                self.refuse(request, refusal);
+                None
+            }
         }
     }
 
     /// Queues a question, or refuses it.
-    fn admit(self: &Arc<Self>, request: Request, body: Result<Vec<u8>, ResponseBox>) {
-        let (request, refusal) = match body {
-            Ok(body) => match self.queue(Question { request, body }) {
-                None => return,
-                Some(question) => (question.request, self.overloaded()),
-            },
-            Err(refusal) => (request, refusal),
-        };
+    fn admit(self: &Arc<Self>, question: Question) {
+        if let Some(question) = self.queue(question) {
+            self.refuse(question.request, self.overloaded());
+        }
+    }
+
+    fn refuse(self: &Arc<Self>, request: Request, refusal: ResponseBox) {
         let shared = self.clone();
         self.talkers.run(move || shared.send(request, refusal));
     }
@@ -186,7 +211,7 @@ impl Shared {
             None => true, // somebody is idle
             Some(waiting) => waiting < queue.room && !self.is_long(waiting),
         };
-        if !queue.is_open || !has_room {
+        if queue.running.is_none() || !has_room {
             return Some(question);
         }
         queue.questions.push_back(question);
@@ -200,7 +225,7 @@ impl Shared {
     fn next_question(&self) -> Option<Question> {
         let mut queue = self.queue.lock().unwrap();
         queue.idle += 1;
-        let nothing_yet = |queue: &mut Queue| queue.is_open && queue.questions.is_empty();
+        let nothing_yet = |queue: &mut Queue| queue.running.is_some() && queue.questions.is_empty();
         let mut queue = self.arrived.wait_while(queue, nothing_yet).unwrap();
         queue.idle -= 1;
         queue.questions.pop_front()
@@ -208,7 +233,7 @@ impl Shared {
 
     /// The way into the queue closes, and the workers end once it is empty.
     fn close(&self) {
-        self.queue.lock().unwrap().is_open = false;
+        self.queue.lock().unwrap().running = None;
         self.arrived.notify_all();
     }
 
@@ -220,15 +245,11 @@ impl Shared {
         waiting >= threads && wait > PATIENCE
     }
 
-    /// Answers a question. Whatever happens to it, the worker lives on.
-    fn answer(
-        self: &Arc<Self>,
-        Question { request, body }: Question,
-        handler: &impl Fn(&Request, &[u8]) -> ResponseBox,
-        running: &Sender<Infallible>,
-    ) {
+    /// Answers a question. Whatever happens to it, the thread lives on.
+    fn answer(self: &Arc<Self>, question: Question, running: &Sender<Infallible>) {
+        let Question { request, body } = question;
         let start = Instant::now();
-        let response = catch_unwind(AssertUnwindSafe(|| handler(&request, &body)));
+        let response = catch_unwind(AssertUnwindSafe(|| (self.handler)(&request, &body)));
         self.took(start.elapsed());
         let response = response.unwrap_or_else(|_| {
             error!("{} {}: a panic while answering", request.method(), request.url());
@@ -286,8 +307,8 @@ impl Shared {
             }
             Err(_) => error!("{method} {path}: a panic while sending the answer"),
         }
-        if let Some(next) = self.next(client) {
-            self.begin(next);
+        if let Some(question) = self.next(client).and_then(|next| self.read(next)) {
+            self.admit(question);
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use geecache::{HttpServer, ServerOptions};
@@ -136,7 +137,7 @@ fn a_body_that_does_not_arrive_holds_its_own_connection_alone() {
     is_answered(&front_url);
 
     // Nor does it hold up those who are refused.
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let taken = scope.spawn(|| {
             let token = ["Authorization: Bearer secret"];
             while ask(&node.url, "GET /_geecache/scores/Tom", &token).status == 503 {}
@@ -163,6 +164,57 @@ fn answers_that_nobody_reads_hold_no_worker() {
     let start = Instant::now();
     assert_eq!(ask(&node.url, "GET /healthz", &[]).status, 200);
     assert!(start.elapsed() < Duration::from_secs(4), "none of them was waited for");
+}
+
+/// Hits are answered where requests are received.
+#[test]
+fn hits_that_nobody_reads_hold_up_nobody() {
+    let origin = Origin::new(|_: &str| Ok::<_, geecache::BoxError>(Some(vec![0; 8_000])));
+    let [node] = Cluster::over(&origin).start();
+    assert_eq!(ask(&node.url, "GET /_geecache/scores/Tom", &[]).status, 200);
+    let mut deaf = sending(&node.url, "");
+    socket2::SockRef::from(&deaf).set_recv_buffer_size(1).unwrap();
+    // Each is sent when the one before is counted, until one cannot be taken on any more.
+    let is_counted = |hits| {
+        let start = Instant::now();
+        while node.stats().main.hits < hits && start.elapsed() < Duration::from_secs(1) {
+            thread::yield_now();
+        }
+        node.stats().main.hits == hits
+    };
+    let sent = (1..10_000).take_while(|&hits| {
+        deaf.write_all(b"GET /_geecache/scores/Tom HTTP/1.1\r\n\r\n").unwrap();
+        is_counted(hits)
+    });
+    assert!(sent.count() < 5_000, "an answer waits for its client");
+    let start = Instant::now();
+    assert_eq!(ask(&node.url, "GET /_geecache/scores/Tom", &[]).status, 200);
+    assert!(start.elapsed() < Duration::from_secs(2), "it was not waited for");
+}
+
+#[test]
+fn hits_are_answered_while_all_workers_wait_for_the_origin() {
+    let gate = Gate::default();
+    let origin = Origin::new({
+        let gate = gate.clone();
+        move |key: &str| {
+            if key != "Tom" {
+                gate.wait();
+            }
+            Ok::<_, geecache::BoxError>(Some(value_of(key)))
+        }
+    });
+    let [node] = Cluster::over(&origin).workers(1, 0).start();
+    let get = |key: &str| ask(&node.url, &format!("GET /_geecache/scores/{key}"), &[]).status;
+    // Without a queue each is refused but the one that meets a worker who waits.
+    eventually("Tom is loaded", || get("Tom") == 200);
+    thread::scope(|scope| {
+        let jack = scope.spawn(|| while get("Jack") == 503 {});
+        eventually("the worker is busy", || gate.waiting() == 1);
+        assert_eq!((get("Tom"), get("Sam")), (200, 503));
+        gate.open();
+        jack.join().unwrap();
+    });
 }
 
 #[test]

@@ -1,0 +1,120 @@
+//! `Receiver`: takes requests from the listener, one after the other.
+//!
+//! Who answers them? A worker has to be woken up, and for a hit that takes longer than the answer.
+//! So what is at hand, which waits for nobody, is answered where it was received. But where the
+//! next request waits already it is left to a worker: so all processors are used.
+//!
+//! Only one thread may receive, for two requests of the same client must be taken on in the order
+//! in which they were sent. And yet a client that does not read may hold up whoever answers it.
+//! So the thread says when it answers, and one that has not finished with it a tick later loses
+//! its turn to another one.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use std::{io, thread};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use log::error;
+use tiny_http::Request;
+
+use super::listener::Listener;
+use super::workers::Workers;
+
+/// An answer that takes longer than one to two of these is held up by its client.
+const TICK: Duration = Duration::from_millis(20);
+/// How long [`Receiver::close`] waits for the threads.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) struct Receiver {
+    /// Nothing is sent: its end stops the thread that stands by.
+    stop: Option<Sender<Infallible>>,
+    /// Disconnected when all threads have ended.
+    ended: crossbeam_channel::Receiver<Infallible>,
+}
+
+struct Shared {
+    listener: Arc<Listener>,
+    workers: Arc<Workers>,
+    is_at_hand: Box<dyn Fn(&Request) -> bool + Send + Sync>,
+    /// Even while a thread receives, odd while nobody does or the thread is answering: then
+    /// whoever makes it even receives from there on.
+    turn: AtomicU64,
+}
+
+impl Receiver {
+    /// Starts to receive. What `is_at_hand` should not have to wait for anybody.
+    pub(super) fn start(
+        listener: Arc<Listener>,
+        workers: Arc<Workers>,
+        is_at_hand: impl Fn(&Request) -> bool + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let is_at_hand = Box::new(is_at_hand);
+        let shared = Arc::new(Shared { listener, workers, is_at_hand, turn: AtomicU64::new(1) });
+        let (stop, stopped) = bounded::<Infallible>(0);
+        let (running, ended) = bounded(0);
+        let receiver = Self { stop: Some(stop), ended };
+        shared.receive_from(1, running.clone())?;
+        thread::Builder::new().name("geecache-standby".into()).spawn(move || {
+            let mut last = 0;
+            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                let turn = shared.turn.load(Ordering::SeqCst);
+                let is_held_up = turn % 2 == 1 && turn == last;
+                last = turn;
+                if is_held_up && let Err(error) = shared.receive_from(turn, running.clone()) {
+                    error!("no thread to receive requests: {error}");
+                }
+            }
+        })?;
+        Ok(receiver)
+    }
+
+    /// Waits for the threads, once the listener is closed.
+    pub(super) fn close(&mut self) {
+        drop(self.stop.take());
+        let _ = self.ended.recv_timeout(CLOSE_TIMEOUT);
+    }
+}
+
+impl Shared {
+    /// Starts a thread that receives, if nobody else has gone on from that turn.
+    fn receive_from(self: &Arc<Self>, turn: u64, running: Sender<Infallible>) -> io::Result<()> {
+        let shared = self.clone();
+        let thread = thread::Builder::new().name("geecache-receiver".into());
+        thread.spawn(move || {
+            if shared.go_on(turn) {
+                shared.receive(turn + 1);
+            }
+            drop(running);
+        })?;
+        Ok(())
+    }
+
+    fn receive(&self, mut turn: u64) {
+        let mut next = self.listener.recv();
+        while let Some(request) = next {
+            let question = self.workers.take(request);
+            next = self.listener.try_recv();
+            if let Some(question) = question {
+                if next.is_none() && (self.is_at_hand)(&question.request) {
+                    self.turn.store(turn + 1, Ordering::SeqCst);
+                    self.workers.answer(question);
+                    if !self.go_on(turn + 1) {
+                        return;
+                    }
+                    turn += 2;
+                } else {
+                    self.workers.hand(question);
+                }
+            }
+            next = next.or_else(|| self.listener.recv());
+        }
+    }
+
+    /// Whether the turn was still that one.
+    fn go_on(&self, turn: u64) -> bool {
+        let order = Ordering::SeqCst;
+        self.turn.compare_exchange(turn, turn + 1, order, order).is_ok()
+    }
+}
