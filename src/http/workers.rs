@@ -13,7 +13,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
-use std::io::{self, Cursor, Read};
+use std::io::{self, Cursor, Read, Write};
 use std::mem;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{debug, error, warn};
-use tiny_http::{Header, Request, Response, ResponseBox};
+use tiny_http::{Header, Method, Request, Response, ResponseBox};
 
 use super::frame::MAX_QUESTION_BYTES as MAX_BODY_BYTES;
 use super::talkers::Talkers;
@@ -292,7 +292,7 @@ impl Shared {
     fn send(self: &Arc<Self>, request: Request, response: ResponseBox) {
         let client = client_of(&request);
         let (method, path) = (request.method().clone(), request.url().to_string());
-        match catch_unwind(AssertUnwindSafe(|| request.respond(response))) {
+        match catch_unwind(AssertUnwindSafe(|| respond(request, response))) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 debug!("{method} {path}: the answer was not sent: {error}");
@@ -343,12 +343,31 @@ fn is_upgrade(request: &Request) -> bool {
     first(request, "Connection").is_some_and(|value| value.to_lowercase().contains("upgrade"))
 }
 
-/// Whether the body can be read without waiting: tiny_http has read the short ones.
+/// Whether the body can be read without waiting.
 fn has_arrived(request: &Request) -> bool {
-    is_upgrade(request)
-        || (first(request, "Transfer-Encoding").is_none()
-            && first(request, "Expect").is_none()
-            && request.body_length().is_none_or(|length| length <= 1024))
+    is_upgrade(request) || is_short(request)
+}
+
+/// Whether tiny_http has read the body, as it does with short ones.
+fn is_short(request: &Request) -> bool {
+    first(request, "Transfer-Encoding").is_none()
+        && first(request, "Expect").is_none()
+        && request.body_length().is_none_or(|length| length <= 1024)
+}
+
+/// Sends an answer, by one write if it is short: tiny_http's own buffer has a kilobyte, so head and
+/// body would often leave one by one, and wake the client twice.
+fn respond(request: Request, response: ResponseBox) -> io::Result<()> {
+    let length = response.data_length().unwrap_or(LARGE + 1);
+    if length > LARGE || is_upgrade(&request) || !is_short(&request) {
+        return request.respond(response);
+    }
+    let mut bytes = Vec::with_capacity(length + 512);
+    let (version, is_head) = (request.http_version().clone(), *request.method() == Method::Head);
+    response.raw_print(&mut bytes, version, request.headers(), is_head, None)?;
+    let mut writer = request.into_writer();
+    writer.write_all(&bytes)?;
+    writer.flush()
 }
 
 /// Reads the whole body. If that is not a proper one, the error is the answer.
