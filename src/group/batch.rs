@@ -193,6 +193,12 @@ impl Group {
         zip(zip(keys, leases), loaded).map(fill).collect()
     }
 
+    /// The bytes of those values of `keys` that the caches hold. No use of them.
+    pub(crate) fn bytes_at_hand(&self, keys: &[&str]) -> usize {
+        let value = |text: &&str| self.peek(&self.key(text).ok()?)?.0.into_value();
+        keys.iter().filter_map(value).map(|value| value.len()).sum()
+    }
+
     /// Answers a peer that takes this node for the owner of all `keys`. Where `only_cached`, no
     /// key waits for the origin.
     pub(crate) fn answer_batch(

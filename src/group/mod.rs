@@ -260,6 +260,16 @@ impl Group {
         Ok(self.with_remaining_ttl(record))
     }
 
+    /// As [`answer_peer`](Self::answer_peer), from the caches alone. `None`: not there.
+    pub(crate) fn answer_peer_at_hand(
+        &self,
+        key: &str,
+    ) -> Option<Option<(ByteView, Option<Duration>)>> {
+        let (record, _) = self.look_up(&self.key(key).ok()?)?;
+        self.counters.peer_requests.add_one();
+        Some(self.with_remaining_ttl(record))
+    }
+
     fn with_remaining_ttl(&self, record: Record) -> Option<(ByteView, Option<Duration>)> {
         let remaining = record.expires().map(|at| at.saturating_sub(self.clock.now()));
         record.into_value().map(|value| (value, remaining))
@@ -306,11 +316,6 @@ impl Group {
     fn peek(&self, key: &Key<'_>) -> Option<(Record, Tier)> {
         let main = self.main.peek(key).map(|record| (record, Tier::Main));
         main.or_else(|| Some((self.hot.peek(key)?, Tier::Hot)))
-    }
-
-    /// Whether a get would be a hit.
-    pub(crate) fn holds(&self, text: &str) -> bool {
-        self.key(text).is_ok_and(|key| self.peek(&key).is_some())
     }
 
     /// Runs `work` in a flight, unless a cache has the answer by now or another thread is

@@ -7,7 +7,7 @@
 //! on which something came a moment ago is taken to be open.
 //!
 //! A request with a body takes two writes, and the peer is woken by the first for nothing. So what
-//! is written is held back until an answer is awaited, outside of TLS, to be one record as well.
+//! is written is held back until an answer is awaited; above TLS, so that it is one record too.
 
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ fn round_up(left: Duration, step: Duration) -> Duration {
     step.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
 }
 
-/// Wraps the connection that the connector before it in the chain has made.
+/// Wraps the last connection of the chain.
 #[derive(Debug)]
 pub(super) struct Holding;
 

@@ -2,7 +2,7 @@
 //!
 //! Who answers them? A worker has to be woken up, and for a hit that takes longer than the answer.
 //! So what is at hand, which waits for nobody, is answered where it was received. But where the
-//! next request waits already it is left to a worker: so all processors are used.
+//! next request waits already and a worker is idle, it is left to that: so all processors are used.
 //!
 //! Only one thread may receive, for two requests of the same client must be taken on in the order
 //! in which they were sent. And yet a client that does not read may hold up whoever answers it.
@@ -17,7 +17,7 @@ use std::{io, thread};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use log::error;
-use tiny_http::Request;
+use tiny_http::{Request, ResponseBox};
 
 use super::listener::Listener;
 use super::workers::Workers;
@@ -34,36 +34,46 @@ pub(super) struct Receiver {
     ended: crossbeam_channel::Receiver<Infallible>,
 }
 
+type AtHand = dyn Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync;
+
 struct Shared {
     listener: Arc<Listener>,
     workers: Arc<Workers>,
-    is_at_hand: Box<dyn Fn(&Request) -> bool + Send + Sync>,
+    at_hand: Box<AtHand>,
     /// Even while a thread receives, odd while nobody does or the thread is answering: then
     /// whoever makes it even receives from there on.
     turn: AtomicU64,
 }
 
 impl Receiver {
-    /// Starts to receive. What `is_at_hand` should not have to wait for anybody.
+    /// Starts to receive. `at_hand` gives the answers that wait for nobody.
     pub(super) fn start(
         listener: Arc<Listener>,
         workers: Arc<Workers>,
-        is_at_hand: impl Fn(&Request) -> bool + Send + Sync + 'static,
+        at_hand: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let is_at_hand = Box::new(is_at_hand);
-        let shared = Arc::new(Shared { listener, workers, is_at_hand, turn: AtomicU64::new(1) });
+        let at_hand = Box::new(at_hand);
+        let shared = Arc::new(Shared { listener, workers, at_hand, turn: AtomicU64::new(1) });
         let (stop, stopped) = bounded::<Infallible>(0);
         let (running, ended) = bounded(0);
         let receiver = Self { stop: Some(stop), ended };
         shared.receive_from(1, running.clone())?;
         thread::Builder::new().name("geecache-standby".into()).spawn(move || {
-            let mut last = 0;
+            let (mut last, mut failed) = (0, false);
             while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 let turn = shared.turn.load(Ordering::SeqCst);
                 let is_held_up = turn % 2 == 1 && turn == last;
                 last = turn;
-                if is_held_up && let Err(error) = shared.receive_from(turn, running.clone()) {
-                    error!("no thread to receive requests: {error}");
+                if !is_held_up {
+                    continue;
+                }
+                match shared.receive_from(turn, running.clone()) {
+                    Ok(()) => failed = false,
+                    Err(_) if failed => {}
+                    Err(error) => {
+                        failed = true;
+                        error!("no thread to receive requests: {error}");
+                    }
                 }
             }
         })?;
@@ -91,21 +101,25 @@ impl Shared {
         Ok(())
     }
 
-    fn receive(&self, mut turn: u64) {
+    fn receive(&self, turn: u64) {
+        let mut turn = Turn { shared: self, turn };
         let mut next = self.listener.recv();
         while let Some(request) = next {
             let question = self.workers.take(request);
-            next = self.listener.try_recv();
+            next = if self.workers.has_idle() { self.listener.try_recv() } else { None };
             if let Some(question) = question {
-                if next.is_none() && (self.is_at_hand)(&question.request) {
-                    self.turn.store(turn + 1, Ordering::SeqCst);
-                    self.workers.answer(question);
-                    if !self.go_on(turn + 1) {
-                        return;
+                let free = next.is_none();
+                let at_hand = || (self.at_hand)(&question.request, &question.body);
+                match free.then(at_hand).flatten() {
+                    None => self.workers.hand(question),
+                    Some(response) => {
+                        self.turn.store(turn.turn + 1, Ordering::SeqCst);
+                        self.workers.answer(question, response);
+                        if !self.go_on(turn.turn + 1) {
+                            return;
+                        }
+                        turn.turn += 2;
                     }
-                    turn += 2;
-                } else {
-                    self.workers.hand(question);
                 }
             }
             next = next.or_else(|| self.listener.recv());
@@ -116,5 +130,19 @@ impl Shared {
     fn go_on(&self, turn: u64) -> bool {
         let order = Ordering::SeqCst;
         self.turn.compare_exchange(turn, turn + 1, order, order).is_ok()
+    }
+}
+
+/// An even turn, to be left to others if its thread panics.
+struct Turn<'s> {
+    shared: &'s Shared,
+    turn: u64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.shared.go_on(self.turn);
+        }
     }
 }

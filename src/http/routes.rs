@@ -4,17 +4,22 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tiny_http::{Header, Method, Request, ResponseBox};
 
 use super::workers::{bytes, first, header, text};
 use super::{frame, wire};
+use crate::group::Told;
 use crate::metrics::{head, prometheus};
 use crate::stats::Counter;
-use crate::{Error, Group};
+use crate::{ByteView, Error, Group};
 
 /// The most bytes in the names and values of a header.
 const MAX_HEADER_BYTES: usize = 64 << 10;
+
+/// The most bytes of values that are copied where requests are received.
+const MOST_AT_HAND: usize = 64 << 10;
 
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -46,17 +51,24 @@ impl Routes {
         }
     }
 
-    /// Whether the answer waits for nobody: a peer asks for what the caches hold.
-    pub(super) fn is_at_hand(&self, request: &Request) -> bool {
-        let Some(path) = path_of(request).strip_prefix(&*self.base_path) else { return false };
-        let Ok((group, key)) = wire::parse(path) else { return false };
-        let Some(group) = self.groups.get(&group) else { return false };
-        self.may_ask(request)
-            && match (request.method(), key) {
-                (Method::Get, Some(key)) => group.holds(&key),
-                (Method::Post, None) => is_only_if_cached(request),
-                _ => false,
+    /// The answer to a peer that asks for what the caches hold: it waits for nobody, and takes no
+    /// longer than some tens of microseconds.
+    pub(super) fn answer_at_hand(&self, request: &Request, body: &[u8]) -> Option<ResponseBox> {
+        let path = path_of(request).strip_prefix(&*self.base_path)?;
+        if !self.may_ask(request) || header_bytes(request) > MAX_HEADER_BYTES {
+            return None;
+        }
+        let (group, key) = wire::parse(path).ok()?;
+        let group = self.groups.get(&group)?;
+        match (request.method(), key) {
+            (Method::Get, Some(key)) => group.answer_peer_at_hand(&key).map(value_or_absent),
+            (Method::Post, None) if is_only_if_cached(request) => {
+                let keys = frame::read_question(body).ok()?;
+                let is_short = group.bytes_at_hand(&keys) <= MOST_AT_HAND;
+                is_short.then(|| batch(&group.answer_batch(&keys, true)))
             }
+            _ => None,
+        }
     }
 
     fn answer_peer(&self, request: &Request, path: &str, body: &[u8]) -> ResponseBox {
@@ -103,26 +115,32 @@ impl Routes {
 
 fn answer_get(group: &Group, key: &str) -> ResponseBox {
     match group.answer_peer(key) {
-        Ok(Some((value, ttl))) => {
-            let answer =
-                bytes(200, value).with_header(header("Content-Type", "application/octet-stream"));
-            match ttl {
-                Some(ttl) => answer.with_header(header(wire::TTL_MS, &wire::ttl_to_header(ttl))),
-                None => answer,
-            }
-        }
-        Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT)),
+        Ok(found) => value_or_absent(found),
         Err(error @ Error::KeyLength(_)) => text(400, &format!("{error}\n")),
         Err(error) => text(502, &format!("{error}\n")),
     }
 }
 
+fn value_or_absent(found: Option<(ByteView, Option<Duration>)>) -> ResponseBox {
+    let Some((value, ttl)) = found else {
+        return bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT));
+    };
+    let answer = bytes(200, value).with_header(header("Content-Type", "application/octet-stream"));
+    match ttl {
+        Some(ttl) => answer.with_header(header(wire::TTL_MS, &wire::ttl_to_header(ttl))),
+        None => answer,
+    }
+}
+
 fn answer_batch(group: &Group, body: &[u8], only_cached: bool) -> ResponseBox {
     match frame::read_question(body) {
-        Ok(keys) => bytes(200, frame::write_answer(&group.answer_batch(&keys, only_cached)))
-            .with_header(header("Content-Type", wire::BATCH_TYPE)),
+        Ok(keys) => batch(&group.answer_batch(&keys, only_cached)),
         Err(what) => text(400, &format!("{what}\n")),
     }
+}
+
+fn batch(answers: &[Result<Told, Error>]) -> ResponseBox {
+    bytes(200, frame::write_answer(answers)).with_header(header("Content-Type", wire::BATCH_TYPE))
 }
 
 fn path_of(request: &Request) -> &str {

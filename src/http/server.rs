@@ -71,7 +71,7 @@ impl fmt::Debug for ServerOptions {
     }
 }
 
-/// Answers peers over HTTP, on a pool of worker threads, until it is
+/// Answers peers over HTTP, misses on a pool of worker threads, until it is
 /// [shut down](Self::shutdown) or dropped.
 ///
 /// Besides the questions of peers it answers `GET /healthz` and `GET /metrics`.
@@ -120,10 +120,10 @@ impl HttpServer {
             token: options.token.clone(),
             shed: shed.clone(),
         });
-        let looking = routes.clone();
-        let is_at_hand = move |request: &Request| looking.is_at_hand(request);
+        let caches = routes.clone();
+        let at_hand = move |request: &Request, body: &[u8]| caches.answer_at_hand(request, body);
         let handler = move |request: &Request, body: &[u8]| routes.answer(request, body);
-        Self::run(listener, &options, shed, is_at_hand, handler)
+        Self::run(listener, &options, shed, at_hand, handler)
     }
 
     /// Serves anything, with the same listener, workers and shutdown: a front of your own, say.
@@ -138,14 +138,14 @@ impl HttpServer {
         options: ServerOptions,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        Self::run(listener, &options, Arc::default(), |_| false, handler)
+        Self::run(listener, &options, Arc::default(), |_, _| None, handler)
     }
 
     fn run(
         listener: TcpListener,
         options: &ServerOptions,
         shed: Arc<Counter>,
-        is_at_hand: impl Fn(&Request) -> bool + Send + Sync + 'static,
+        at_hand: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         if !(1..=MOST_WORKERS).contains(&options.workers) {
@@ -159,7 +159,7 @@ impl HttpServer {
         }
         let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
         let workers = Arc::new(Workers::start(options.workers, options.queue, shed, handler)?);
-        let receiver = Receiver::start(listener.clone(), workers.clone(), is_at_hand)
+        let receiver = Receiver::start(listener.clone(), workers.clone(), at_hand)
             .inspect_err(|_| listener.close())?;
         Ok(Self { listener, workers, receiver: Some(receiver) })
     }

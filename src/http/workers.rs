@@ -5,8 +5,8 @@
 //! takes: who comes then gets `503` at once, which makes a peer fall back while its caller still
 //! waits.
 //!
-//! A worker answers what is not at hand (see [`receiver`](super::receiver)), and waits for the
-//! origin if it has to. What a client sends slowly, or takes slowly, is left to [`Talkers`]; only
+//! A worker answers what [`receiver`](super::receiver) does not, and waits for the origin if it has
+//! to. What a client sends slowly, or takes slowly, is left to [`Talkers`]; only
 //! one that takes not even a short answer holds a worker, for the write timeout, and is then given
 //! up. Of a client that sends requests without waiting for answers one is under way at a time.
 
@@ -79,7 +79,7 @@ struct Queue {
 /// A request and its body.
 pub(super) struct Question {
     pub(super) request: Request,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Workers {
@@ -140,11 +140,17 @@ impl Workers {
         self.shared.admit(question);
     }
 
-    /// Answers a question on this thread, or refuses it. May wait for its client.
-    pub(super) fn answer(&self, question: Question) {
+    /// Whether a worker has nothing to do.
+    pub(super) fn has_idle(&self) -> bool {
+        let queue = self.shared.queue.lock().unwrap();
+        queue.idle > queue.questions.len()
+    }
+
+    /// Sends an answer from this thread, or refuses the question. May wait for its client.
+    pub(super) fn answer(&self, question: Question, response: ResponseBox) {
         let running = self.shared.queue.lock().unwrap().running.clone();
         match running {
-            Some(running) => self.shared.answer(question, &running),
+            Some(running) => self.shared.deliver(question.request, response, &running),
             None => self.hand(question),
         }
     }
@@ -245,7 +251,7 @@ impl Shared {
         waiting >= threads && wait > PATIENCE
     }
 
-    /// Answers a question. Whatever happens to it, the thread lives on.
+    /// Answers a question. Whatever happens to it, the worker lives on.
     fn answer(self: &Arc<Self>, question: Question, running: &Sender<Infallible>) {
         let Question { request, body } = question;
         let start = Instant::now();
@@ -255,6 +261,16 @@ impl Shared {
             error!("{} {}: a panic while answering", request.method(), request.url());
             text(500, "the handler panicked\n")
         });
+        self.deliver(request, response, running);
+    }
+
+    /// Sends an answer, on another thread if it may take the client's time.
+    fn deliver(
+        self: &Arc<Self>,
+        request: Request,
+        response: ResponseBox,
+        running: &Sender<Infallible>,
+    ) {
         // One whose length is not known is taken for a large one.
         let length = response.data_length().unwrap_or(LARGE + 1);
         if length <= LARGE {
@@ -364,10 +380,21 @@ fn respond(request: Request, response: ResponseBox) -> io::Result<()> {
     }
     let mut bytes = Vec::with_capacity(length + 512);
     let (version, is_head) = (request.http_version().clone(), *request.method() == Method::Head);
-    response.raw_print(&mut bytes, version, request.headers(), is_head, None)?;
+    if let Err(error) = response.raw_print(&mut bytes, version, request.headers(), is_head, None) {
+        error!("{} {}: no answer: {error}", request.method(), request.url());
+        return request.respond(text(500, "the answer could not be read\n"));
+    }
     let mut writer = request.into_writer();
-    writer.write_all(&bytes)?;
-    writer.flush()
+    match writer.write_all(&bytes).and_then(|()| writer.flush()) {
+        // As tiny_http: who has gone misses nothing.
+        Err(error) if is_gone(&error) => Ok(()),
+        sent => sent,
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 /// Reads the whole body. If that is not a proper one, the error is the answer.
