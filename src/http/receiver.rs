@@ -101,26 +101,26 @@ impl Shared {
         Ok(())
     }
 
-    fn receive(&self, turn: u64) {
-        let mut turn = Turn { shared: self, turn };
+    fn receive(&self, number: u64) {
+        let mut turn = Turn { shared: self, number };
         let mut next = self.listener.recv();
         while let Some(request) = next {
             let question = self.workers.take(request);
             next = if self.workers.has_idle() { self.listener.try_recv() } else { None };
-            if let Some(question) = question {
-                let free = next.is_none();
-                let at_hand = || (self.at_hand)(&question.request, &question.body);
-                match free.then(at_hand).flatten() {
+            match question {
+                None => {}
+                Some(question) if next.is_some() => self.workers.hand(question),
+                Some(question) => match (self.at_hand)(&question.request, &question.body) {
                     None => self.workers.hand(question),
                     Some(response) => {
-                        self.turn.store(turn.turn + 1, Ordering::SeqCst);
+                        self.turn.store(turn.number + 1, Ordering::SeqCst);
                         self.workers.answer(question, response);
-                        if !self.go_on(turn.turn + 1) {
+                        if !self.go_on(turn.number + 1) {
                             return;
                         }
-                        turn.turn += 2;
+                        turn.number += 2;
                     }
-                }
+                },
             }
             next = next.or_else(|| self.listener.recv());
         }
@@ -136,13 +136,57 @@ impl Shared {
 /// An even turn, to be left to others if its thread panics.
 struct Turn<'s> {
     shared: &'s Shared,
-    turn: u64,
+    number: u64,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.shared.go_on(self.turn);
+            self.shared.go_on(self.number);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::workers::text;
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn ask(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        write!(stream, "GET /{path} HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.lines().last().unwrap_or_default().into()
+    }
+
+    #[test]
+    fn after_a_panic_another_thread_receives() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = Arc::new(Listener::new(socket, LONG).unwrap());
+        let by_worker = |_: &Request, _: &[u8]| text(200, "by a worker");
+        let workers = Arc::new(Workers::start(1, 8, Arc::default(), by_worker).unwrap());
+        let at_hand = |request: &Request, _: &[u8]| match request.url() {
+            "/hit" => Some(text(200, "at hand")),
+            "/miss" => None,
+            _ => panic!("on purpose"),
+        };
+        let mut receiver = Receiver::start(listener.clone(), workers.clone(), at_hand).unwrap();
+        let address = listener.local_addr();
+        for _ in 0..2 {
+            assert_eq!(ask(address, "hit"), "at hand");
+            assert_eq!(ask(address, "miss"), "by a worker");
+            ask(address, "bomb");
+        }
+        listener.stop_accepting();
+        assert!(workers.drain(LONG));
+        listener.close();
+        receiver.close();
+        assert_eq!(receiver.ended.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected));
     }
 }
