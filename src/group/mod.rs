@@ -245,19 +245,16 @@ impl Group {
     /// As [`get`](Self::get).
     #[doc(alias = "ServeHTTP")]
     pub fn answer_peer(&self, key: &str) -> Result<Option<(ByteView, Option<Duration>)>, Error> {
+        if let Some(found) = self.answer_peer_at_hand(key) {
+            return Ok(found);
+        }
         let key = self.key(key)?;
         self.counters.peer_requests.add_one();
-        let record = match self.look_up(&key) {
-            Some((record, _)) => record,
-            None => {
-                self.counters.misses.add_one();
-                let mut trace = Trace::default();
-                let answer = self.load_locally(&key, &self.main, &mut trace);
-                debug!("[{}] {:?}: {trace}, for a peer", self.name, key.text);
-                answer?
-            }
-        };
-        Ok(self.with_remaining_ttl(record))
+        self.counters.misses.add_one();
+        let mut trace = Trace::default();
+        let answer = self.load_locally(&key, &self.main, &mut trace);
+        debug!("[{}] {:?}: {trace}, for a peer", self.name, key.text);
+        Ok(self.with_remaining_ttl(answer?))
     }
 
     /// As [`answer_peer`](Self::answer_peer), from the caches alone. `None`: not there.

@@ -110,6 +110,7 @@ impl<A: Clone> Combine<A> {
         Some(answer.unwrap_or_else(plain))
     }
 
+    /// Which part the caller plays. A follower plays it here, and waits for the batch.
     fn part(
         &self,
         group: &str,

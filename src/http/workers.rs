@@ -62,7 +62,7 @@ struct Shared {
     talkers: Talkers,
     /// The bytes of the large answers that are on their way.
     on_the_way: AtomicUsize,
-    /// How long an answer takes: a moving mean, in nanoseconds.
+    /// How long a worker takes for an answer: a moving mean, in nanoseconds.
     pace: AtomicU64,
     shed: Arc<Counter>,
 }
@@ -271,8 +271,7 @@ impl Shared {
         response: ResponseBox,
         running: &Sender<Infallible>,
     ) {
-        // One whose length is not known is taken for a large one.
-        let length = response.data_length().unwrap_or(LARGE + 1);
+        let length = length_of(&response);
         if length <= LARGE {
             return self.send(request, response);
         }
@@ -371,10 +370,15 @@ fn is_short(request: &Request) -> bool {
         && request.body_length().is_none_or(|length| length <= 1024)
 }
 
+/// An answer whose length is not known is taken for a large one.
+fn length_of(response: &ResponseBox) -> usize {
+    response.data_length().unwrap_or(LARGE + 1)
+}
+
 /// Sends an answer, by one write if it is short: tiny_http's own buffer has a kilobyte, so head and
 /// body would often leave one by one, and wake the client twice.
 fn respond(request: Request, response: ResponseBox) -> io::Result<()> {
-    let length = response.data_length().unwrap_or(LARGE + 1);
+    let length = length_of(&response);
     if length > LARGE || is_upgrade(&request) || !is_short(&request) {
         return request.respond(response);
     }

@@ -194,16 +194,7 @@ fn hits_that_nobody_reads_hold_up_nobody() {
 
 #[test]
 fn hits_are_answered_while_all_workers_wait_for_the_origin() {
-    let gate = Gate::default();
-    let origin = Origin::new({
-        let gate = gate.clone();
-        move |key: &str| {
-            if key != "Tom" {
-                gate.wait();
-            }
-            Ok::<_, geecache::BoxError>(Some(value_of(key)))
-        }
-    });
+    let (origin, gate) = Origin::gated_for(|key| key != "Tom");
     let [node] = Cluster::over(&origin).workers(1, 0).start();
     let get = |key: &str| ask(&node.url, &format!("GET /_geecache/scores/{key}"), &[]).status;
     // Without a queue each is refused but the one that meets a worker who waits.

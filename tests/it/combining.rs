@@ -96,16 +96,7 @@ fn groups_are_not_mixed_up() {
 
 #[test]
 fn a_slow_load_does_not_hold_up_the_hits_of_others() {
-    let gate = Gate::default();
-    let origin = Origin::new({
-        let gate = gate.clone();
-        move |key: &str| {
-            if key.starts_with("slow") {
-                gate.wait();
-            }
-            Ok::<_, BoxError>(Some(value_of(key)))
-        }
-    });
+    let (origin, gate) = Origin::gated_for(|key| key.starts_with("slow"));
     let [asker, owner] = without_copies(Cluster::over(&origin)).start();
     let keys: Vec<_> = asker.keys_of(&owner.url).take(100).collect();
     owner.get_many(&keys);

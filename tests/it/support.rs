@@ -94,11 +94,20 @@ impl Origin {
 
     /// Holds every load until the gate is open.
     pub(crate) fn gated() -> (Self, Gate) {
+        Self::gated_for(|_| true)
+    }
+
+    /// Holds the loads of some keys until the gate is open.
+    pub(crate) fn gated_for(
+        is_gated: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> (Self, Gate) {
         let gate = Gate::default();
         let origin = Self::new({
             let gate = gate.clone();
             move |key: &str| {
-                gate.wait();
+                if is_gated(key) {
+                    gate.wait();
+                }
                 Ok::<_, BoxError>(Some(value_of(key)))
             }
         });
