@@ -158,7 +158,7 @@ impl HttpPool {
         check_base_path(&options.base_path)?;
         check_token(options.token.as_deref())?;
         #[cfg(feature = "tls")]
-        super::tls::config(options.root_certificates.as_deref())?;
+        super::client::tls::config(options.root_certificates.as_deref())?;
         if options.points_per_peer.is_some_and(|points| !(1..=MAX_POINTS).contains(&points)) {
             return Err(Error::Config(format!("a node has 1 to {MAX_POINTS} points on the ring")));
         }

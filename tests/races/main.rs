@@ -33,7 +33,7 @@ mod byte_view;
 mod cache;
 #[path = "../../src/clock.rs"]
 mod clock;
-#[path = "../../src/http/combine.rs"]
+#[path = "../../src/http/client/combine.rs"]
 mod combine;
 #[path = "../../src/error.rs"]
 mod errors; // `error` is of std

@@ -12,7 +12,7 @@ use crate::Error;
 ///
 /// # Errors
 /// [`Error::Config`] if there is no certificate in `roots`.
-pub(super) fn config(roots: Option<&[u8]>) -> Result<TlsConfig, Error> {
+pub(in crate::http) fn config(roots: Option<&[u8]>) -> Result<TlsConfig, Error> {
     let Some(roots) = roots else { return Ok(TlsConfig::default()) };
     let certificate = |item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(Ok(certificate)),

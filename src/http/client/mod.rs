@@ -2,7 +2,13 @@
 //!
 //! What may a question to a peer cost at the worst? [`PoolOptions::timeout`], once: the whole
 //! exchange has one deadline, connections are kept between questions, and a peer that failed
-//! is left alone for a while (see [`cooldown`](super::cooldown)).
+//! is left alone for a while (see [`cooldown`](cooldown)).
+
+mod combine;
+mod cooldown;
+#[cfg(feature = "tls")]
+pub(super) mod tls;
+mod transport;
 
 use std::io::Read;
 use std::iter::zip;
@@ -16,10 +22,10 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{Connector, NextTimeout, TcpConnector};
 use ureq::{Agent, Body, RequestBuilder};
 
+use self::combine::Combine;
+use self::cooldown::Cooldown;
+use self::transport::{Holding, Sparing};
 use super::PoolOptions;
-use super::combine::Combine;
-use super::connection::{Holding, Sparing};
-use super::cooldown::Cooldown;
 use super::frame::{self, Heard};
 use super::wire;
 use crate::clock::Clock;
@@ -63,7 +69,7 @@ impl HttpGetter {
             .accept_encoding("");
         #[cfg(feature = "tls")]
         let config = config.tls_config(
-            super::tls::config(options.root_certificates.as_deref()).expect("the pool checks it"),
+            tls::config(options.root_certificates.as_deref()).expect("the pool checks it"),
         );
         let addresses = Addresses::default();
         let step = options.timeout / 16 + Duration::from_nanos(1); // never zero

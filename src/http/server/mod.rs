@@ -4,6 +4,12 @@
 //! the workers. A shutdown goes the other way round: nobody new, then what was accepted, then the
 //! threads.
 
+mod intake;
+mod listener;
+mod routes;
+mod slow_clients;
+mod workers;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
@@ -12,12 +18,12 @@ use std::time::Duration;
 
 use tiny_http::{Request, ResponseBox};
 
-use super::listener::Listener;
+use self::intake::Receiver;
+use self::listener::Listener;
+use self::routes::Routes;
+use self::workers::Workers;
 use super::pool::{LONGEST_TIMEOUT, check_base_path, check_token};
-use super::receiver::Receiver;
-use super::routes::Routes;
 use super::wire::DEFAULT_BASE_PATH;
-use super::workers::Workers;
 use crate::stats::Counter;
 use crate::{Error, Group};
 

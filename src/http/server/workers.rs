@@ -5,7 +5,7 @@
 //! takes: who comes then gets `503` at once, which makes a peer fall back while its caller still
 //! waits.
 //!
-//! A worker answers what [`receiver`](super::receiver) does not, and waits for the origin if it has
+//! A worker answers what [`intake`](super::intake) does not, and waits for the origin if it has
 //! to. What a client sends slowly, or takes slowly, is left to [`Talkers`]; only
 //! one that takes not even a short answer holds a worker, for the write timeout, and is then given
 //! up. Of a client that sends requests without waiting for answers one is under way at a time.
@@ -26,8 +26,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{debug, error, warn};
 use tiny_http::{Header, Method, Request, Response, ResponseBox};
 
-use super::frame::MAX_QUESTION_BYTES as MAX_BODY_BYTES;
-use super::talkers::Talkers;
+use super::slow_clients::Talkers;
+use crate::http::frame::MAX_QUESTION_BYTES as MAX_BODY_BYTES;
 use crate::stats::Counter;
 
 /// How long one may have to wait for a worker, where an answer takes less than that.

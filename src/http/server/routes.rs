@@ -1,6 +1,6 @@
 //! `Routes`: which question gets which answer.
 //!
-//! The other end of [`client`](super::client); `lib.rs` has the protocol as a table.
+//! The other end of [`client`](crate::http::client); `lib.rs` has the protocol as a table.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use std::time::Duration;
 use tiny_http::{Header, Method, Request, ResponseBox};
 
 use super::workers::{bytes, first, header, text};
-use super::{frame, wire};
 use crate::group::Told;
+use crate::http::{frame, wire};
 use crate::metrics::{head, prometheus};
 use crate::stats::Counter;
 use crate::{ByteView, Error, Group};
