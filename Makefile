@@ -24,7 +24,7 @@ build: ## build the library and the examples, in release mode
 
 test: ## run all tests, and those of the pool in a build without TLS, too
 	$(CARGO) test --locked --features tls
-	$(CARGO) test --locked --lib http::pool
+	$(CARGO) test --locked --lib -- http::options http::pool
 
 test-metrics: ## check /metrics with promtool (installs Debian's prometheus where missing)
 	$(call install,promtool,prometheus)

@@ -110,7 +110,8 @@ pub enum PeerError {
     /// The deadline of the whole exchange passed.
     Timeout,
     /// Most of the time was spent waiting for others before the peer could be asked.
-    NoTimeLeft,
+    #[doc(alias = "NoTimeLeft")]
+    OutOfTime,
     /// The peer failed shortly before and is not asked again until its cool-down ends.
     CoolingDown,
     /// The peer answered with this status, other than a value or "no such key".
@@ -135,10 +136,11 @@ impl PeerError {
         matches!(self, Self::Transport(_) | Self::Timeout)
     }
 
-    /// Whether the peer was asked at all, and had its time: this is what it took. Otherwise it was
-    /// left alone, or what was left of the time says nothing of it.
-    pub fn was_asked(&self) -> bool {
-        !matches!(self, Self::CoolingDown | Self::NoTimeLeft)
+    /// Whether the outcome says anything about the peer: `false` if it was not asked, since it cools
+    /// down, or was asked with too little time left.
+    #[doc(alias = "was_asked")]
+    pub fn was_attempted(&self) -> bool {
+        !matches!(self, Self::CoolingDown | Self::OutOfTime)
     }
 }
 
@@ -147,7 +149,7 @@ impl fmt::Display for PeerError {
         match self {
             Self::Transport(what) => f.write_str(what),
             Self::Timeout => write!(f, "no answer within the deadline"),
-            Self::NoTimeLeft => write!(f, "too little time was left to ask"),
+            Self::OutOfTime => write!(f, "too little time was left to ask"),
             Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
             Self::Status { code, text } => write!(f, "answered {code}: {text}"),
             Self::Unsupported => write!(f, "does not know this kind of request"),

@@ -84,10 +84,10 @@ impl Page {
         }
         let ring = self.pool.ring();
         let asked = trace.asked.as_ref().map(|asked| {
-            let was_asked = asked.error.as_ref().is_none_or(PeerError::was_asked);
+            let was_attempted = asked.error.as_ref().is_none_or(PeerError::was_attempted);
             json!({
                 "peer": asked.peer,
-                "took_ms": was_asked.then(|| ms(asked.took)),
+                "took_ms": was_attempted.then(|| ms(asked.took)),
                 "error": asked.error.as_ref().map(ToString::to_string),
             })
         });

@@ -4,7 +4,7 @@
 //! so now and then a ghost is forgotten early; that costs a fraction of a percent of hits, and
 //! saves a list and a map.
 
-use super::slots::HASH_BITS;
+use super::slab::HASH_BITS;
 
 pub(crate) struct Ghosts {
     // 16 bits of hash, of which the highest marks the place as filled, and 16 of time.

@@ -8,12 +8,11 @@
 //! budget.
 
 mod ghosts;
-mod list;
 mod order;
 mod record;
 mod s3fifo;
 mod shard;
-mod slots;
+mod slab;
 mod table;
 
 use std::hash::{BuildHasher, Hasher as _};
@@ -26,7 +25,7 @@ pub use order::Eviction;
 pub(crate) use record::Record;
 pub(crate) use shard::Lease;
 use shard::{Found, Shard};
-use slots::HASH_BITS;
+use slab::HASH_BITS;
 
 pub(crate) type Hasher = foldhash::fast::RandomState;
 

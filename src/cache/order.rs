@@ -1,8 +1,7 @@
 //! `Order`: which entry of a shard goes first.
 
-use super::list::List;
 use super::s3fifo::S3Fifo;
-use super::slots::Slots;
+use super::slab::{List, Slots};
 
 /// Which entries give way when the budget is used up: [`GroupBuilder::eviction`].
 ///

@@ -21,8 +21,7 @@
 //! buys one step.
 
 use super::ghosts::Ghosts;
-use super::list::List;
-use super::slots::{Slot, Slots};
+use super::slab::{List, Slot, Slots};
 
 pub(crate) struct S3Fifo {
     small: Fifo,

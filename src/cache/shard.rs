@@ -16,13 +16,13 @@ pub(crate) struct Shard {
     // When the entries that expire do, soonest first.
     expiries: BTreeSet<(Duration, u32)>,
     // How often keys were removed, counted for some keys together.
-    removals: [u32; LEASES],
+    removals: [u32; REMOVAL_COUNTERS],
     pub(crate) bytes: usize,
     pub(crate) counts: Counts,
 }
 
 /// Keys are spread over so many counts of removals, lest the removal of one end the leases of all.
-const LEASES: usize = 64;
+const REMOVAL_COUNTERS: usize = 64;
 
 /// The right to put in what is loaded from now on. A removal of the key ends it, and now and then
 /// that of another key.
@@ -56,7 +56,7 @@ impl Shard {
             table: Table::new(),
             order: Order::new(eviction),
             expiries: BTreeSet::new(),
-            removals: [0; LEASES],
+            removals: [0; REMOVAL_COUNTERS],
             bytes: 0,
             counts: Counts::default(),
         }
@@ -137,7 +137,7 @@ impl Shard {
     }
 
     fn leased_as(key: &Key<'_>) -> usize {
-        (key.hash >> 24) as usize % LEASES
+        (key.hash >> 24) as usize % REMOVAL_COUNTERS
     }
 
     /// Takes out the entry that is first in the order of eviction; but before a live one, one

@@ -8,7 +8,7 @@
 use std::mem;
 
 use super::Record;
-use super::slots::{NONE, Slots};
+use super::slab::{NONE, Slots};
 
 pub(crate) struct Table {
     // The first place of each chain; a power of two, and no fewer than there are records.

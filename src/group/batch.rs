@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use log::debug;
 
-use super::{Answer, Group, at_once, text_of, timed, was_asked};
+use super::{Answer, Group, at_once, text_of, timed, was_attempted};
 use crate::cache::{Cache, Key, Record};
 use crate::flight::{Lead, Seat};
 use crate::{BoxError, ByteView, Error, PeerError, PeerGetter};
@@ -110,7 +110,7 @@ impl Group {
         let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
         let (mut heard, took) = timed(|| owner.get_many(&self.name, &texts));
         let counters = self.counters.of_peer(owner.name());
-        if heard.iter().any(was_asked) {
+        if heard.iter().any(was_attempted) {
             counters.times.record(took);
         }
         if heard.len() != keys.len() {

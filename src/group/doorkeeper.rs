@@ -20,7 +20,7 @@ impl Doorkeeper {
     }
 
     /// Whether the key of this hash was seen shortly before; now it has been.
-    pub(crate) fn has_seen(&self, hash: u64) -> bool {
+    pub(crate) fn note_and_was_seen(&self, hash: u64) -> bool {
         let place = (hash >> 32) as usize % PLACES;
         let mark = hash as u32 | 1; // never the mark of an empty place
         self.places[place].swap(mark, Ordering::Relaxed) == mark
@@ -35,11 +35,11 @@ mod tests {
     fn the_second_sight_admits_and_another_key_at_the_place_makes_it_forget() {
         let doorkeeper = Doorkeeper::new();
         let (key, other) = (7 << 32 | 2, 7 << 32 | 4);
-        assert!(!doorkeeper.has_seen(key));
-        assert!(doorkeeper.has_seen(key));
-        assert!(doorkeeper.has_seen(key));
-        assert!(!doorkeeper.has_seen(other));
-        assert!(!doorkeeper.has_seen(key));
-        assert!(!doorkeeper.has_seen(0), "an empty place is nobody's");
+        assert!(!doorkeeper.note_and_was_seen(key));
+        assert!(doorkeeper.note_and_was_seen(key));
+        assert!(doorkeeper.note_and_was_seen(key));
+        assert!(!doorkeeper.note_and_was_seen(other));
+        assert!(!doorkeeper.note_and_was_seen(key));
+        assert!(!doorkeeper.note_and_was_seen(0), "an empty place is nobody's");
     }
 }

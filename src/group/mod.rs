@@ -167,7 +167,7 @@ impl Group {
         let lease = self.hot.lease(key);
         let (answer, took) = timed(|| owner.get(&self.name, key.text));
         let counters = self.counters.of_peer(owner.name());
-        if was_asked(&answer) {
+        if was_attempted(&answer) {
             counters.times.record(took);
         }
         let answer = self.keep_copy(key, answer, lease, &counters);
@@ -188,7 +188,7 @@ impl Group {
         owner.loads.add_one();
         let ttl = answer.as_ref().and_then(|loaded| loaded.ttl);
         let record = self.record(key, answer.as_ref(), ttl.into_iter().chain([self.hot_ttl]).min());
-        if answer.is_some() && self.doorkeeper.has_seen(key.hash) {
+        if answer.is_some() && self.doorkeeper.note_and_was_seen(key.hash) {
             self.hot.insert(key, record.clone(), lease);
         }
         Ok(record)
@@ -386,8 +386,8 @@ impl Group {
 }
 
 /// Whether the answer, or none, is a peer's own.
-fn was_asked(answer: &Result<Option<Loaded>, PeerError>) -> bool {
-    answer.as_ref().map_or_else(PeerError::was_asked, |_| true)
+fn was_attempted(answer: &Result<Option<Loaded>, PeerError>) -> bool {
+    answer.as_ref().map_or_else(PeerError::was_attempted, |_| true)
 }
 
 /// Does `work`, and tells how long it took.

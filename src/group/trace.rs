@@ -26,7 +26,7 @@ use crate::PeerError;
 pub struct Trace {
     /// The cache that had the answer: at once, or when this get was about to load.
     pub hit: Option<Tier>,
-    /// The owner that was asked, or [left alone](PeerError::was_asked).
+    /// The owner that was asked, or [left alone](PeerError::was_attempted).
     pub asked: Option<Asked>,
     /// How long this process's own getter took.
     pub loaded: Option<Duration>,

@@ -4,15 +4,18 @@
 //! |---|---|
 //! | `wire` | paths, escapes and headers, for both ends |
 //! | `frame` | how a batch is written as bytes |
+//! | `options` | [`PoolOptions`], [`ServerOptions`], their limits and checks |
 //! | `pool` | [`HttpPool`]: the ring, and a getter for each other node |
 //! | `client/` | `HttpGetter`: asks one peer |
 //! | `server/` | [`HttpServer`]: answers |
 
 mod client;
 mod frame;
+mod options;
 mod pool;
 mod server;
 mod wire;
 
-pub use pool::{HttpPool, PoolOptions};
-pub use server::{HttpServer, ServerOptions};
+pub use options::{PoolOptions, ServerOptions};
+pub use pool::HttpPool;
+pub use server::HttpServer;

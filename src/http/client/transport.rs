@@ -1,4 +1,13 @@
-//! `Sparing`: ureq's connections with a fifth of the system calls.
+//! `agent`: the ureq agent that asks one peer, with connections, a resolver and TLS roots of our own.
+//! Everything that names `ureq::unversioned`, which may change with each minor version, is here.
+//!
+//! ```text
+//!  Agent
+//!   └─ CoalescedWrites    what is written leaves in one packet, when an answer is awaited
+//!       └─ RustlsConnector    with the feature `tls`, where the URL begins with https
+//!           └─ RoundedTimeouts    a time-out is set on the socket only where it changes
+//!               └─ TcpConnector  ◀── Addresses    looked up beforehand
+//! ```
 //!
 //! For each request ureq sets both time-outs of the socket anew, since a little less time is
 //! left than for the last one, and asks twice whether the connection is still open, with three
@@ -6,14 +15,85 @@
 //! So the time that is left is rounded up, which makes it the same as before, and a connection
 //! on which something came a moment ago is taken to be open.
 //!
-//! A request with a body takes two writes, and the peer is woken by the first for nothing. So what
+//! A request with a body takes two writes, and the first wakes the peer for nothing. So what
 //! is written is held back until an answer is awaited; above TLS, so that it is one record too.
 
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ureq::Error;
+use ureq::config::Config;
+use ureq::http::Uri;
+#[cfg(feature = "tls")]
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+#[cfg(feature = "tls")]
+use ureq::unversioned::transport::RustlsConnector;
 use ureq::unversioned::transport::time::Duration as Left;
-use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, NextTimeout, TcpConnector, Transport,
+};
+use ureq::{Agent, Error};
+
+use crate::PoolOptions;
+
+/// An agent for one peer, and the addresses by which it finds it.
+pub(super) fn agent(options: &PoolOptions) -> (Agent, Addresses) {
+    let config = Agent::config_builder()
+        .timeout_connect(Some(options.connect_timeout))
+        .timeout_global(Some(options.timeout))
+        .max_idle_connections(options.max_idle_connections)
+        .max_idle_connections_per_host(options.max_idle_connections)
+        .http_status_as_error(false)
+        // What the environment says of proxies is not meant for peers, and an answer that
+        // points elsewhere is not a peer's.
+        .proxy(None)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent("geecache")
+        .accept("")
+        .accept_encoding("");
+    #[cfg(feature = "tls")]
+    let config =
+        config.tls_config(trust(options.root_certificates.as_deref()).expect("the pool checks it"));
+    let addresses = Addresses::default();
+    let step = options.timeout / 16 + Duration::from_nanos(1); // never zero
+    let connector = ().chain(TcpConnector::default()).chain(RoundedTimeouts { step });
+    // Outside of the rounded time-outs: those are the socket's.
+    #[cfg(feature = "tls")]
+    let connector = connector.chain(RustlsConnector::default());
+    let connector = connector.chain(CoalescedWrites);
+    (Agent::with_parts(config.build(), connector, addresses.clone()), addresses)
+}
+
+/// Which certificates this node trusts behind `https://`: those that lead to one of `roots`, which
+/// are in PEM, or else to one of the Mozilla roots. Serving TLS is left to a proxy; see the README.
+///
+/// # Errors
+/// [`Error::Config`](crate::Error::Config) if there is no certificate in `roots`.
+#[cfg(feature = "tls")]
+fn trust(roots: Option<&[u8]>) -> Result<TlsConfig, crate::Error> {
+    let Some(roots) = roots else { return Ok(TlsConfig::default()) };
+    let wrong = |what: String| crate::Error::Config(format!("root_certificates: {what}"));
+    let certificate = |item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(Ok(certificate)),
+        Ok(_) => None,
+        Err(error) => Some(Err(wrong(format!("{error}")))),
+    };
+    let roots: Vec<_> = parse_pem(roots).filter_map(certificate).collect::<Result<_, _>>()?;
+    if roots.is_empty() {
+        return Err(wrong("no certificate in PEM form".into()));
+    }
+    Ok(TlsConfig::builder().root_certs(RootCerts::from(roots)).build())
+}
+
+/// Refuses options from which no [`agent`] can be made.
+pub(in crate::http) fn check(options: &PoolOptions) -> Result<(), crate::Error> {
+    #[cfg(feature = "tls")]
+    trust(options.root_certificates.as_deref())?;
+    let _ = options;
+    Ok(())
+}
 
 /// A connection that was in use this shortly before is not tested. Not longer: a peer that restarts
 /// closes connections that were just in use.
@@ -21,32 +101,32 @@ const A_MOMENT: Duration = Duration::from_millis(1);
 
 /// Wraps the connection that the connector before it in the chain has made.
 #[derive(Debug)]
-pub(super) struct Sparing {
-    /// To what a time that is left is rounded up: by so much may a deadline be late.
+pub(super) struct RoundedTimeouts {
+    /// Remaining time is rounded up to a multiple of this, so a deadline may be that late.
     pub(super) step: Duration,
 }
 
 #[derive(Debug)]
-pub(super) struct Spared<T> {
+pub(super) struct Rounded<T> {
     inner: T,
     step: Duration,
     last_use: Instant,
 }
 
-impl<T: Transport> Connector<T> for Sparing {
-    type Out = Spared<T>;
+impl<T: Transport> Connector<T> for RoundedTimeouts {
+    type Out = Rounded<T>;
 
     fn connect(
         &self,
         _details: &ConnectionDetails<'_>,
         chained: Option<T>,
-    ) -> Result<Option<Spared<T>>, Error> {
-        let spare = |inner| Spared { inner, step: self.step, last_use: Instant::now() };
-        Ok(chained.map(spare))
+    ) -> Result<Option<Rounded<T>>, Error> {
+        let rounded = |inner| Rounded { inner, step: self.step, last_use: Instant::now() };
+        Ok(chained.map(rounded))
     }
 }
 
-impl<T: Transport> Spared<T> {
+impl<T: Transport> Rounded<T> {
     fn rounded(&self, timeout: NextTimeout) -> NextTimeout {
         let after = match timeout.after {
             Left::Exact(left) if !left.is_zero() => Left::Exact(round_up(left, self.step)),
@@ -56,7 +136,7 @@ impl<T: Transport> Spared<T> {
     }
 }
 
-impl<T: Transport> Transport for Spared<T> {
+impl<T: Transport> Transport for Rounded<T> {
     fn buffers(&mut self) -> &mut dyn Buffers {
         self.inner.buffers()
     }
@@ -83,31 +163,31 @@ fn round_up(left: Duration, step: Duration) -> Duration {
 
 /// Wraps the last connection of the chain.
 #[derive(Debug)]
-pub(super) struct Holding;
+pub(super) struct CoalescedWrites;
 
 /// So many bytes are held back at the most.
 const MOST_HELD: usize = 16 << 10;
 
 #[derive(Debug)]
-pub(super) struct Held<T> {
+pub(super) struct Coalesced<T> {
     inner: T,
     // Written and not sent.
     held: Vec<u8>,
 }
 
-impl<T: Transport> Connector<T> for Holding {
-    type Out = Held<T>;
+impl<T: Transport> Connector<T> for CoalescedWrites {
+    type Out = Coalesced<T>;
 
     fn connect(
         &self,
         _details: &ConnectionDetails<'_>,
         chained: Option<T>,
-    ) -> Result<Option<Held<T>>, Error> {
-        Ok(chained.map(|inner| Held { inner, held: Vec::new() }))
+    ) -> Result<Option<Coalesced<T>>, Error> {
+        Ok(chained.map(|inner| Coalesced { inner, held: Vec::new() }))
     }
 }
 
-impl<T: Transport> Held<T> {
+impl<T: Transport> Coalesced<T> {
     fn send_held(&mut self, timeout: NextTimeout) -> Result<(), Error> {
         let length = self.held.len();
         if length == 0 {
@@ -119,7 +199,7 @@ impl<T: Transport> Held<T> {
     }
 }
 
-impl<T: Transport> Transport for Held<T> {
+impl<T: Transport> Transport for Coalesced<T> {
     fn buffers(&mut self) -> &mut dyn Buffers {
         self.inner.buffers()
     }
@@ -148,6 +228,43 @@ impl<T: Transport> Transport for Held<T> {
 
     fn is_tls(&self) -> bool {
         self.inner.is_tls()
+    }
+}
+
+/// The peer's addresses, looked up once and again after a failure.
+///
+/// ureq's own resolver starts a thread for each request that has a deadline, kept-alive
+/// connections and numeric addresses included; that costs more than the request.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Addresses {
+    // Guards what was looked up last. Not held during a look-up.
+    known: Arc<Mutex<Option<Vec<SocketAddr>>>>,
+}
+
+impl Addresses {
+    pub(super) fn forget(&self) {
+        *self.known.lock().unwrap() = None;
+    }
+}
+
+impl Resolver for Addresses {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        let mut addresses = self.empty();
+        if let Some(known) = &*self.known.lock().unwrap() {
+            known.iter().for_each(|&address| addresses.push(address));
+            return Ok(addresses);
+        }
+        let mut found = DefaultResolver::default().resolve(uri, config, timeout)?.to_vec();
+        // IPv4 first, where a node called `localhost` listens first.
+        found.sort_by_key(|address| address.is_ipv6());
+        found.iter().for_each(|&address| addresses.push(address));
+        *self.known.lock().unwrap() = Some(found);
+        Ok(addresses)
     }
 }
 
@@ -181,7 +298,7 @@ mod tests {
         }
     }
 
-    impl Held<Wire> {
+    impl Coalesced<Wire> {
         fn write(&mut self, bytes: &[u8]) {
             self.buffers().output()[..bytes.len()].copy_from_slice(bytes);
             self.transmit_output(bytes.len(), NextTimeout::default()).unwrap();
@@ -196,7 +313,7 @@ mod tests {
     #[test]
     fn what_is_written_leaves_together_when_an_answer_is_awaited() {
         let wire = Wire { buffers: LazyBuffers::new(1 << 10, 2 * MOST_HELD), sent: vec![] };
-        let mut held = Held { inner: wire, held: vec![] };
+        let mut held = Coalesced { inner: wire, held: vec![] };
         held.write(b"head, ");
         held.write(b"body");
         assert!(held.inner.sent.is_empty());
@@ -219,6 +336,16 @@ mod tests {
             [(3_000, 3_000), (2_999, 3_000), (2_801, 3_000), (2_800, 2_800), (1, 200)]
         {
             assert_eq!(round_up(millis(left), millis(200)), millis(rounded));
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn roots_that_are_no_certificates_are_refused() {
+        for roots in ["", "no PEM", "-----BEGIN CERTIFICATE-----\n~\n-----END CERTIFICATE-----\n"] {
+            let root_certificates = Some(roots.into());
+            let options = PoolOptions { root_certificates, ..PoolOptions::default() };
+            assert!(check(&options).is_err());
         }
     }
 }

@@ -11,7 +11,6 @@ mod slow_clients;
 mod workers;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,60 +21,9 @@ use self::intake::Receiver;
 use self::listener::Listener;
 use self::routes::Routes;
 use self::workers::Workers;
-use super::pool::{LONGEST_TIMEOUT, check_base_path, check_token};
-use super::wire::DEFAULT_BASE_PATH;
+use super::options::ServerOptions;
 use crate::stats::Counter;
 use crate::{Error, Group};
-
-/// How an [`HttpServer`] works.
-#[derive(Clone)]
-pub struct ServerOptions {
-    /// How many requests are answered at the same time; each may wait for the origin. Hits are
-    /// answered beside them. Up to 4,096. Default: 16.
-    pub workers: usize,
-    /// How many requests may wait for a worker at the most, up to 65,536. Default: 256. Those that
-    /// would wait longer than 50 ms, and longer than an answer takes, get `503` at once in any case.
-    pub queue: usize,
-    /// How long a connection may be silent before it is closed, and not take an answer (for 5 s
-    /// at the most). Longer than the 15 s for which peers keep theirs, and up to a day.
-    /// Default: 60 s.
-    pub idle_timeout: Duration,
-    /// The path under which peers ask. Default: `/_geecache/`.
-    pub base_path: String,
-    /// The secret that peers must present, see [`PoolOptions::token`](crate::PoolOptions::token).
-    /// Default: none.
-    pub token: Option<String>,
-}
-
-/// More threads than a process can usually have would end it instead of being an error.
-const MOST_WORKERS: usize = 4096;
-/// Each request that waits holds a connection.
-const LONGEST_QUEUE: usize = 1 << 16;
-
-impl Default for ServerOptions {
-    fn default() -> Self {
-        Self {
-            workers: 16,
-            queue: 256,
-            idle_timeout: Duration::from_secs(60),
-            base_path: DEFAULT_BASE_PATH.into(),
-            token: None,
-        }
-    }
-}
-
-/// Shows everything but the token.
-impl fmt::Debug for ServerOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerOptions")
-            .field("workers", &self.workers)
-            .field("queue", &self.queue)
-            .field("idle_timeout", &self.idle_timeout)
-            .field("base_path", &self.base_path)
-            .field("token", &self.token.as_ref().map(|_| "…"))
-            .finish()
-    }
-}
 
 /// Answers peers over HTTP, misses on a pool of worker threads, until it is
 /// [shut down](Self::shutdown) or dropped.
@@ -111,8 +59,6 @@ impl HttpServer {
         groups: impl IntoIterator<Item = Arc<Group>>,
         options: ServerOptions,
     ) -> Result<Self, Error> {
-        check_base_path(&options.base_path)?;
-        check_token(options.token.as_deref())?;
         let mut by_name = HashMap::new();
         for group in groups {
             if let Some(twin) = by_name.insert(group.name().to_string(), group) {
@@ -154,15 +100,7 @@ impl HttpServer {
         at_hand: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        if !(1..=MOST_WORKERS).contains(&options.workers) {
-            return Err(Error::Config(format!("a server has 1 to {MOST_WORKERS} workers")));
-        }
-        if options.queue > LONGEST_QUEUE {
-            return Err(Error::Config(format!("up to {LONGEST_QUEUE} requests wait in the queue")));
-        }
-        if options.idle_timeout.is_zero() || options.idle_timeout > LONGEST_TIMEOUT {
-            return Err(Error::Config("an idle timeout is more than zero and up to a day".into()));
-        }
+        options.check()?;
         let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
         let workers = Arc::new(Workers::start(options.workers, options.queue, shed, handler)?);
         let receiver = Receiver::start(listener.clone(), workers.clone(), at_hand)
@@ -202,14 +140,6 @@ impl Drop for HttpServer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_defaults_are_those_of_the_docs() {
-        let options = ServerOptions::default();
-        assert_eq!((options.workers, options.queue), (16, 256));
-        assert_eq!(options.idle_timeout, Duration::from_secs(60));
-        assert_eq!((&*options.base_path, options.token), ("/_geecache/", None));
-    }
 
     #[test]
     fn settings_that_cannot_work_are_refused() {

@@ -1,4 +1,4 @@
-//! `Talkers`: threads that wait for clients, as many as there are clients to be waited for.
+//! `SlowClients`: threads that wait for clients, as many as there are clients to be waited for.
 //!
 //! Who reads a body that arrives byte by byte, and who writes to a client that does not read?
 //! Neither a worker nor the thread that receives the requests: a few such clients would hold
@@ -15,13 +15,13 @@ const IDLE: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-pub(super) struct Talkers {
+pub(super) struct SlowClients {
     // A rendezvous: a job goes only to a thread that waits for one.
     jobs: Sender<Job>,
     waiting: Receiver<Job>,
 }
 
-impl Talkers {
+impl SlowClients {
     pub(super) fn new() -> Self {
         let (jobs, waiting) = bounded(0);
         Self { jobs, waiting }
@@ -36,7 +36,7 @@ impl Talkers {
         };
         let (first, received) = bounded::<Job>(1);
         let waiting = self.waiting.clone();
-        let thread = thread::Builder::new().name("geecache-talker".into()).spawn(move || {
+        let thread = thread::Builder::new().name("geecache-slow-client".into()).spawn(move || {
             let mut next = received.recv().ok();
             while let Some(job) = next {
                 job();
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn jobs_that_wait_hold_up_no_other_and_idle_threads_are_used_again() {
-        let talkers = Talkers::new();
+        let slow_clients = SlowClients::new();
         let (open, gate) = bounded::<()>(0);
         let (ran, runs) = bounded::<ThreadId>(100);
         let job = |gate: Option<Receiver<()>>| {
@@ -74,8 +74,8 @@ mod tests {
                 ran.send(thread::current().id()).unwrap();
             }
         };
-        (0..20).for_each(|_| talkers.run(job(Some(gate.clone()))));
-        talkers.run(job(None));
+        (0..20).for_each(|_| slow_clients.run(job(Some(gate.clone()))));
+        slow_clients.run(job(None));
         runs.recv_timeout(LONG).expect("the twenty hold up nobody");
         drop(open);
         let threads: HashSet<_> = (0..20).map(|_| runs.recv_timeout(LONG).unwrap()).collect();
@@ -83,7 +83,7 @@ mod tests {
 
         let threads: HashSet<_> = (0..1000)
             .map(|_| {
-                talkers.run(job(None));
+                slow_clients.run(job(None));
                 runs.recv_timeout(LONG).unwrap()
             })
             .collect();

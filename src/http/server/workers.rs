@@ -6,7 +6,7 @@
 //! waits.
 //!
 //! A worker answers what [`intake`](super::intake) does not, and waits for the origin if it has
-//! to. What a client sends slowly, or takes slowly, is left to [`Talkers`]; only
+//! to. What a client sends slowly, or takes slowly, is left to [`SlowClients`]; only
 //! one that takes not even a short answer holds a worker, for the write timeout, and is then given
 //! up. Of a client that sends requests without waiting for answers one is under way at a time.
 
@@ -26,7 +26,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{debug, error, warn};
 use tiny_http::{Header, Method, Request, Response, ResponseBox};
 
-use super::slow_clients::Talkers;
+use super::slow_clients::SlowClients;
 use crate::http::frame::MAX_QUESTION_BYTES as MAX_BODY_BYTES;
 use crate::stats::Counter;
 
@@ -59,7 +59,7 @@ struct Shared {
     arrived: Condvar,
     // Guards the connections that wait for an answer, each with the requests sent ahead of it.
     ahead: Mutex<HashMap<SocketAddr, VecDeque<Request>>>,
-    talkers: Talkers,
+    slow_clients: SlowClients,
     /// The bytes of the large answers that are on their way.
     on_the_way: AtomicUsize,
     /// How long a worker takes for an answer: a moving mean, in nanoseconds.
@@ -100,7 +100,7 @@ impl Workers {
             queue: Mutex::new(queue),
             arrived: Condvar::new(),
             ahead: Mutex::default(),
-            talkers: Talkers::new(),
+            slow_clients: SlowClients::new(),
             on_the_way: AtomicUsize::default(),
             pace: AtomicU64::default(),
             shed,
@@ -178,10 +178,10 @@ impl Shared {
         if announces_too_much(&request) {
             warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", request.url());
             self.next(client_of(&request));
-            self.talkers.run(move || abandon(request));
+            self.slow_clients.run(move || abandon(request));
         } else {
             let shared = self.clone();
-            self.talkers.run(move || {
+            self.slow_clients.run(move || {
                 shared.with_body(request).into_iter().for_each(|question| shared.admit(question))
             });
         }
@@ -207,7 +207,7 @@ impl Shared {
 
     fn refuse(self: &Arc<Self>, request: Request, refusal: ResponseBox) {
         let shared = self.clone();
-        self.talkers.run(move || shared.send(request, refusal));
+        self.slow_clients.run(move || shared.send(request, refusal));
     }
 
     /// Queues a question. It comes back if there is no room for it.
@@ -281,7 +281,7 @@ impl Shared {
             return self.send(request, self.overloaded());
         }
         let (shared, running) = (self.clone(), running.clone());
-        self.talkers.run(move || {
+        self.slow_clients.run(move || {
             shared.send(request, response);
             shared.on_the_way.fetch_sub(length, Ordering::Relaxed);
             drop(running);
@@ -315,7 +315,7 @@ impl Shared {
                 while let Some(ahead) = self.next(client) {
                     match announces_too_much(&ahead) {
                         true => mem::forget(ahead),
-                        false => self.talkers.run(move || drop(ahead.into_writer())),
+                        false => self.slow_clients.run(move || drop(ahead.into_writer())),
                     }
                 }
                 return;
