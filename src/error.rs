@@ -121,6 +121,9 @@ pub enum PeerError {
         /// The beginning of the answer's text.
         text: String,
     },
+    /// A server answered that is none of the cluster's nodes: its address may have been given to
+    /// another program. What it answered.
+    Stranger(String),
     /// The peer does not know this kind of request.
     Unsupported,
     /// The value is larger than what may travel.
@@ -144,6 +147,13 @@ impl PeerError {
     }
 }
 
+impl PeerError {
+    /// Whether the peer answered that its own origin has failed.
+    pub(crate) fn is_of_origin(&self) -> bool {
+        matches!(self, Self::Status { code: 502, .. })
+    }
+}
+
 impl fmt::Display for PeerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -152,6 +162,7 @@ impl fmt::Display for PeerError {
             Self::OutOfTime => write!(f, "too little time was left to ask"),
             Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
             Self::Status { code, text } => write!(f, "answered {code}: {text}"),
+            Self::Stranger(what) => write!(f, "{what}: not an answer of a geecache node"),
             Self::Unsupported => write!(f, "does not know this kind of request"),
             Self::TooLarge { limit } => {
                 write!(f, "the value is larger than the limit of {limit} bytes")

@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 use std::mem;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::client::HttpGetter;
 use super::options::{PoolOptions, check_url};
@@ -47,7 +48,12 @@ struct Nodes {
     // All nodes but this one.
     #[doc(alias = "httpGetters")]
     getters: HashMap<String, Arc<HttpGetter>>,
+    /// When the connections to all of them were last looked through.
+    swept: Instant,
 }
+
+/// How often connections that were idle for too long are closed, also those to peers that nobody asks.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 impl HttpPool {
     /// A pool for the node at `self_url`, with default options.
@@ -73,7 +79,7 @@ impl HttpPool {
         super::client::check(&options)?;
         let options = Arc::new(options);
         let ring = ring_of([self_url.clone()], &options);
-        let nodes = Mutex::new(Nodes { ring, getters: HashMap::new() });
+        let nodes = Mutex::new(Nodes { ring, getters: HashMap::new(), swept: Instant::now() });
         Ok(Arc::new(Self { self_url, options, nodes }))
     }
 
@@ -109,7 +115,8 @@ impl HttpPool {
                 unused.push(mem::replace(getter, kept.clone()));
             }
         }
-        let before = mem::replace(&mut *nodes, Nodes { ring, getters });
+        let before =
+            (mem::replace(&mut nodes.ring, ring), mem::replace(&mut nodes.getters, getters));
         drop(nodes);
         drop((before, unused));
         Ok(())
@@ -143,9 +150,15 @@ impl HttpPool {
 
 impl PeerPicker for HttpPool {
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
-        let nodes = self.nodes.lock().unwrap();
-        let getter = nodes.getters.get(nodes.ring.owner(key)?)?;
-        Some(getter.clone())
+        let mut nodes = self.nodes.lock().unwrap();
+        let getter = nodes.ring.owner(key).and_then(|owner| nodes.getters.get(owner)).cloned();
+        if nodes.swept.elapsed() > SWEEP_EVERY {
+            nodes.swept = Instant::now();
+            let getters: Vec<_> = nodes.getters.values().cloned().collect();
+            drop(nodes);
+            getters.iter().for_each(|getter| getter.sweep());
+        }
+        Some(getter?)
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {

@@ -22,8 +22,15 @@ pub(crate) const ABSENT: &str = "absent";
 pub(crate) const ERROR: &str = "Geecache-Error";
 pub(crate) const NO_GROUP: &str = "no-group";
 
+/// On an answer about one key: `miss` if the node did not have it in its caches.
+pub(crate) const CACHE: &str = "Geecache-Cache";
+pub(crate) const MISS: &str = "miss";
+
 /// On a `200`: for how many milliseconds from now the value lives.
 pub(crate) const TTL_MS: &str = "Geecache-Ttl-Ms";
+
+/// The type of a value; Go's GeeCache sends it, too.
+pub(crate) const VALUE_TYPE: &str = "application/octet-stream";
 
 /// The type of the body of a batch and of its answer.
 pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";

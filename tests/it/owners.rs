@@ -38,6 +38,10 @@ impl BlackHole {
     }
 }
 
+/// The head of an answer whose body does not come whole.
+const TORN_HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\
+                         Content-Length: 100\r\n\r\n";
+
 /// One get of a key that belongs to `owner`. Returns the node that asked and how long it took.
 fn answered_by_the_origin(owner: &str) -> (Node, Duration) {
     let origin = Origin::of_all();
@@ -95,7 +99,7 @@ fn a_head_that_drips_falls_back_to_the_origin() {
 
 #[test]
 fn a_body_that_drips_falls_back_to_the_origin() {
-    let owner = Stub::dripping("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n");
+    let owner = Stub::dripping(TORN_HEAD);
     answered_by_the_origin_while_the_owner_is_unreachable(&owner.url);
 }
 
@@ -103,8 +107,7 @@ fn a_body_that_drips_falls_back_to_the_origin() {
 fn a_body_that_breaks_off_falls_back_to_the_origin() {
     let owner = Stub::raw(|mut stream| {
         let _ = stream.read(&mut [0; 4096]);
-        let torn = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nthe val";
-        let _ = stream.write_all(torn);
+        let _ = stream.write_all(format!("{TORN_HEAD}the val").as_bytes());
     });
     answered_by_the_origin_while_the_owner_is_unreachable(&owner.url);
 }

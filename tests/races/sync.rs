@@ -49,7 +49,7 @@ impl Condvar {
         Self::default()
     }
 
-    /// There is no time here. A wait lasts until it is notified, or, with no patience at all,
+    /// There is no time here. A wait lasts until it is notified, or, with no patience to speak of,
     /// ends when it comes to its turn again; since others run before that as long as the scheduler
     /// likes, it stands for every moment at which patience can end.
     pub fn wait_timeout_while<'a, T>(
@@ -59,7 +59,7 @@ impl Condvar {
         mut condition: impl FnMut(&mut T) -> bool,
     ) -> LockResult<(MutexGuard<'a, T>, bool)> {
         let mutex = guard.mutex;
-        if patience.is_zero() {
+        if patience <= Duration::from_nanos(1) {
             drop(guard);
             thread::yield_now();
             let mut guard = mutex.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,50 +1,101 @@
-//! `Combine`: gets that go to the same peer at the same time share a request.
+//! `Combine`: gets of one group that go to the same peer at the same time share a request.
 //!
 //! A blocking client with a connection for each caller pays for each get with system calls,
-//! wake-ups and headers at both ends, and at 64 callers that is all both ends do. Databases met
+//! wake-ups and headers at both ends, and at 64 callers that is all that both ends do. Databases met
 //! this long ago and commit in groups: what arrives while a commit is under way leaves together
-//! in the next one. No timer, and nobody waits when nothing is under way:
+//! in the next one.
 //!
-//! - A get that finds nothing out goes out at once, as a request of its own: *plainly*.
-//! - While only that is out, the next one goes out at once as a *batch*, if only of one key.
-//! - While a batch is out, further gets gather. When it returns, one of those that wait leads
-//!   the next batch and takes all the others along.
-//! - It is woken last, after all who have their answer: who of them asks again at once comes
-//!   along. The other way round there would be two half batches in turns, each at the cost of a
-//!   whole one.
-//! - When it returns because the peer cannot be reached, those that wait hear of that as well:
-//!   a dead peer is not asked once more.
+//! But a commit is short, and a round trip may be long. A get that waits for the return of a request
+//! that has just left takes up to twice as long as one that leaves at once. So a request holds back
+//! the next one for a moment only, the [*pause*](Pace::pause). Where requests queue up, because the
+//! processors of either end are busy, it is longer: there a get that waits loses nothing.
 //!
-//! What gathers must not wait for strangers. If callers gathered behind whatever is out:
+//! - A get leaves at once, as a plain request of its own, if the request that left last has returned
+//!   or has been out for the pause.
+//! - Otherwise it gathers, and the first get of those that gather keeps the time. When the request
+//!   that left last returns, or the pause ends, one of them leads all into the next *batch*.
+//! - Callers are woken in this order: first those that have their answer, then the leader of the
+//!   next batch. A caller that asks again at once so comes along. The other way round there would be
+//!   two half batches in turns, each at the cost of a whole one.
+//! - No more than [`MOST_OUT`] batches are out at the same time.
 //!
-//! 1. A asks for a key that the owner does not have; the owner asks the origin, for a second.
-//! 2. B wants a key that the owner has, gathers behind A, and waits for A's origin.
-//!
-//! So nobody ever waits for a plain request. A batch asks only for what the peer has cached, and
-//! those keys of it that are not are asked for plainly after it, each by its own caller.
+//! No get waits for another one's origin: a batch asks only for what the peer has in its caches, and
+//! those of its keys that are not there are asked for plainly after it, each by its own caller.
 
-use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::clock::Clock;
+
+/// The shortest pause: how long a request that is out holds back the next one at least.
+pub(super) const PAUSE: Duration = Duration::from_micros(100);
+/// And at most; in multiples of the shortest.
+const LONGEST_PAUSE: u32 = 10;
+/// For how long the shortest round trip is remembered.
+const REMEMBERED: Duration = Duration::from_secs(10);
+/// The most batches that are out at the same time. Beyond it gets gather until one returns.
+const MOST_OUT: usize = 16;
+
 pub(super) struct Combine<A> {
-    // Guards who is out and which batches gather; nobody asks a peer under it. Locked before that
-    // of a batch, never under it.
+    clock: Clock,
+    // Guards what is out and what gathers; nobody asks a peer under it. Locked before the lock of
+    // a batch, never under it.
     state: Mutex<State<A>>,
 }
 
 struct State<A> {
-    plain_out: bool,
-    batch_out: bool,
-    /// Those that leave when the one that is out returns, the next first.
-    gathering: VecDeque<Arc<Batch<A>>>,
+    /// Keys that leave together. A batch stays here until its leader takes it out.
+    gathering: Option<Arc<Batch<A>>>,
+    batches_out: usize,
+    /// The number of the request that left last, plain or a batch.
+    last: u64,
+    last_left_at: Duration,
+    last_is_back: bool,
+    pace: Pace,
 }
 
-/// Keys of one group that are asked for together, each by its own caller.
+/// How long requests take.
+struct Pace {
+    least_pause: Duration,
+    /// The shortest round trip in this window of time, and in the one before.
+    shortest: [Duration; 2],
+    window_ends: Duration,
+    /// By how much batches take longer than that: a moving mean.
+    queued: Duration,
+}
+
+impl Pace {
+    fn new(least_pause: Duration) -> Self {
+        let shortest = [Duration::MAX; 2];
+        Self { least_pause, shortest, window_ends: Duration::ZERO, queued: Duration::ZERO }
+    }
+
+    /// What a round trip takes beyond the shortest one it has spent waiting for a processor. A get
+    /// that leaves later only joins that queue later.
+    fn pause(&self) -> Duration {
+        self.queued.max(self.least_pause).min(LONGEST_PAUSE * self.least_pause)
+    }
+
+    /// Notes that a request has returned.
+    fn note(&mut self, took: Duration, is_batch: bool, now: Duration) {
+        if now >= self.window_ends {
+            self.window_ends = now + REMEMBERED;
+            self.shortest = [Duration::MAX, self.shortest[0]];
+        }
+        self.shortest[0] = self.shortest[0].min(took);
+        if is_batch {
+            let queued = took - self.shortest[0].min(self.shortest[1]).min(took);
+            // One that was held up says little: many in a row must be slow.
+            let queued = queued.min(4 * self.queued + self.least_pause);
+            self.queued = self.queued - self.queued / 8 + queued / 8;
+        }
+    }
+}
+
+/// Keys that are asked for together, each by its own caller.
 struct Batch<A> {
-    group: String,
-    // Guards who is in it and what becomes of it.
+    // Guards which keys are in it and what becomes of them.
     inner: Mutex<Inner<A>>,
     turned: Condvar,
 }
@@ -52,182 +103,205 @@ struct Batch<A> {
 struct Inner<A> {
     keys: Vec<String>,
     key_bytes: usize,
-    /// How many wait for their answer, or to lead.
-    waiting: usize,
     stage: Stage<A>,
 }
 
 enum Stage<A> {
-    /// It gathers or is out.
-    Pending,
-    /// It is to leave, and whoever of those who wait sees this first leads it.
-    Calls,
-    /// What it brought for each key; `None`: ask plainly.
-    Back(Vec<Option<A>>),
-    /// The one answer for all.
-    Failed(A),
+    Gathering,
+    /// It may leave: whichever caller sees this first leads it.
+    NeedsLeader,
+    /// It has a leader, which is about to take it out or has done so.
+    Led,
+    Back(Brought<A>),
+}
+
+/// What a batch has brought.
+pub(super) enum Brought<A> {
+    /// An answer for each key, in their order; `None` for a key that is to be asked for plainly.
+    Each(Vec<Option<A>>),
+    /// One answer for all keys: an error.
+    All(A),
 }
 
 /// The part that a caller plays.
 enum Part<A> {
-    Plain,
-    /// Of this batch, with the key at this place.
+    Plain(Departure),
+    /// Leads this batch, with the key at this index.
     Lead(Arc<Batch<A>>, usize),
-    /// With what the batch has brought.
+    /// Has what the batch has brought for its key.
     Follow(Option<A>),
-    /// Ran out of time.
-    Leave,
+    TimedOut,
 }
 
 impl<A: Clone> Combine<A> {
-    pub(super) fn new() -> Self {
-        let state = State { plain_out: false, batch_out: false, gathering: VecDeque::new() };
-        Self { state: Mutex::new(state) }
+    /// `pause` is the shortest one.
+    pub(super) fn new(pause: Duration, clock: Clock) -> Self {
+        let state = State {
+            gathering: None,
+            batches_out: 0,
+            last: 0,
+            last_left_at: Duration::ZERO,
+            last_is_back: true,
+            pace: Pace::new(pause),
+        };
+        Self { clock, state: Mutex::new(state) }
     }
 
-    /// Asks for `key`: by `plain`, or together with others of its group by `batch`, which gives an
-    /// answer for each key, `None` for those to be asked for plainly; or, as an error, one answer
-    /// for these and for all who wait. A batch takes as many keys as `fit` into it: given are their
-    /// number and the sum of their bytes. `None` if nobody answered within `patience`.
+    /// Asks for `key` by `plain`, or together with others by `batch`. A batch takes as many keys as
+    /// `fit` into it, which is given their number and the sum of their bytes. `None` if nobody
+    /// answered within `patience`.
     pub(super) fn get(
         &self,
-        group: &str,
         key: &str,
         patience: Duration,
         fit: impl Fn(usize, usize) -> bool,
-        batch: impl Fn(&[String]) -> Result<Vec<Option<A>>, A>,
+        batch: impl Fn(&[String]) -> Brought<A>,
         plain: impl FnOnce() -> A,
     ) -> Option<A> {
-        let answer = match self.part(group, key, patience, fit) {
-            Part::Plain => {
-                let _out = PlainOut(self);
+        let answer = match self.join(key, patience, fit) {
+            Part::Plain(departure) => {
+                let _out = Out { combine: self, departure, batch: None };
                 return Some(plain());
             }
-            Part::Lead(led, place) => self.lead(&led, place, batch),
+            Part::Lead(led, index) => self.lead(&led, index, batch),
             Part::Follow(answer) => answer,
-            Part::Leave => return None,
+            Part::TimedOut => return None,
         };
         Some(answer.unwrap_or_else(plain))
     }
 
-    /// Which part the caller plays. A follower plays it here, and waits for the batch.
-    fn part(
-        &self,
-        group: &str,
-        key: &str,
-        patience: Duration,
-        fit: impl Fn(usize, usize) -> bool,
-    ) -> Part<A> {
+    /// Decides which part the caller plays. A follower plays it here: it waits for the batch.
+    fn join(&self, key: &str, patience: Duration, fit: impl Fn(usize, usize) -> bool) -> Part<A> {
         let mut state = self.state.lock().unwrap();
-        if !state.plain_out && !state.batch_out {
-            state.plain_out = true;
-            return Part::Plain;
-        }
-        if !state.batch_out {
-            state.batch_out = true;
-            return Part::Lead(Arc::new(Batch::new(group, key)), 0);
-        }
-        let last = state.gathering.iter().rfind(|batch| batch.group == group).cloned();
-        if let Some(batch) = last {
-            let mut inner = batch.inner.lock().unwrap();
-            if fit(inner.keys.len() + 1, inner.key_bytes + key.len()) {
-                drop(state);
-                let place = inner.add(key);
-                return batch.wait(inner, place, patience);
+        let may_leave = self.may_leave(&state);
+        let Some(batch) = state.gathering.clone() else {
+            if may_leave {
+                return Part::Plain(self.depart(&mut state));
             }
+            let batch = Arc::new(Batch::new(key));
+            state.gathering = Some(batch.clone());
+            return self.keep_time(state, &batch, patience);
+        };
+        let mut inner = batch.inner.lock().unwrap();
+        if !fit(inner.keys.len() + 1, inner.key_bytes + key.len()) {
+            return Part::Plain(self.depart(&mut state));
         }
-        let batch = Arc::new(Batch::new(group, key));
-        state.gathering.push_back(batch.clone());
+        let index = inner.add(key);
+        if may_leave && inner.claim_lead() {
+            drop(inner);
+            return Part::Lead(batch, index);
+        }
+        drop(state);
+        batch.wait(inner, index, patience)
+    }
+
+    /// Waits as the first of a batch: for no longer than the pause, unless too many are out.
+    fn keep_time(
+        &self,
+        state: MutexGuard<'_, State<A>>,
+        batch: &Arc<Batch<A>>,
+        patience: Duration,
+    ) -> Part<A> {
+        let pause = (state.last_left_at + state.pace.pause()).saturating_sub(self.clock.now());
+        // Where too many are out, the next one that returns calls for a leader.
+        let pause = if state.batches_out < MOST_OUT { pause } else { patience };
         let inner = batch.inner.lock().unwrap();
         drop(state);
-        batch.wait(inner, 0, patience)
+        let mut part = batch.wait(inner, 0, pause.min(patience));
+        if matches!(part, Part::TimedOut) && pause < patience {
+            let state = self.state.lock().unwrap();
+            let mut inner = batch.inner.lock().unwrap();
+            if state.batches_out < MOST_OUT && inner.claim_lead() {
+                return Part::Lead(batch.clone(), 0);
+            }
+            drop(state);
+            part = batch.wait(inner, 0, patience - pause);
+        }
+        if matches!(part, Part::TimedOut) {
+            // Nobody would keep the time for the others.
+            batch.call_for_leader();
+        }
+        part
     }
 
     fn lead(
         &self,
         led: &Arc<Batch<A>>,
-        place: usize,
-        batch: impl Fn(&[String]) -> Result<Vec<Option<A>>, A>,
+        index: usize,
+        batch: impl Fn(&[String]) -> Brought<A>,
     ) -> Option<A> {
-        let _out = BatchOut { combine: self, led };
-        let keys = self.depart(led);
-        match batch(&keys) {
-            Ok(mut answers) => {
-                let own = answers.get_mut(place).and_then(Option::take);
-                led.turn(Stage::Back(answers));
-                own
-            }
-            Err(answer) => {
-                let others = mem::take(&mut self.state.lock().unwrap().gathering);
-                for batch in [led].into_iter().chain(&others) {
-                    batch.turn(Stage::Failed(answer.clone()));
-                }
-                Some(answer)
-            }
-        }
+        let (departure, keys) = {
+            let mut state = self.state.lock().unwrap();
+            // Nobody joins the batch from here on.
+            state.gathering = None;
+            state.batches_out += 1;
+            let departure = self.depart(&mut state);
+            (departure, mem::take(&mut led.inner.lock().unwrap().keys))
+        };
+        // When this is dropped, the next batch may leave: after all of this one were woken.
+        let _out = Out { combine: self, departure, batch: Some(led) };
+        let mut brought = batch(&keys);
+        let own = brought.take(index);
+        led.turn(Stage::Back(brought));
+        own
     }
 
-    /// Nobody joins the batch from here on.
-    fn depart(&self, led: &Arc<Batch<A>>) -> Vec<String> {
-        let mut state = self.state.lock().unwrap();
-        if state.gathering.front().is_some_and(|first| Arc::ptr_eq(first, led)) {
-            state.gathering.pop_front();
-        }
-        mem::take(&mut led.inner.lock().unwrap().keys)
+    /// Whether nothing holds a request back.
+    fn may_leave(&self, state: &State<A>) -> bool {
+        state.batches_out < MOST_OUT
+            && (state.last_is_back || self.clock.now() >= state.last_left_at + state.pace.pause())
     }
-}
 
-impl<A> Combine<A> {
-    /// No batch is out any more: the next one that somebody waits for is to leave.
-    fn pass_on(&self) {
-        let mut state = self.state.lock().unwrap();
-        while let Some(next) = state.gathering.front().cloned() {
-            let mut inner = next.inner.lock().unwrap();
-            if inner.waiting > 0 {
-                inner.stage = Stage::Calls;
-                drop((inner, state)); // so that who wakes does not meet the locks
-                next.turned.notify_one();
-                return;
-            }
-            state.gathering.pop_front();
-        }
-        state.batch_out = false;
+    /// Notes that a request leaves.
+    fn depart(&self, state: &mut State<A>) -> Departure {
+        state.last += 1;
+        state.last_left_at = self.clock.now();
+        state.last_is_back = false;
+        Departure { number: state.last, at: state.last_left_at }
     }
 }
 
 impl<A> Batch<A> {
-    fn new(group: &str, key: &str) -> Self {
-        let mut inner = Inner { keys: vec![], key_bytes: 0, waiting: 0, stage: Stage::Pending };
+    fn new(key: &str) -> Self {
+        let mut inner = Inner { keys: vec![], key_bytes: 0, stage: Stage::Gathering };
         inner.add(key);
-        Self { group: group.into(), inner: Mutex::new(inner), turned: Condvar::new() }
+        Self { inner: Mutex::new(inner), turned: Condvar::new() }
     }
 
     fn wait(
         self: &Arc<Self>,
-        mut inner: MutexGuard<'_, Inner<A>>,
-        place: usize,
+        inner: MutexGuard<'_, Inner<A>>,
+        index: usize,
         patience: Duration,
     ) -> Part<A>
     where
         A: Clone,
     {
-        inner.waiting += 1;
-        let is_pending = |inner: &mut Inner<A>| matches!(inner.stage, Stage::Pending);
+        let is_pending =
+            |inner: &mut Inner<A>| matches!(inner.stage, Stage::Gathering | Stage::Led);
         let (mut inner, _) = self.turned.wait_timeout_while(inner, patience, is_pending).unwrap();
-        inner.waiting -= 1;
         match &mut inner.stage {
-            Stage::Pending => Part::Leave,
-            Stage::Calls => {
-                inner.stage = Stage::Pending;
-                Part::Lead(self.clone(), place)
+            Stage::Gathering | Stage::Led => Part::TimedOut,
+            Stage::NeedsLeader => {
+                inner.stage = Stage::Led;
+                Part::Lead(self.clone(), index)
             }
-            Stage::Back(answers) => Part::Follow(answers.get_mut(place).and_then(Option::take)),
-            Stage::Failed(answer) => Part::Follow(Some(answer.clone())),
+            Stage::Back(brought) => Part::Follow(brought.take(index)),
         }
     }
 
-    /// Tells all who wait, at once. To wake them one by one would be a system call for each, and
-    /// each would take the processor from who wakes the others.
+    /// One of the callers that wait is to lead, or the next one that comes.
+    fn call_for_leader(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        if matches!(inner.stage, Stage::Gathering) {
+            inner.stage = Stage::NeedsLeader;
+            drop(inner); // so that the thread that wakes does not meet the lock
+            self.turned.notify_one();
+        }
+    }
+
+    /// Tells all callers that wait, at once. To wake them one by one would be a system call for each,
+    /// and each would take the processor from the thread that wakes the others.
     fn turn(&self, stage: Stage<A>) {
         self.inner.lock().unwrap().stage = stage;
         self.turned.notify_all();
@@ -235,34 +309,69 @@ impl<A> Batch<A> {
 }
 
 impl<A> Inner<A> {
-    /// Adds a key; its place.
+    /// Adds a key; its index.
     fn add(&mut self, key: &str) -> usize {
         self.keys.push(key.into());
         self.key_bytes += key.len();
         self.keys.len() - 1
     }
-}
 
-struct PlainOut<'c, A>(&'c Combine<A>);
-
-impl<A> Drop for PlainOut<'_, A> {
-    fn drop(&mut self) {
-        self.0.state.lock().unwrap().plain_out = false;
+    /// Makes the caller the leader; `false` if there is one.
+    fn claim_lead(&mut self) -> bool {
+        let is_free = matches!(self.stage, Stage::Gathering | Stage::NeedsLeader);
+        if is_free {
+            self.stage = Stage::Led;
+        }
+        is_free
     }
 }
 
-struct BatchOut<'c, A> {
-    combine: &'c Combine<A>,
-    led: &'c Batch<A>,
+impl<A: Clone> Brought<A> {
+    /// The answer for the key at `index`, each of which is taken once.
+    fn take(&mut self, index: usize) -> Option<A> {
+        match self {
+            Self::Each(answers) => answers.get_mut(index).and_then(Option::take),
+            Self::All(answer) => Some(answer.clone()),
+        }
+    }
 }
 
-impl<A> Drop for BatchOut<'_, A> {
+struct Departure {
+    number: u64,
+    at: Duration,
+}
+
+/// A request that is out. It is back when this is dropped, also if its thread panics.
+struct Out<'c, A> {
+    combine: &'c Combine<A>,
+    departure: Departure,
+    batch: Option<&'c Batch<A>>,
+}
+
+impl<A> Drop for Out<'_, A> {
     fn drop(&mut self) {
-        let is_pending = matches!(self.led.inner.lock().unwrap().stage, Stage::Pending);
-        if is_pending {
-            self.led.turn(Stage::Back(Vec::new())); // the leader panicked: the others ask plainly
+        if let Some(batch) = self.batch {
+            let is_pending = matches!(batch.inner.lock().unwrap().stage, Stage::Led);
+            if is_pending {
+                // The leader panicked: the others ask plainly.
+                batch.turn(Stage::Back(Brought::Each(Vec::new())));
+            }
         }
-        self.combine.pass_on();
+        let now = self.combine.clock.now();
+        let mut state = self.combine.state.lock().unwrap();
+        state.pace.note(now.saturating_sub(self.departure.at), self.batch.is_some(), now);
+        let were_too_many = state.batches_out >= MOST_OUT;
+        if self.batch.is_some() {
+            state.batches_out -= 1;
+        }
+        state.last_is_back |= self.departure.number == state.last;
+        // Gets that gathered because too many were out have nobody who keeps the time.
+        let may_leave = state.batches_out < MOST_OUT && (state.last_is_back || were_too_many);
+        let next = state.gathering.clone().filter(|_| may_leave);
+        drop(state);
+        if let Some(next) = next {
+            next.call_for_leader();
+        }
     }
 }
 
@@ -276,18 +385,28 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    /// A peer that reports each request and answers when it is let.
+    /// A peer that reports each request and answers when it is let. The pause is long, and only the
+    /// clock that is moved by hand ends it.
     struct Peer {
         combine: Combine<String>,
+        clock: Clock,
         asked: (Sender<String>, Receiver<String>),
         plain_gate: (Sender<()>, Receiver<()>),
         batch_gate: (Sender<()>, Receiver<()>),
     }
 
+    type Get<'s> = ScopedJoinHandle<'s, Option<String>>;
+
     impl Peer {
         fn new() -> Self {
+            Self::pausing(LONG)
+        }
+
+        fn pausing(pause: Duration) -> Self {
             let (asked, plain_gate, batch_gate) = (bounded(100), bounded(0), bounded(0));
-            Self { combine: Combine::new(), asked, plain_gate, batch_gate }
+            let clock = Clock::by_hand();
+            let combine = Combine::new(pause, clock.clone());
+            Self { combine, clock, asked, plain_gate, batch_gate }
         }
 
         fn get(&self, key: &str, patience: Duration) -> Option<String> {
@@ -296,30 +415,39 @@ mod tests {
                 self.batch_gate.1.recv_timeout(LONG).unwrap();
                 assert!(!keys.contains(&"bomb".into()), "on purpose");
                 if keys.contains(&"dead".into()) {
-                    return Err("unreachable".into());
+                    return Brought::All("unreachable".into());
                 }
                 let is_cached = |key: &&String| key.starts_with("hit");
                 let answer = |key| is_cached(&key).then(|| format!("{key} by batch"));
-                Ok(keys.iter().map(answer).collect())
+                Brought::Each(keys.iter().map(answer).collect())
             };
             let plain = || {
                 self.asked.0.send(format!("plain {key}")).unwrap();
                 self.plain_gate.1.recv_timeout(LONG).unwrap();
                 format!("{key} plainly")
             };
-            self.combine.get("scores", key, patience, |keys, _| keys <= 4, batch, plain)
+            self.combine.get(key, patience, |keys, _| keys <= 4, batch, plain)
         }
 
-        /// Two gets that are out: of `slow`, plainly, and of `hit1`, as a batch.
-        fn occupied_in<'s>(
-            &'s self,
-            scope: &'s Scope<'s, '_>,
-        ) -> [ScopedJoinHandle<'s, Option<String>>; 2] {
-            let slow = scope.spawn(|| self.get("slow", LONG));
-            assert_eq!(self.next_request(), "plain slow");
-            let first = scope.spawn(|| self.get("hit1", LONG));
-            assert_eq!(self.next_request(), "batch hit1");
-            [slow, first]
+        fn start<'s>(&'s self, scope: &'s Scope<'s, '_>, key: &'s str) -> Get<'s> {
+            scope.spawn(move || self.get(key, LONG))
+        }
+
+        /// A get that is out plainly.
+        fn out<'s>(&'s self, scope: &'s Scope<'s, '_>, key: &'s str) -> Get<'s> {
+            let get = self.start(scope, key);
+            assert_eq!(self.next_request(), format!("plain {key}"));
+            get
+        }
+
+        /// Gets that gather behind what is out, one after the other.
+        fn gathered<'s>(&'s self, scope: &'s Scope<'s, '_>, keys: &[&'s str]) -> Vec<Get<'s>> {
+            let gather = |(i, key): (usize, &&'s str)| {
+                let get = self.start(scope, key);
+                self.wait_for(i + 1);
+                get
+            };
+            keys.iter().enumerate().map(gather).collect()
         }
 
         fn next_request(&self) -> String {
@@ -334,24 +462,56 @@ mod tests {
             self.batch_gate.0.send_timeout((), LONG).unwrap();
         }
 
-        /// Nothing is out and nobody waits.
-        fn assert_at_rest(&self) {
+        /// The keys that gather now.
+        fn gathering(&self) -> usize {
             let state = self.combine.state.lock().unwrap();
-            let gathering = state.gathering.len();
-            assert_eq!((state.plain_out, state.batch_out, gathering), (false, false, 0));
+            state.gathering.as_ref().map_or(0, |batch| batch.inner.lock().unwrap().keys.len())
         }
 
-        fn wait_for(&self, waiting: usize) {
+        fn wait_for(&self, gathering: usize) {
             let start = Instant::now();
-            let gathered = || {
-                let batches = &self.combine.state.lock().unwrap().gathering;
-                batches.iter().map(|batch| batch.inner.lock().unwrap().keys.len()).sum::<usize>()
-            };
-            while gathered() != waiting {
+            while self.gathering() != gathering {
                 assert!(start.elapsed() < LONG, "waited in vain");
                 thread::yield_now();
             }
         }
+
+        fn assert_at_rest(&self) {
+            assert!(self.asked.1.is_empty());
+            let state = self.combine.state.lock().unwrap();
+            assert_eq!((state.batches_out, state.last_is_back), (0, true));
+            assert!(state.gathering.is_none());
+        }
+    }
+
+    #[test]
+    fn the_pause_is_as_long_as_requests_queue_up_within_bounds() {
+        let micros = Duration::from_micros;
+        let mut pace = Pace::new(micros(100));
+        let mut now = Duration::ZERO;
+        let mut note = |pace: &mut Pace, took: u64, times: u32| {
+            for _ in 0..times {
+                now += Duration::from_millis(1);
+                pace.note(micros(took), true, now);
+            }
+            pace.pause().as_micros()
+        };
+        // A long way is no queue.
+        assert_eq!(note(&mut pace, 20_000, 100), 100);
+        assert_eq!(note(&mut pace, 20_100, 100), 100);
+        // On one machine round trips take 50 µs; five times that means busy processors.
+        assert_eq!(note(&mut pace, 50, 1), 100);
+        assert!((190..=200).contains(&note(&mut pace, 250, 100)));
+        // One that is lost for a while changes little, and many only so much.
+        assert!(note(&mut pace, 200_000, 1) < 300);
+        assert_eq!(note(&mut pace, 200_000, 100), 1_000);
+        // The shortest is forgotten after two windows: the way has become longer.
+        note(&mut pace, 20_000, 2 * REMEMBERED.as_millis() as u32);
+        assert_eq!(note(&mut pace, 20_000, 1_000), 100);
+    }
+
+    fn answers(gets: Vec<Get<'_>>) -> Vec<String> {
+        gets.into_iter().map(|get| get.join().unwrap().unwrap()).collect()
     }
 
     #[test]
@@ -359,115 +519,147 @@ mod tests {
         let peer = Peer::new();
         thread::scope(|scope| {
             for _ in 0..2 {
-                let get = scope.spawn(|| peer.get("hit", LONG));
-                assert_eq!(peer.next_request(), "plain hit");
+                let get = peer.out(scope, "hit");
                 peer.let_plain();
                 assert_eq!(get.join().unwrap().unwrap(), "hit plainly");
             }
         });
+        peer.assert_at_rest();
     }
 
     #[test]
-    fn gets_gather_behind_a_batch_and_never_behind_a_plain_request() {
+    fn gets_gather_behind_what_has_just_left_and_leave_together_when_it_returns() {
         let peer = Peer::new();
         thread::scope(|scope| {
-            let [slow, first] = peer.occupied_in(scope);
-            let mut gathered = Vec::new();
-            for (i, key) in ["hit2", "miss", "hit3", "hit4", "hit5"].into_iter().enumerate() {
-                gathered.push(scope.spawn({
-                    let peer = &peer;
-                    move || peer.get(key, LONG)
-                }));
-                peer.wait_for(i + 1);
-            }
+            let first = peer.out(scope, "hit1");
+            let gathered = peer.gathered(scope, &["hit2", "miss", "hit3"]);
+            peer.let_plain();
+            assert_eq!(first.join().unwrap().unwrap(), "hit1 plainly");
+            assert_eq!(peer.next_request(), "batch hit2 miss hit3");
+            let behind = peer.gathered(scope, &["hit4"]);
             peer.let_batch();
-            assert_eq!(first.join().unwrap().unwrap(), "hit1 by batch");
-            assert_eq!(peer.next_request(), "batch hit2 miss hit3 hit4");
-            peer.let_batch();
-            // What was not cached is asked for plainly, and what did not fit in goes next.
+            // What was not cached is asked for plainly; the next batch leaves as well.
             let mut requests = [peer.next_request(), peer.next_request()];
             requests.sort();
-            assert_eq!(requests, ["batch hit5", "plain miss"]);
+            assert_eq!(requests, ["batch hit4", "plain miss"]);
+            peer.let_plain();
             peer.let_batch();
-            peer.let_plain();
-            peer.let_plain();
-            assert_eq!(slow.join().unwrap().unwrap(), "slow plainly");
-            let answers: Vec<_> =
-                gathered.into_iter().map(|g| g.join().unwrap().unwrap()).collect();
-            let expected = [
-                "hit2 by batch",
-                "miss plainly",
-                "hit3 by batch",
-                "hit4 by batch",
-                "hit5 by batch",
-            ];
-            assert_eq!(answers, expected);
+            assert_eq!(answers(gathered), ["hit2 by batch", "miss plainly", "hit3 by batch"]);
+            assert_eq!(answers(behind), ["hit4 by batch"]);
         });
         peer.assert_at_rest();
     }
 
     #[test]
-    fn who_gathers_behind_a_batch_to_a_dead_peer_is_told_and_does_not_ask() {
+    fn after_the_pause_gets_leave_though_nothing_has_returned() {
         let peer = Peer::new();
         thread::scope(|scope| {
-            let [slow, first] = peer.occupied_in(scope);
-            let dead = scope.spawn(|| peer.get("dead", LONG));
-            peer.wait_for(1);
-            let along: Vec<_> =
-                ["hit2", "hit3"].map(|key| scope.spawn(|| peer.get(key, LONG))).into();
-            peer.wait_for(3);
+            let slow = peer.out(scope, "slow");
+            let mut gathered = peer.gathered(scope, &["hit1"]);
+            peer.clock.advance(LONG);
+            // It comes after the pause, and leads.
+            gathered.push(peer.start(scope, "hit2"));
+            assert_eq!(peer.next_request(), "batch hit1 hit2");
+            peer.clock.advance(LONG);
+            let third = peer.out(scope, "hit3");
             peer.let_batch();
-            assert_eq!(first.join().unwrap().unwrap(), "hit1 by batch");
-            let mut keys: Vec<_> = peer.next_request().split(' ').map(String::from).collect();
-            keys.sort();
-            assert_eq!(keys, ["batch", "dead", "hit2", "hit3"]);
-            let behind = scope.spawn(|| peer.get("hit4", LONG));
-            peer.wait_for(1);
+            assert_eq!(answers(gathered), ["hit1 by batch", "hit2 by batch"]);
+            (0..2).for_each(|_| peer.let_plain());
+            answers(vec![slow, third]);
+        });
+        peer.assert_at_rest();
+    }
+
+    #[test]
+    fn the_first_that_gathers_ends_the_pause_by_itself() {
+        let peer = Peer::pausing(Duration::from_millis(1));
+        thread::scope(|scope| {
+            let slow = peer.out(scope, "slow");
+            let gathered = vec![peer.start(scope, "hit1")];
+            assert_eq!(peer.next_request(), "batch hit1");
             peer.let_batch();
-            for get in along.into_iter().chain([dead, behind]) {
-                assert_eq!(get.join().unwrap().unwrap(), "unreachable");
+            assert_eq!(answers(gathered), ["hit1 by batch"]);
+            peer.let_plain();
+            answers(vec![slow]);
+        });
+        peer.assert_at_rest();
+    }
+
+    #[test]
+    fn a_get_that_does_not_fit_into_the_batch_goes_out_plainly() {
+        let peer = Peer::new();
+        thread::scope(|scope| {
+            let first = peer.out(scope, "hit1");
+            let gathered = peer.gathered(scope, &["hit2", "hit3", "hit4", "hit5"]);
+            let beyond = peer.out(scope, "hit6");
+            (0..2).for_each(|_| peer.let_plain());
+            assert_eq!(peer.next_request(), "batch hit2 hit3 hit4 hit5");
+            peer.let_batch();
+            assert_eq!(answers(gathered).len(), 4);
+            answers(vec![first, beyond]);
+        });
+        peer.assert_at_rest();
+    }
+
+    #[test]
+    fn beyond_the_limit_gets_gather_until_a_batch_returns() {
+        let peer = Peer::new();
+        let keys: Vec<_> = (0..2 * MOST_OUT + 2).map(|i| format!("hit{i}")).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        thread::scope(|scope| {
+            let mut gets = vec![peer.out(scope, "slow")];
+            let (out, beyond) = keys.split_at(2 * MOST_OUT);
+            for pair in out.chunks(2) {
+                gets.extend(peer.gathered(scope, &pair[..1]));
+                peer.clock.advance(LONG);
+                gets.push(peer.start(scope, pair[1]));
+                assert_eq!(peer.next_request(), format!("batch {}", pair.join(" ")));
             }
+            peer.clock.advance(LONG);
+            gets.extend(peer.gathered(scope, beyond));
+            assert!(peer.asked.1.is_empty(), "too many are out");
+            peer.let_batch();
+            assert_eq!(peer.next_request(), format!("batch {}", beyond.join(" ")));
+            (0..MOST_OUT).for_each(|_| peer.let_batch());
             peer.let_plain();
-            slow.join().unwrap();
+            answers(gets);
         });
-        assert!(peer.asked.1.is_empty());
         peer.assert_at_rest();
     }
 
     #[test]
-    fn patience_ends_and_who_is_gone_does_not_lead() {
+    fn a_batch_that_fails_is_the_answer_for_its_keys_and_no_others() {
         let peer = Peer::new();
         thread::scope(|scope| {
-            let [slow, first] = peer.occupied_in(scope);
-            assert_eq!(peer.get("hit2", Duration::from_millis(1)), None);
-            let last = scope.spawn(|| peer.get("hit3", LONG));
-            peer.wait_for(2);
+            let first = peer.out(scope, "hit1");
+            let failing = peer.gathered(scope, &["hit2", "dead"]);
+            peer.let_plain();
+            assert_eq!(peer.next_request(), "batch hit2 dead");
+            let behind = peer.gathered(scope, &["hit3"]);
             peer.let_batch();
-            assert_eq!(first.join().unwrap().unwrap(), "hit1 by batch");
+            assert_eq!(answers(failing), ["unreachable", "unreachable"]);
+            assert_eq!(peer.next_request(), "batch hit3");
+            peer.let_batch();
+            assert_eq!(answers(behind), ["hit3 by batch"]);
+            answers(vec![first]);
+        });
+        peer.assert_at_rest();
+    }
+
+    #[test]
+    fn patience_ends_and_another_leads_in_place_of_the_one_that_has_gone() {
+        let peer = Peer::new();
+        thread::scope(|scope| {
+            let first = peer.out(scope, "hit1");
+            assert_eq!(peer.get("hit2", Duration::from_millis(1)), None);
+            // The next one that comes leads, though nothing has returned.
+            let next = peer.start(scope, "hit3");
             assert_eq!(peer.next_request(), "batch hit2 hit3");
             peer.let_batch();
-            assert_eq!(last.join().unwrap().unwrap(), "hit3 by batch");
+            assert_eq!(next.join().unwrap().unwrap(), "hit3 by batch");
             peer.let_plain();
-            slow.join().unwrap();
+            answers(vec![first]);
         });
-        peer.assert_at_rest();
-    }
-
-    #[test]
-    fn a_batch_that_nobody_waits_for_does_not_leave() {
-        let peer = Peer::new();
-        thread::scope(|scope| {
-            let [slow, first] = peer.occupied_in(scope);
-            for key in ["hit2", "hit3"] {
-                assert_eq!(peer.get(key, Duration::from_millis(1)), None);
-            }
-            peer.let_batch();
-            peer.let_plain();
-            for get in [slow, first] {
-                get.join().unwrap().unwrap();
-            }
-        });
-        assert!(peer.asked.1.is_empty());
         peer.assert_at_rest();
     }
 
@@ -475,22 +667,19 @@ mod tests {
     fn a_leader_that_panics_lets_the_others_ask_plainly() {
         let peer = Peer::new();
         thread::scope(|scope| {
-            let [slow, first] = peer.occupied_in(scope);
+            let first = peer.out(scope, "hit1");
+            let other = peer.gathered(scope, &["hit2"]);
+            peer.clock.advance(LONG);
+            // It comes after the pause, and leads.
             let bomb = scope.spawn(|| catch_unwind(AssertUnwindSafe(|| peer.get("bomb", LONG))));
-            peer.wait_for(1);
-            let other = scope.spawn(|| peer.get("hit2", LONG));
-            peer.wait_for(2);
-            peer.let_batch();
-            assert_eq!(first.join().unwrap().unwrap(), "hit1 by batch");
-            assert_eq!(peer.next_request(), "batch bomb hit2");
+            assert_eq!(peer.next_request(), "batch hit2 bomb");
             peer.let_batch();
             assert!(bomb.join().unwrap().is_err());
             assert_eq!(peer.next_request(), "plain hit2");
-            peer.let_plain();
-            peer.let_plain();
-            assert_eq!(other.join().unwrap().unwrap(), "hit2 plainly");
-            slow.join().unwrap();
+            (0..2).for_each(|_| peer.let_plain());
+            assert_eq!(answers(other), ["hit2 plainly"]);
+            answers(vec![first]);
         });
-        assert!(!peer.combine.state.lock().unwrap().batch_out);
+        peer.assert_at_rest();
     }
 }

@@ -62,6 +62,12 @@ impl Cooldown {
         Some(Attempt { cooldown: self, is_trial, told: false })
     }
 
+    /// The peer has answered something; `true` if it had been down.
+    pub(crate) fn answered(&self) -> bool {
+        let before = std::mem::take(&mut *self.state.lock().unwrap());
+        !matches!(before, State::Well)
+    }
+
     /// Whether the peer answered last time, or was never asked.
     pub(crate) fn is_well(&self) -> bool {
         matches!(*self.state.lock().unwrap(), State::Well)
@@ -69,11 +75,10 @@ impl Cooldown {
 }
 
 impl Attempt<'_> {
-    /// The peer answered, be it with an error of its own. Whether that is news.
+    /// The peer answered, be it with an error of its own; `true` if it had been down.
     pub(crate) fn succeeded(mut self) -> bool {
         self.told = true;
-        let before = std::mem::take(&mut *self.cooldown.state.lock().unwrap());
-        !matches!(before, State::Well)
+        self.cooldown.answered()
     }
 
     /// The peer could not be reached, at the time `now`. Returns for how long it is left alone,

@@ -1,4 +1,8 @@
 //! `Exchange`: one request to one peer, one answer.
+//!
+//! Two things a network does that one machine does not: it forgets connections, and it gives a peer's
+//! address to a stranger. A request that fails on an old connection is sent once more, on a new one;
+//! all our requests may be repeated. And an answer counts only if it is written as nodes write it.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -7,7 +11,9 @@ use std::time::Duration;
 use ureq::http::Response;
 use ureq::{Agent, Body, RequestBuilder};
 
-use super::transport::{self, Addresses};
+use super::addresses::Addresses;
+use super::transport::{self, Connections};
+use crate::clock::Clock;
 use crate::http::frame::{self, Heard};
 use crate::http::wire;
 use crate::{Loaded, PeerError, PoolOptions};
@@ -15,55 +21,72 @@ use crate::{Loaded, PeerError, PoolOptions};
 /// What a peer says about one key.
 pub(super) type Answer = Result<Option<Loaded>, PeerError>;
 
-/// Asks the peer at one base URL. Each call is one request, and ends with its `timeout`.
+/// Asks the peer at one base URL. Each question ends with its `timeout`.
 pub(super) struct Exchange {
     /// As it is named in the list of peers, like `http://host:port`.
     base_url: String,
     agent: Agent,
+    idle: Arc<Connections>,
     addresses: Addresses,
+    clock: Clock,
     options: Arc<PoolOptions>,
 }
 
 impl Exchange {
-    pub(super) fn new(base_url: String, options: Arc<PoolOptions>) -> Self {
-        let (agent, addresses) = transport::agent(&options);
-        Self { base_url, agent, addresses, options }
+    pub(super) fn new(base_url: String, options: Arc<PoolOptions>, clock: Clock) -> Self {
+        let (agent, idle, addresses) = transport::agent(&base_url, &options, &clock);
+        Self { base_url, agent, idle, addresses, clock, options }
     }
 
     pub(super) fn base_url(&self) -> &str {
         &self.base_url
     }
 
-    /// The next request looks the peer's name up again.
-    pub(super) fn forget_addresses(&self) {
-        self.addresses.forget();
+    /// A question that began at `since` has failed. Connections that have brought nothing since then
+    /// are closed, and the peer's name is looked up again.
+    pub(super) fn distrust(&self, since: Duration) {
+        self.idle.distrust(since);
+        self.addresses.doubt();
     }
 
-    /// Asks for one key.
-    pub(super) fn get(&self, group: &str, key: &str, timeout: Duration) -> Answer {
+    /// Closes the connections that have been idle for too long.
+    pub(super) fn sweep(&self) {
+        self.idle.sweep(self.clock.now());
+    }
+
+    /// Asks for one key. Also tells whether the peer had it in its caches.
+    pub(super) fn get(
+        &self,
+        group: &str,
+        key: &str,
+        timeout: Duration,
+    ) -> Result<(Option<Loaded>, bool), PeerError> {
+        let asked = self.clock.now();
         let url = self.url(&wire::path(&self.options.base_path, group, key));
-        let request = self.with_token(self.agent.get(url));
-        let request = request.config().timeout_global(Some(timeout)).build();
-        let mut answer = request.call().map_err(failure)?;
-        let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
-        let ttl = header(wire::TTL_MS).and_then(wire::ttl_from_header);
-        let is_absent = header(wire::RESULT) == Some(wire::ABSENT);
+        let mut answer = self.send(timeout, |left| {
+            let request = self.with_token(self.agent.get(&url));
+            request.config().timeout_global(Some(left)).build().call()
+        })?;
+        let was_cached = header(&answer, wire::CACHE) != Some(wire::MISS);
+        let ttl = header(&answer, wire::TTL_MS).and_then(wire::ttl_from_header);
+        let is_absent = header(&answer, wire::RESULT) == Some(wire::ABSENT);
         match answer.status().as_u16() {
             200 => {
+                check_origin(&answer, wire::VALUE_TYPE)?;
                 let value = body(&mut answer, self.options.max_value_bytes)?;
-                Ok(Some(Loaded { value, ttl }))
+                Ok((Some(self.since(asked, Loaded { value, ttl })), was_cached))
             }
             404 if is_absent => {
                 // An empty body; reading it gives the connection back.
                 let _ = body(&mut answer, 0);
-                Ok(None)
+                Ok((None, was_cached))
             }
             _ => Err(status(&mut answer)),
         }
     }
 
     /// Asks for several keys; with `only_cached`, for those that the peer has in its caches. `None`
-    /// for the keys that are to be asked for singly; [`PeerError::Unsupported`] if the peer knows no
+    /// for the keys that are not in the answer; [`PeerError::Unsupported`] if the peer knows no
     /// batches, as a Go node.
     pub(super) fn get_batch(
         &self,
@@ -72,25 +95,28 @@ impl Exchange {
         only_cached: bool,
         timeout: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
+        let asked = self.clock.now();
         let url = self.url(&wire::group_path(&self.options.base_path, group));
-        let mut request = self.with_token(self.agent.post(url)).content_type(wire::BATCH_TYPE);
-        if only_cached {
-            request = request.header("Cache-Control", wire::ONLY_IF_CACHED);
-        }
-        let request = request.config().timeout_global(Some(timeout)).build();
-        let answer = request.send(&frame::write_question(keys)[..]);
-        let mut answer = answer.map_err(failure)?;
+        let question = frame::write_question(keys);
+        let mut answer = self.send(timeout, |left| {
+            let mut request = self.with_token(self.agent.post(&url)).content_type(wire::BATCH_TYPE);
+            if only_cached {
+                request = request.header("Cache-Control", wire::ONLY_IF_CACHED);
+            }
+            request.config().timeout_global(Some(left)).build().send(&question[..])
+        })?;
         let is_batch = answer.body().mime_type() == Some(wire::BATCH_TYPE);
         match answer.status().as_u16() {
             200 if is_batch => {
+                check_origin(&answer, wire::BATCH_TYPE)?;
                 let body = body(&mut answer, frame::MAX_ANSWER_BYTES as u64)?;
                 let heard = frame::read_answer(&body, keys.len());
                 let heard =
                     heard.map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
-                Ok(heard.into_iter().map(|heard| self.answer_of(heard)).collect())
+                Ok(heard.into_iter().map(|heard| self.answer_of(asked, heard)).collect())
             }
             // As Go's servers answer a POST, each in its way; but not one of ours without the group.
-            200 | 400 | 404 | 405 | 500 | 501 if !answer.headers().contains_key(wire::ERROR) => {
+            200 | 400 | 404 | 405 | 500 | 501 if header(&answer, wire::ERROR).is_none() => {
                 let _ = status(&mut answer); // reading it gives the connection back
                 Err(PeerError::Unsupported)
             }
@@ -98,31 +124,63 @@ impl Exchange {
         }
     }
 
-    fn answer_of(&self, heard: Heard) -> Option<Answer> {
+    fn answer_of(&self, asked: Duration, heard: Heard) -> Option<Answer> {
         let limit = self.options.max_value_bytes;
         match heard {
             Heard::Value(loaded) if loaded.value.len() as u64 > limit => {
                 Some(Err(PeerError::TooLarge { limit }))
             }
-            Heard::Value(loaded) => Some(Ok(Some(loaded))),
+            Heard::Value(loaded) => Some(Ok(Some(self.since(asked, loaded)))),
             Heard::Absent => Some(Ok(None)),
             Heard::Failed(text) => Some(Err(PeerError::Status { code: 502, text })),
             Heard::NotHere => None,
         }
     }
 
+    /// The value's remaining life, counted from when it was asked for: the answer may have been on
+    /// its way for all that time.
+    fn since(&self, asked: Duration, loaded: Loaded) -> Loaded {
+        let transit = self.clock.now().saturating_sub(asked);
+        Loaded { ttl: loaded.ttl.map(|ttl| ttl.saturating_sub(transit)), ..loaded }
+    }
+
     /// Tells the peer to remove a key, or all of a group.
-    pub(super) fn remove(&self, group: &str, key: Option<&str>) -> Result<(), PeerError> {
-        let path = match key {
-            Some(key) => wire::path(&self.options.base_path, group, key),
-            None => wire::group_path(&self.options.base_path, group),
-        };
-        let request = self.with_token(self.agent.delete(self.url(&path)));
-        let mut answer = request.call().map_err(failure)?;
+    pub(super) fn remove(
+        &self,
+        group: &str,
+        key: Option<&str>,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        let base_path = &self.options.base_path;
+        let url = self.url(&match key {
+            Some(key) => wire::path(base_path, group, key),
+            None => wire::group_path(base_path, group),
+        });
+        let mut answer = self.send(timeout, |left| {
+            let request = self.with_token(self.agent.delete(&url));
+            request.config().timeout_global(Some(left)).build().call()
+        })?;
         match answer.status().as_u16() {
             204 => Ok(()),
             _ => Err(status(&mut answer)),
         }
+    }
+
+    /// Sends a request, and gives the head of the answer. Once more, if the connection was an old one
+    /// that the network had forgotten.
+    fn send(
+        &self,
+        timeout: Duration,
+        request: impl Fn(Duration) -> Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, PeerError> {
+        let began = self.clock.now();
+        let mut answer = request(timeout);
+        if answer.as_ref().is_err_and(transport::is_stale) {
+            self.idle.distrust(began);
+            let left = (began + timeout).saturating_sub(self.clock.now());
+            answer = request(left);
+        }
+        answer.map_err(failure)
     }
 
     fn url(&self, path: &str) -> String {
@@ -144,6 +202,26 @@ fn failure(error: ureq::Error) -> PeerError {
     }
 }
 
+fn header<'r>(answer: &'r Response<Body>, name: &str) -> Option<&'r str> {
+    answer.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Refuses an answer that no node writes: a peer's address may have been given to another server.
+fn check_origin(answer: &Response<Body>, mime_type: &str) -> Result<(), PeerError> {
+    let stranger = |what: String| Err(PeerError::Stranger(what));
+    match answer.body().mime_type() {
+        Some(found) if found == mime_type => {}
+        Some(found) => return stranger(format!("200 with the content type {found}")),
+        None => return stranger("200 without a content type".into()),
+    }
+    let is_chunked = header(answer, "Transfer-Encoding")
+        .is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"));
+    if header(answer, "Content-Length").is_none() && !is_chunked {
+        return stranger("200 without a length".into());
+    }
+    Ok(())
+}
+
 /// The body, if it is no longer than `limit`.
 fn body(answer: &mut Response<Body>, limit: u64) -> Result<Vec<u8>, PeerError> {
     let body = answer.body_mut();
@@ -160,8 +238,13 @@ fn body(answer: &mut Response<Body>, limit: u64) -> Result<Vec<u8>, PeerError> {
 
 /// An unexpected status, with the start of its text.
 fn status(answer: &mut Response<Body>) -> PeerError {
+    let code = answer.status().as_u16();
+    if matches!(code, 200..400) {
+        return PeerError::Stranger(format!("{code}"));
+    }
     let mut text = Vec::new();
     let _ = answer.body_mut().as_reader().take(frame::MAX_TEXT_BYTES as u64).read_to_end(&mut text);
-    let text = String::from_utf8_lossy(&text).trim_end().into();
-    PeerError::Status { code: answer.status().as_u16(), text }
+    let text = String::from_utf8_lossy(&text);
+    let is_control = |c: char| if c.is_control() { ' ' } else { c };
+    PeerError::Status { code, text: text.trim_end().chars().map(is_control).collect() }
 }

@@ -1,29 +1,34 @@
 //! `HttpGetter`: asks one peer, blocking, with a deadline.
 //!
-//! What may a question to a peer cost at the worst? [`PoolOptions::timeout`], once: the whole
-//! exchange has one deadline, connections are kept between questions, and a peer that failed
-//! is left alone for a while.
+//! What may a question to a peer cost at the worst? [`PoolOptions::timeout`], once; for
+//! [`get_many`](PeerGetter::get_many) once for each batch.
 //!
 //! ```text
-//!  get(group, key)                     the deadline begins
-//!   └─ cooldown     the peer failed a moment ago? ─ yes ─▶ CoolingDown
-//!       └─ combine      others are asking the same peer? ─ yes ─▶ along with them, in a batch
-//!           └─ exchange     one request, one answer, in what is left of the time
-//!               └─ transport    the connection: kept from the last question, or a new one
+//!  get(group, key)                      the deadline begins
+//!   └─ cooldown      the peer failed a moment ago? ─ yes ─▶ CoolingDown
+//!       └─ combine       has one just left for the same peer? ─ yes ─▶ the next one, together
+//!           └─ exchange      one request, one answer, in what is left of the time
+//!               ├─ addresses     where the peer's name leads
+//!               └─ transport     ureq, and the connection: an idle one, or a new one
+//!                   └─ idle          connections that are kept
 //! ```
 
+mod addresses;
 mod combine;
 mod cooldown;
 mod exchange;
+mod idle;
 mod transport;
 
+use std::collections::HashMap;
 use std::iter::zip;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use log::{info, warn};
 
-use self::combine::Combine;
+use self::combine::{Brought, Combine};
 use self::cooldown::Cooldown;
 use self::exchange::{Answer, Exchange};
 pub(super) use self::transport::check;
@@ -36,7 +41,10 @@ use crate::{PeerError, PeerGetter, PoolOptions};
 pub(crate) struct HttpGetter {
     exchange: Exchange,
     cooldown: Cooldown,
-    combine: Combine<Answer>,
+    /// When the peer last gave a whole answer, to anybody: in nanoseconds of the clock.
+    answered: AtomicU64,
+    // Guards the table alone. As many as this process has groups.
+    groups: Mutex<HashMap<String, Arc<OfGroup>>>,
     // Guards when the peer last turned out not to support batches (a Go node).
     no_batches: Mutex<Option<Duration>>,
     clock: Clock,
@@ -45,26 +53,76 @@ pub(crate) struct HttpGetter {
 
 /// After this time a peer that knew no batches is tried again: it may have been replaced.
 const TRY_BATCHES_AGAIN: Duration = Duration::from_secs(60);
+/// How long a removal waits for a peer that failed before and may still be down.
+const REMOVAL_WHILE_DOWN: Duration = Duration::from_millis(500);
+
+/// The gets of one group.
+struct OfGroup {
+    combine: Combine<Answer>,
+    /// The part of the keys that the peer did not have in its caches: a moving mean, as the bits of
+    /// an `f32`. Two at once may note only one of them.
+    missing: AtomicU32,
+}
+
+impl OfGroup {
+    /// Above this, gets are not combined: a key that a batch does not bring is asked for once more,
+    /// and would take a second round trip.
+    const MANY: f32 = 0.04;
+
+    fn note(&self, was_cached: bool) {
+        let mean = f32::from_bits(self.missing.load(Ordering::Relaxed));
+        let now = if was_cached { 0.0 } else { 1.0 };
+        self.missing.store((mean + (now - mean) / 128.0).to_bits(), Ordering::Relaxed);
+    }
+
+    fn misses_many(&self) -> bool {
+        f32::from_bits(self.missing.load(Ordering::Relaxed)) > Self::MANY
+    }
+}
 
 impl HttpGetter {
     pub(crate) fn new(base_url: String, options: Arc<PoolOptions>) -> Self {
+        let clock = Clock::real();
         Self {
-            exchange: Exchange::new(base_url, options.clone()),
+            exchange: Exchange::new(base_url, options.clone(), clock.clone()),
             cooldown: Cooldown::default(),
-            combine: Combine::new(),
+            answered: AtomicU64::new(0),
+            groups: Mutex::default(),
             no_batches: Mutex::default(),
-            clock: Clock::real(),
+            clock,
             options,
         }
     }
 
-    /// Asks for one key by a request of its own.
-    fn ask(&self, group: &str, key: &str, end: Duration) -> Answer {
-        self.within(end, |left| self.exchange.get(group, key, left))
+    /// Closes the connections that have been idle for too long.
+    pub(super) fn sweep(&self) {
+        self.exchange.sweep();
     }
 
-    /// Asks for several keys by one request. `None` for those that are to be asked for singly:
-    /// all of them, where the peer knows no batches.
+    fn of_group(&self, name: &str) -> Arc<OfGroup> {
+        let mut groups = self.groups.lock().unwrap();
+        if let Some(group) = groups.get(name) {
+            return group.clone();
+        }
+        let combine = Combine::new(combine::PAUSE, self.clock.clone());
+        let group = Arc::new(OfGroup { combine, missing: AtomicU32::new(0) });
+        groups.insert(name.into(), group.clone());
+        group
+    }
+
+    /// Asks for one key by a request of its own.
+    fn ask(&self, group: &str, key: &str, end: Duration) -> Answer {
+        let answer = self.within(end, |left| self.exchange.get(group, key, left));
+        match &answer {
+            Ok((_, was_cached)) => self.of_group(group).note(*was_cached),
+            Err(error) if error.is_of_origin() => self.of_group(group).note(false),
+            Err(_) => {}
+        }
+        answer.map(|(found, _)| found)
+    }
+
+    /// Asks for several keys by one request. `None` for those that are not in the answer: all of
+    /// them, if the peer knows no batches.
     fn ask_batch(
         &self,
         group: &str,
@@ -81,6 +139,40 @@ impl HttpGetter {
         }
     }
 
+    /// Asks for those of several keys that the peer has in its caches.
+    fn ask_cached(&self, group: &str, keys: &[String], end: Duration) -> Brought<Answer> {
+        match self.ask_batch(group, keys, true, end) {
+            Ok(answers) => {
+                let group = self.of_group(group);
+                answers.iter().for_each(|answer| group.note(answer.is_some()));
+                Brought::Each(answers)
+            }
+            // The others may have more time left than the leader: each asks plainly.
+            Err(PeerError::OutOfTime) => Brought::Each(Vec::new()),
+            Err(error) => Brought::All(Err(error)),
+        }
+    }
+
+    /// Asks for as many keys as fit into one batch. `None` for those that are not in the answer.
+    fn ask_many(
+        &self,
+        group: &str,
+        keys: &[&str],
+        end: Duration,
+    ) -> Result<Vec<Option<Answer>>, PeerError> {
+        let reserve = self.options.timeout / 8;
+        match self.ask_batch(group, keys, false, end.saturating_sub(reserve)) {
+            // A key or two wait for the owner's origin, or its workers do. What it has in its caches
+            // it gives at once.
+            Err(error @ (PeerError::Timeout | PeerError::Status { code: 503, .. })) => {
+                let cached = self.ask_batch(group, keys, true, end).map_err(|_| error.clone())?;
+                let or_error = |answer: Option<_>| answer.or_else(|| Some(Err(error.clone())));
+                Ok(cached.into_iter().map(or_error).collect())
+            }
+            answers => answers,
+        }
+    }
+
     fn knows_batches(&self) -> bool {
         let since = *self.no_batches.lock().unwrap();
         since.is_none_or(|since| self.clock.now() >= since + TRY_BATCHES_AGAIN)
@@ -91,22 +183,36 @@ impl HttpGetter {
         self.clock.now() + self.options.timeout
     }
 
-    /// Asks with what is left of the caller's time. One that began late and ran out of it says
-    /// nothing of the peer: who has waited for others, or asks for one key after the other, may
-    /// leave it a moment only.
+    /// Asks with what is left of the caller's time. If that was little from the start, a time-out says
+    /// nothing of the peer: the caller has waited for others, or asks for one key after the other.
     fn within<T>(
         &self,
         end: Duration,
         ask: impl FnOnce(Duration) -> Result<T, PeerError>,
     ) -> Result<T, PeerError> {
-        let left = end.saturating_sub(self.clock.now());
+        let began = self.clock.now();
+        let left = end.saturating_sub(began);
         if left.is_zero() {
             return Err(PeerError::OutOfTime);
         }
-        ask(left).map_err(|error| match error {
+        self.note(began, ask(left)).map_err(|error| match error {
             PeerError::Timeout if left < self.options.timeout / 2 => PeerError::OutOfTime,
             error => error,
         })
+    }
+
+    /// Notes what a question that began at that time says of the peer and its connections.
+    fn note<T>(&self, began: Duration, answer: Result<T, PeerError>) -> Result<T, PeerError> {
+        match &answer {
+            Err(error) if error.is_transport() => self.exchange.distrust(began),
+            _ => self.answered.store(self.clock.now().as_nanos() as u64, Ordering::Relaxed),
+        }
+        answer
+    }
+
+    /// Whether the peer has answered something, to anybody, since that time.
+    fn has_answered_since(&self, time: Duration) -> bool {
+        u128::from(self.answered.load(Ordering::Relaxed)) > time.as_nanos()
     }
 
     /// Asks, unless the peer is cooling down, and notes whether it could be reached.
@@ -114,27 +220,44 @@ impl HttpGetter {
         &self,
         ask: impl FnOnce() -> Result<T, PeerError>,
     ) -> Result<T, PeerError> {
-        let attempt = self.cooldown.attempt(self.clock.now()).ok_or(PeerError::CoolingDown)?;
+        let began = self.clock.now();
+        let attempt = self.cooldown.attempt(began).ok_or(PeerError::CoolingDown)?;
         let answer = ask();
         match &answer {
+            // It was not asked, or not for long, so nothing is known.
+            Err(PeerError::OutOfTime) => drop(attempt),
+            // It answers others: what takes too long is this key.
+            Err(PeerError::Timeout) if self.has_answered_since(began) => drop(attempt),
             Err(error) if error.is_transport() => {
-                self.exchange.forget_addresses();
                 if let Some(pause) = attempt.failed(self.clock.now()) {
-                    warn!(
-                        "peer {}: {error}; not asked again for {pause:?}",
-                        self.exchange.base_url()
-                    );
+                    warn!("peer {}: {error}; not asked again for {pause:?}", self.name());
                 }
             }
-            // Nobody asked it, or not for long, so nobody knows; no answer is taken for one.
-            Err(PeerError::OutOfTime) => drop(attempt),
             _ => {
                 if attempt.succeeded() {
-                    info!("peer {}: answers again", self.exchange.base_url());
+                    self.log_return();
                 }
             }
         }
         answer
+    }
+
+    /// A removal that is not even tried leaves an old value: after a restart, or behind a network that
+    /// was interrupted, the peer may have one. So it is also sent to a peer that cools down.
+    fn remove(&self, group: &str, key: Option<&str>) -> Result<(), PeerError> {
+        let timeout = self.options.timeout;
+        let is_well = self.cooldown.is_well();
+        let timeout = if is_well { timeout } else { timeout.min(REMOVAL_WHILE_DOWN) };
+        let began = self.clock.now();
+        let removed = self.note(began, self.exchange.remove(group, key, timeout));
+        if removed.is_ok() && self.cooldown.answered() {
+            self.log_return();
+        }
+        removed
+    }
+
+    fn log_return(&self) {
+        info!("peer {}: answers again", self.name());
     }
 }
 
@@ -150,39 +273,48 @@ impl PeerGetter for HttpGetter {
             if !self.options.combine || !self.knows_batches() {
                 return plain();
             }
-            let batch = |keys: &[String]| match self.ask_batch(group, keys, true, end) {
-                // The others may have more time left than who leads.
-                Err(PeerError::OutOfTime) => Ok(keys.iter().map(|_| None).collect()),
-                Err(error) if !error.is_transport() => {
-                    Ok(keys.iter().map(|_| Some(Err(error.clone()))).collect())
-                }
-                answers => answers.map_err(Err),
-            };
-            let answer =
-                self.combine.get(group, key, self.options.timeout, frame::fit, batch, plain);
+            let of_group = self.of_group(group);
+            if of_group.misses_many() {
+                return plain();
+            }
+            let batch = |keys: &[String]| self.ask_cached(group, keys, end);
+            let answer = of_group.combine.get(key, self.options.timeout, frame::fit, batch, plain);
             answer.unwrap_or(Err(PeerError::OutOfTime))
         })
     }
 
     fn get_many(&self, group: &str, keys: &[&str]) -> Vec<Answer> {
-        let mut answers = Vec::with_capacity(keys.len());
-        while answers.len() < keys.len() {
-            let rest = &keys[answers.len()..];
-            let part = &rest[..frame::fitting(rest)];
-            // One deadline for the part, also where its keys are asked for singly.
+        let mut answers: Vec<Option<Answer>> = keys.iter().map(|_| None).collect();
+        let mut open: Vec<usize> = (0..keys.len()).collect();
+        while !open.is_empty() {
+            let texts: Vec<&str> = open.iter().map(|&index| keys[index]).collect();
+            let texts = &texts[..frame::fitting(&texts)];
+            // One deadline for the part, also if its keys are asked for singly.
             let end = self.end();
-            let asked = match self.knows_batches() {
-                true => self.unless_cooling_down(|| self.ask_batch(group, part, false, end)),
-                false => Ok(part.iter().map(|_| None).collect()),
+            let part: Vec<usize> = open.drain(..texts.len()).collect();
+            let asked = if self.knows_batches() {
+                self.unless_cooling_down(|| self.ask_many(group, texts, end))
+            } else {
+                Ok(texts.iter().map(|_| None).collect())
             };
-            match asked {
-                Err(error) => answers.extend(part.iter().map(|_| Err(error.clone()))),
-                Ok(asked) => answers.extend(zip(part, asked).map(|(key, answer)| {
-                    answer.unwrap_or_else(|| self.unless_cooling_down(|| self.ask(group, key, end)))
-                })),
+            let brought = asked.unwrap_or_else(|error| vec![Some(Err(error)); texts.len()]);
+            let has_brought_something = brought.iter().any(Option::is_some);
+            for (index, answer) in zip(part, brought) {
+                answers[index] = match answer {
+                    // The answer was full: this key is asked for in the next batch.
+                    None if has_brought_something => {
+                        open.push(index);
+                        continue;
+                    }
+                    None => {
+                        let ask = || self.ask(group, keys[index], end);
+                        Some(self.unless_cooling_down(ask))
+                    }
+                    answer => answer,
+                };
             }
         }
-        answers
+        answers.into_iter().map(|answer| answer.expect("no key is open")).collect()
     }
 
     fn is_up(&self) -> bool {
@@ -190,12 +322,11 @@ impl PeerGetter for HttpGetter {
     }
 
     fn remove(&self, group: &str, key: &str) -> Result<(), PeerError> {
-        // Also of a peer that cools down: a removal that is not even tried leaves an old value.
-        self.exchange.remove(group, Some(key))
+        self.remove(group, Some(key))
     }
 
     fn clear(&self, group: &str) -> Result<(), PeerError> {
-        self.exchange.remove(group, None)
+        self.remove(group, None)
     }
 }
 
@@ -204,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_began_late_says_nothing_of_the_peer() {
+    fn a_caller_that_began_late_says_nothing_of_the_peer() {
         let getter = HttpGetter::new("http://localhost:1".into(), Arc::default());
         let getter = HttpGetter { clock: Clock::by_hand(), ..getter };
         let end = getter.end();
@@ -216,5 +347,23 @@ mod tests {
         assert_eq!(ask(), Err(PeerError::OutOfTime));
         let refused = Err::<(), _>(PeerError::Transport("refused".into()));
         assert_eq!(getter.within(end, |_| refused.clone()), refused, "that is found out at once");
+    }
+
+    #[test]
+    fn many_misses_end_the_combining_and_few_do_not() {
+        let group = || OfGroup {
+            combine: Combine::new(Duration::ZERO, Clock::real()),
+            missing: AtomicU32::new(0),
+        };
+        // Each 50th key, and each 10th, is not cached.
+        let combines = |every: u32| {
+            let group = group();
+            (0..1_000).for_each(|i| group.note(i % every != 0));
+            let misses_many = group.misses_many();
+            (0..1_000).for_each(|_| group.note(true));
+            assert!(!group.misses_many(), "and what is cached later is combined again");
+            !misses_many
+        };
+        assert!(combines(50) && !combines(10));
     }
 }

@@ -3,11 +3,21 @@
 //!
 //! ```text
 //!  Agent
-//!   └─ CoalescedWrites    what is written leaves in one packet, when an answer is awaited
-//!       └─ RustlsConnector    with the feature `tls`, where the URL begins with https
-//!           └─ RoundedTimeouts    a time-out is set on the socket only where it changes
-//!               └─ TcpConnector  ◀── Addresses    looked up beforehand
+//!   └─ Reusing    takes an idle connection, or makes one; gives it back after the answer
+//!       └─ CoalescedWrites    what is written leaves in one packet, when an answer is awaited
+//!           └─ RustlsConnector    with the feature `tls`, where the URL begins with https
+//!               └─ RoundedTimeouts    a time-out is set on the socket only where it changes
+//!                   └─ TcpConnector  ◀── Addresses    looked up beforehand
 //! ```
+//!
+//! ureq's own pool is not used: it takes the connection first that has been idle for longest, so that
+//! a trickle of requests keeps all open that a burst has opened; and it does not say whether a
+//! connection was used before, which decides what a failure means. A connection that a box on the way
+//! has forgotten fails before a byte of the answer has come. That says nothing of the peer, so it is
+//! told apart as [stale](is_stale).
+//!
+//! ureq's own resolver starts a thread for each request that has a deadline, for kept connections and
+//! numeric addresses too, and panics where none can be had.
 //!
 //! For each request ureq sets both time-outs of the socket anew, since a little less time is
 //! left than for the last one, and asks twice whether the connection is still open, with three
@@ -18,15 +28,15 @@
 //! A request with a body takes two writes, and the first wakes the peer for nothing. So what
 //! is written is held back until an answer is awaited; above TLS, so that it is one record too.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use ureq::config::Config;
 use ureq::http::Uri;
 #[cfg(feature = "tls")]
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 #[cfg(feature = "tls")]
 use ureq::unversioned::transport::RustlsConnector;
 use ureq::unversioned::transport::time::Duration as Left;
@@ -35,15 +45,22 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error};
 
+use super::addresses::Addresses;
+use super::idle::{Connection, Idle};
 use crate::PoolOptions;
+use crate::clock::Clock;
 
-/// An agent for one peer, and the addresses by which it finds it.
-pub(super) fn agent(options: &PoolOptions) -> (Agent, Addresses) {
+/// An agent for the peer at `base_url`, with its connections and addresses.
+pub(super) fn agent(
+    base_url: &str,
+    options: &PoolOptions,
+    clock: &Clock,
+) -> (Agent, Arc<Connections>, Addresses) {
     let config = Agent::config_builder()
         .timeout_connect(Some(options.connect_timeout))
         .timeout_global(Some(options.timeout))
-        .max_idle_connections(options.max_idle_connections)
-        .max_idle_connections_per_host(options.max_idle_connections)
+        .max_idle_connections(0)
+        .max_idle_connections_per_host(0)
         .http_status_as_error(false)
         // What the environment says of proxies is not meant for peers, and an answer that
         // points elsewhere is not a peer's.
@@ -56,14 +73,28 @@ pub(super) fn agent(options: &PoolOptions) -> (Agent, Addresses) {
     #[cfg(feature = "tls")]
     let config =
         config.tls_config(trust(options.root_certificates.as_deref()).expect("the pool checks it"));
-    let addresses = Addresses::default();
+    let idle = Arc::new(Idle::new(options.max_idle_connections));
+    let addresses = Addresses::new(host_and_port(base_url), clock.clone(), {
+        let (idle, clock) = (idle.clone(), clock.clone());
+        move || idle.reopen(clock.now())
+    });
     let step = options.timeout / 16 + Duration::from_nanos(1); // never zero
     let connector = ().chain(TcpConnector::default()).chain(RoundedTimeouts { step });
     // Outside of the rounded time-outs: those are the socket's.
     #[cfg(feature = "tls")]
     let connector = connector.chain(RustlsConnector::default());
     let connector = connector.chain(CoalescedWrites);
-    (Agent::with_parts(config.build(), connector, addresses.clone()), addresses)
+    let connector = Reusing { connector, idle: idle.clone(), clock: clock.clone() };
+    let agent = Agent::with_parts(config.build(), connector, Looking(addresses.clone()));
+    (agent, idle, addresses)
+}
+
+/// As the system's resolver wants it: `host:port`, with the scheme's own port where none is given.
+fn host_and_port(base_url: &str) -> String {
+    let uri: Uri = base_url.parse().expect("the pool checks it");
+    let authority = uri.authority().expect("the pool checks it");
+    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(default))
 }
 
 /// Which certificates this node trusts behind `https://`: those that lead to one of `roots`, which
@@ -231,41 +262,165 @@ impl<T: Transport> Transport for Coalesced<T> {
     }
 }
 
-/// The peer's addresses, looked up once and again after a failure.
-///
-/// ureq's own resolver starts a thread for each request that has a deadline, kept-alive
-/// connections and numeric addresses included; that costs more than the request.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Addresses {
-    // Guards what was looked up last. Not held during a look-up.
-    known: Arc<Mutex<Option<Vec<SocketAddr>>>>,
-}
+/// Looks names up by [`Addresses`].
+struct Looking(Addresses);
 
-impl Addresses {
-    pub(super) fn forget(&self) {
-        *self.known.lock().unwrap() = None;
+impl fmt::Debug for Looking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Looking")
     }
 }
 
-impl Resolver for Addresses {
+impl Resolver for Looking {
     fn resolve(
         &self,
-        uri: &Uri,
-        config: &Config,
+        _uri: &Uri,
+        _config: &Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, Error> {
         let mut addresses = self.empty();
-        if let Some(known) = &*self.known.lock().unwrap() {
-            known.iter().for_each(|&address| addresses.push(address));
-            return Ok(addresses);
+        match self.0.get(*timeout.after) {
+            Ok(found) => {
+                // As many as ureq takes.
+                let taken = found.into_iter().map_while(|address| addresses.try_push(address).ok());
+                taken.for_each(drop);
+                Ok(addresses)
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Err(Error::Timeout(timeout.reason))
+            }
+            Err(error) => Err(Error::Io(error)),
         }
-        let mut found = DefaultResolver::default().resolve(uri, config, timeout)?.to_vec();
-        // IPv4 first, where a node called `localhost` listens first.
-        found.sort_by_key(|address| address.is_ipv6());
-        found.iter().for_each(|&address| addresses.push(address));
-        *self.known.lock().unwrap() = Some(found);
-        Ok(addresses)
     }
+}
+
+/// The idle connections of one peer.
+pub(super) type Connections = Idle<Box<dyn Transport>>;
+
+/// The outermost connector: makes a connection where none is idle.
+#[derive(Debug)]
+struct Reusing<C> {
+    connector: C,
+    idle: Arc<Connections>,
+    clock: Clock,
+}
+
+impl<C: Connector> Connector for Reusing<C> {
+    type Out = InUse;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _chained: Option<()>,
+    ) -> Result<Option<InUse>, Error> {
+        let now = self.clock.now();
+        let in_use = |connection, is_reused| InUse {
+            connection: Some(connection),
+            idle: self.idle.clone(),
+            clock: self.clock.clone(),
+            is_reused,
+            has_answered: false,
+            is_whole: false,
+        };
+        while let Some(mut connection) = self.idle.take(now) {
+            if connection.transport.is_open() {
+                return Ok(Some(in_use(connection, true)));
+            }
+        }
+        let transport = self.connector.connect(details, None)?;
+        Ok(transport.map(|transport| {
+            let transport: Box<dyn Transport> = Box::new(transport);
+            in_use(Connection { transport, opened: now, answered: now }, false)
+        }))
+    }
+}
+
+/// A connection that carries a question. When it is dropped after a whole answer, it is idle again.
+#[derive(Debug)]
+struct InUse {
+    // `None` once it is given back.
+    connection: Option<Connection<Box<dyn Transport>>>,
+    idle: Arc<Connections>,
+    clock: Clock,
+    is_reused: bool,
+    /// A byte of the answer has come.
+    has_answered: bool,
+    /// The answer has been read to its end.
+    is_whole: bool,
+}
+
+impl InUse {
+    fn connection(&mut self) -> &mut Connection<Box<dyn Transport>> {
+        self.connection.as_mut().expect("it is given back only when it is dropped")
+    }
+
+    /// What a failure means; a time-out always counts.
+    fn failed(&self, error: Error) -> Error {
+        match error {
+            Error::Timeout(_) => error,
+            error if self.is_reused && !self.has_answered => Error::Other(Box::new(Stale(error))),
+            error => error,
+        }
+    }
+}
+
+impl Transport for InUse {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.connection().transport.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let sent = self.connection().transport.transmit_output(amount, timeout);
+        sent.map_err(|error| self.failed(error))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let progress = match self.connection().transport.await_input(timeout) {
+            Ok(false) if !self.has_answered => {
+                Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
+            }
+            progress => progress,
+        };
+        let progress = progress.map_err(|error| self.failed(error))?;
+        self.has_answered |= progress;
+        self.connection().answered = self.clock.now();
+        Ok(progress)
+    }
+
+    /// Asked by ureq once the answer was read to its end, and only if it leaves the connection open.
+    fn is_open(&mut self) -> bool {
+        self.is_whole = self.connection().transport.is_open();
+        self.is_whole
+    }
+
+    fn is_tls(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.transport.is_tls())
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take().filter(|_| self.is_whole) {
+            self.idle.put(connection, self.clock.now());
+        }
+    }
+}
+
+/// Why a question failed on a connection that had been used before, before a byte of the answer.
+#[derive(Debug)]
+struct Stale(Error);
+
+impl fmt::Display for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Stale {}
+
+/// Whether the error says something of an old connection alone, and nothing of the peer.
+pub(super) fn is_stale(error: &Error) -> bool {
+    matches!(error, Error::Other(error) if error.is::<Stale>())
 }
 
 #[cfg(test)]

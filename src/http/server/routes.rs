@@ -114,8 +114,11 @@ impl Routes {
 }
 
 fn answer_get(group: &Group, key: &str) -> ResponseBox {
+    if let Some(found) = group.answer_peer_at_hand(key) {
+        return value_or_absent(found);
+    }
     match group.answer_peer(key) {
-        Ok(found) => value_or_absent(found),
+        Ok(found) => value_or_absent(found).with_header(header(wire::CACHE, wire::MISS)),
         Err(error @ Error::KeyLength(_)) => text(400, &format!("{error}\n")),
         Err(error) => text(502, &format!("{error}\n")),
     }
@@ -125,7 +128,7 @@ fn value_or_absent(found: Option<(ByteView, Option<Duration>)>) -> ResponseBox {
     let Some((value, ttl)) = found else {
         return bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT));
     };
-    let answer = bytes(200, value).with_header(header("Content-Type", "application/octet-stream"));
+    let answer = bytes(200, value).with_header(header("Content-Type", wire::VALUE_TYPE));
     match ttl {
         Some(ttl) => answer.with_header(header(wire::TTL_MS, &wire::ttl_to_header(ttl))),
         None => answer,

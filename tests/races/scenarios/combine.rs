@@ -1,30 +1,40 @@
 //! `Combine`: gets that share a request.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
 
-use super::{LONG, NONE, every, many, together};
-use crate::combine::Combine;
+use super::{ANY_TIME, LONG, NONE, every, many, together};
+use crate::clock::Clock;
+use crate::combine::{Brought, Combine};
 
 pub(super) fn all() -> Vec<Trial> {
     vec![
-        every(each_get_has_its_own_answer::<2, 1>),
-        many(each_get_has_its_own_answer::<3, 2>),
-        many(each_get_has_its_own_answer::<8, 1>),
-        many(patience_ends_for_some_and_not_for_the_others),
-        many(a_request_that_panics_leaves_the_others_to_ask),
-        many(a_batch_that_fails_is_the_answer_of_all_who_wait),
+        every(each_get_has_its_own_answer::<2, 1, NO_PAUSE_ENDS>),
+        many(each_get_has_its_own_answer::<2, 1, PAUSES_END>),
+        many(each_get_has_its_own_answer::<3, 2, NO_PAUSE_ENDS>),
+        many(each_get_has_its_own_answer::<3, 2, PAUSES_END>),
+        many(each_get_has_its_own_answer::<8, 1, NO_PAUSE_ENDS>),
+        many(each_get_has_its_own_answer::<8, 1, PAUSES_END>),
+        many(patience_ends_for_some_and_not_for_the_others::<NO_PAUSE_ENDS>),
+        many(patience_ends_for_some_and_not_for_the_others::<PAUSES_END>),
+        many(a_request_that_panics_leaves_the_others_to_ask::<NO_PAUSE_ENDS>),
+        many(a_request_that_panics_leaves_the_others_to_ask::<PAUSES_END>),
+        many(a_batch_that_fails_is_the_answer_of_all_in_it::<NO_PAUSE_ENDS>),
+        many(a_batch_that_fails_is_the_answer_of_all_in_it::<PAUSES_END>),
     ]
 }
 
-/// A peer that answers a batch for some keys only, and one batch at a time.
+/// Whether a pause can end before a request has returned.
+const PAUSES_END: bool = true;
+const NO_PAUSE_ENDS: bool = false;
+
+/// A peer that answers a batch for some keys only.
 struct Peer {
     combine: Combine<String>,
-    batch_out: AtomicBool,
     fails: bool,
     plain: [AtomicUsize; KEYS],
     batched: [AtomicUsize; KEYS],
@@ -33,38 +43,33 @@ struct Peer {
 const KEYS: usize = 10;
 
 impl Peer {
-    fn new() -> Self {
+    fn new(pauses_end: bool) -> Self {
         let counts = || [const { AtomicUsize::new(0) }; KEYS];
         let (plain, batched) = (counts(), counts());
-        let batch_out = AtomicBool::new(false);
-        Self { combine: Combine::new(), batch_out, fails: false, plain, batched }
+        let pause = if pauses_end { ANY_TIME } else { LONG };
+        Self { combine: Combine::new(pause, Clock::by_hand()), fails: false, plain, batched }
     }
 
     /// Odd keys are in no batch's answer. Three keys fit into a batch. Whoever asks for `bomb` by a
     /// request of its own, or leads a batch with it, panics.
     fn get(&self, key: usize, patience: Duration, bomb: Option<usize>) -> Option<String> {
-        // Two groups; only keys of the same one go together.
-        let group_of = |key: usize| if key.is_multiple_of(3) { "threes" } else { "others" };
-        let group = group_of(key);
         let explode = |key| {
             if Some(key) == bomb {
                 resume_unwind(Box::new("on purpose"));
             }
         };
         let batch = |keys: &[String]| {
-            assert!(!self.batch_out.swap(true, Ordering::SeqCst), "two batches are out");
             let keys: Vec<usize> = keys.iter().map(|key| key.parse().unwrap()).collect();
-            assert!(keys.iter().all(|&key| group_of(key) == group) && keys.len() <= 3);
+            assert!((1..=3).contains(&keys.len()));
             for &key in &keys {
                 assert_eq!(self.batched[key].fetch_add(1, Ordering::SeqCst), 0, "asked twice");
             }
             thread::yield_now();
-            self.batch_out.store(false, Ordering::SeqCst);
             explode(key);
             if self.fails {
-                return Err("failed".into());
+                return Brought::All("failed".into());
             }
-            Ok(keys.iter().map(|key| (key % 2 == 0).then(|| key.to_string())).collect())
+            Brought::Each(keys.iter().map(|key| (key % 2 == 0).then(|| key.to_string())).collect())
         };
         let plain = || {
             assert_eq!(self.plain[key].fetch_add(1, Ordering::SeqCst), 0, "asked twice");
@@ -72,19 +77,18 @@ impl Peer {
             explode(key);
             key.to_string()
         };
-        self.combine.get(group, &key.to_string(), patience, |keys, _| keys <= 3, batch, plain)
+        self.combine.get(&key.to_string(), patience, |keys, _| keys <= 3, batch, plain)
     }
 
-    /// Nothing is out and nobody waits: a get goes out plainly.
+    /// Nothing is out and nobody waits: a get goes out, plainly or with keys that nobody waits for.
     fn is_at_rest(&self) -> bool {
         self.get(KEYS - 1, LONG, None);
         self.plain[KEYS - 1].load(Ordering::SeqCst) == 1
-            && self.batched[KEYS - 1].load(Ordering::SeqCst) == 0
     }
 }
 
-fn each_get_has_its_own_answer<const CALLERS: usize, const GETS: usize>() {
-    let peer = Peer::new();
+fn each_get_has_its_own_answer<const CALLERS: usize, const GETS: usize, const PAUSES: bool>() {
+    let peer = Peer::new(PAUSES);
     together(CALLERS, |i| {
         for key in (i..).step_by(CALLERS).take(GETS) {
             assert_eq!(peer.get(key, LONG, None).unwrap(), key.to_string());
@@ -93,8 +97,8 @@ fn each_get_has_its_own_answer<const CALLERS: usize, const GETS: usize>() {
     assert!(peer.is_at_rest());
 }
 
-fn patience_ends_for_some_and_not_for_the_others() {
-    let peer = Peer::new();
+fn patience_ends_for_some_and_not_for_the_others<const PAUSES: bool>() {
+    let peer = Peer::new(PAUSES);
     together(5, |i| {
         let patience = if i < 2 { NONE } else { LONG };
         match peer.get(i, patience, None) {
@@ -105,8 +109,8 @@ fn patience_ends_for_some_and_not_for_the_others() {
     assert!(peer.is_at_rest());
 }
 
-fn a_request_that_panics_leaves_the_others_to_ask() {
-    let peer = Peer::new();
+fn a_request_that_panics_leaves_the_others_to_ask<const PAUSES: bool>() {
+    let peer = Peer::new(PAUSES);
     together(5, |i| match catch_unwind(AssertUnwindSafe(|| peer.get(i, LONG, Some(2)))) {
         Ok(answer) => assert_eq!(answer.unwrap(), i.to_string()),
         Err(_) => assert_eq!(i, 2),
@@ -114,8 +118,8 @@ fn a_request_that_panics_leaves_the_others_to_ask() {
     assert!(peer.is_at_rest());
 }
 
-fn a_batch_that_fails_is_the_answer_of_all_who_wait() {
-    let peer = Peer { fails: true, ..Peer::new() };
+fn a_batch_that_fails_is_the_answer_of_all_in_it<const PAUSES: bool>() {
+    let peer = Peer { fails: true, ..Peer::new(PAUSES) };
     together(5, |i| {
         let answer = peer.get(i, LONG, None).unwrap();
         let asked_plainly = peer.plain[i].load(Ordering::SeqCst) == 1;

@@ -19,6 +19,8 @@ use shuttle::{Config, Runner};
 const LONG: Duration = Duration::from_secs(60);
 /// No patience at all.
 const NONE: Duration = Duration::ZERO;
+/// More than nothing, and so little that it can end at any moment.
+const ANY_TIME: Duration = Duration::from_nanos(1);
 
 pub(crate) fn all() -> Vec<Trial> {
     [flight::all(), cache::all(), group::all(), cluster::all(), combine::all()]
