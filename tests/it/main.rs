@@ -20,11 +20,12 @@
 //! | `mixed` | nodes of Go's GeeCache in the same cluster |
 //! | `processes` | a node that is killed, and an environment that names a proxy |
 //! | `tls` | peers behind `https://`, with the feature `tls` |
+//! | `network` | the relay that stands for a network between nodes |
 //! | `node` | the program of `examples/node` |
 //! | `page` | its page, in a browser |
 //! | `docs` | what the docs say of all these |
 //!
-//! `support` has the nodes, the stand-ins and the ways to wait; `child` a node in a process of its
+//! `support` has the nodes, the stand-ins, the relay between nodes and the ways to wait; `child` a node in a process of its
 //! own; `browser` a browser.
 
 mod batches;
@@ -41,6 +42,7 @@ mod limits;
 mod load;
 mod metrics;
 mod mixed;
+mod network;
 mod node;
 mod overload;
 mod owners;

@@ -18,6 +18,10 @@ use geecache::{
 };
 use percent_encoding::percent_decode_str;
 
+mod relay;
+
+pub(crate) use relay::{CutBy, Relay, Treatment};
+
 /// No wait in a test is longer; what is not there by then does not come.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
@@ -240,9 +244,26 @@ impl Cluster {
     }
 
     pub(crate) fn start<const N: usize>(self) -> [Node; N] {
-        let mut listeners: Vec<_> =
-            (0..N).map(|_| TcpListener::bind((self.host, 0)).unwrap()).collect();
-        let urls: Vec<_> = listeners.iter().map(|l| url_of(l.local_addr().unwrap())).collect();
+        let listeners = self.listen();
+        let urls = listeners.each_ref().map(|l| url_of(l.local_addr().unwrap()));
+        self.start_as(listeners, urls)
+    }
+
+    /// The same, with a relay in front of each node: that is where the others ask it, and what its
+    /// URL names.
+    pub(crate) fn behind_relays<const N: usize>(self) -> ([Node; N], [Relay; N]) {
+        let listeners: [_; N] = self.listen();
+        let relays = listeners.each_ref().map(|l| Relay::to(l.local_addr().unwrap()).unwrap());
+        let urls = relays.each_ref().map(|relay| url_of(relay.address()));
+        (self.start_as(listeners, urls), relays)
+    }
+
+    fn listen<const N: usize>(&self) -> [TcpListener; N] {
+        [(); N].map(|()| TcpListener::bind((self.host, 0)).unwrap())
+    }
+
+    fn start_as<const N: usize>(self, listeners: [TcpListener; N], urls: [String; N]) -> [Node; N] {
+        let mut listeners = listeners.into_iter();
         let members: Vec<_> = urls.iter().chain(&self.strangers).cloned().collect();
         array::from_fn(|i| {
             let pool = HttpPool::with_options(&urls[i], self.pool.clone()).unwrap();
@@ -252,14 +273,16 @@ impl Cluster {
                 (self.settings)(i, builder).build().unwrap()
             });
             let groups = groups.collect();
+            let listener = listeners.next().unwrap();
             let mut node = Node {
                 url: urls[i].clone(),
+                address: listener.local_addr().unwrap(),
                 pool,
                 groups,
                 options: self.server.clone(),
                 server: None,
             };
-            node.serve(listeners.remove(0));
+            node.serve(listener);
             node
         })
     }
@@ -268,6 +291,8 @@ impl Cluster {
 /// A node of its own in this process.
 pub(crate) struct Node {
     pub(crate) url: String,
+    /// Where it listens: behind a relay that is not where its URL points.
+    address: SocketAddr,
     pub(crate) pool: Arc<HttpPool>,
     groups: Vec<Arc<Group>>,
     options: ServerOptions,
@@ -326,7 +351,7 @@ impl Node {
 
     /// Listens again where it did before.
     pub(crate) fn restart(&mut self) {
-        self.serve(TcpListener::bind(address_of(&self.url)).unwrap());
+        self.serve(TcpListener::bind(self.address).unwrap());
     }
 
     fn serve(&mut self, listener: TcpListener) {
