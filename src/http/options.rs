@@ -174,29 +174,48 @@ impl fmt::Debug for ServerOptions {
     }
 }
 
-/// Refuses what another node would write differently, or ureq could not ask.
+/// Refuses what another node would write differently, or nobody could ask.
 pub(super) fn check_url(url: &str) -> Result<(), Error> {
     let wrong = |what: &str| {
-        Error::Config(format!("node URL {url:?}: {what}, write it like http://10.0.0.1:8001"))
+        Err(Error::Config(format!("node URL {url:?}: {what}; write it like http://10.0.0.1:8001")))
     };
     if url.len() > MAX_URL_BYTES {
         return Err(Error::Config(format!("a node URL has up to {MAX_URL_BYTES} bytes")));
     }
-    let uri: Uri = url.parse().map_err(|_| wrong("not a URL"))?;
-    let Some(authority) = uri.authority() else { return Err(wrong("no host")) };
-    let scheme = match uri.scheme_str() {
-        Some(scheme @ "http") => scheme,
-        Some(scheme @ "https") if cfg!(feature = "tls") => scheme,
-        Some("https") => {
-            return Err(wrong("https needs the feature `tls` of geecache; without it"));
-        }
-        _ => return Err(wrong("peers speak http")),
+    let Some((scheme, authority)) = url.split_once("://") else {
+        return wrong("it does not begin with http://");
     };
-    if url != format!("{scheme}://{authority}") {
-        return Err(wrong("something follows the port"));
+    match scheme {
+        "http" => {}
+        "https" if cfg!(feature = "tls") => {}
+        "https" => return wrong("https needs the feature `tls` of geecache"),
+        _ if ["http", "https"].contains(&&*scheme.to_lowercase()) => {
+            return wrong("the scheme is written in small letters");
+        }
+        _ => return wrong("peers speak http"),
     }
-    if authority.as_str().contains('@') {
-        return Err(wrong("peers know no users"));
+    if authority.contains(['/', '?', '#']) {
+        return wrong("something follows the port");
+    }
+    if authority.contains('@') {
+        return wrong("peers know no users");
+    }
+    // What follows the last colon, unless that is within the brackets of an IPv6 address.
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    if let Some(port) = port {
+        let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+            return wrong("the port is not a number from 1 to 65535");
+        }
+    }
+    if matches!(host, "" | "*" | "0.0.0.0" | "[::]") {
+        return wrong("the host is missing, or is no address that others can ask");
+    }
+    if url.parse::<Uri>().is_err() {
+        return wrong("the host is not a name or an address");
     }
     Ok(())
 }
@@ -231,24 +250,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_that_nodes_could_write_differently_are_refused() {
-        for url in [
-            "",
-            "a:8001",
-            "a",
-            "ftp://a:8001",
-            "http://",
-            "http://a:8001/",
-            "http://a:8001/x",
-            "http://a:8001?q",
-            "http://u@a:8001",
-            "https://a:8001/",
+    fn urls_that_nobody_could_ask_are_refused_with_the_reason() {
+        let reason = |url: &str| check_url(url).unwrap_err().to_string();
+        for (url, what) in [
+            ("", "does not begin with http://"),
+            ("a:8001", "does not begin with http://"),
+            ("a", "does not begin with http://"),
+            ("ftp://a:8001", "peers speak http"),
+            ("HTTP://a:8001", "small letters"),
+            ("Http://a:8001", "small letters"),
+            ("http://", "the host is missing"),
+            ("http://:8001", "the host is missing"),
+            ("http://*:8001", "the host is missing"),
+            ("http://0.0.0.0:8001", "the host is missing"),
+            ("http://[::]:8001", "the host is missing"),
+            ("http://a:8001/", "something follows the port"),
+            ("http://a:8001/x", "something follows the port"),
+            ("http://a:8001?q", "something follows the port"),
+            ("http://a:8001#f", "something follows the port"),
+            ("https://a:8001/", if cfg!(feature = "tls") { "something follows" } else { "`tls`" }),
+            ("http://u@a:8001", "peers know no users"),
+            ("http://a:", "the port is not a number"),
+            ("http://a:0", "the port is not a number"),
+            ("http://a:65536", "the port is not a number"),
+            ("http://a:+80", "the port is not a number"),
+            ("http://a:-1", "the port is not a number"),
+            ("http://a:http", "the port is not a number"),
+            ("http://[::1]:", "the port is not a number"),
+            ("http://a b:8001", "the host is not a name"),
+            ("http://[::1:8001", "the host is not a name"),
         ] {
-            assert!(check_url(url).is_err(), "{url}");
+            let reason = reason(url);
+            assert!(reason.contains(what) && reason.contains(&format!("{url:?}")), "{reason}");
+            assert_eq!(reason.lines().count(), 1);
         }
-        for url in
-            ["http://a", "http://10.0.0.1:8001", "http://[::1]:8001", "http://localhost:8001"]
-        {
+        assert!(reason(&format!("http://{}", "a".repeat(MAX_URL_BYTES))).contains("1024 bytes"));
+        for url in [
+            "http://a",
+            "http://10.0.0.1:8001",
+            "http://[::1]:8001",
+            "http://[::1]",
+            "http://localhost:1",
+            "http://cache-0.cache.svc:65535",
+        ] {
             assert!(check_url(url).is_ok(), "{url}");
         }
     }
