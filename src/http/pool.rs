@@ -210,6 +210,13 @@ mod tests {
     }
 
     #[test]
+    fn a_list_may_repeat_a_node() {
+        let pool = pool();
+        pool.set_peers([URLS[0], URLS[1], URLS[1], URLS[0]]).unwrap();
+        assert_eq!((pool.ring().nodes().len(), pool.peers().len()), (2, 1));
+    }
+
+    #[test]
     fn getters_of_peers_that_stay_are_kept() {
         let pool = pool();
         let key = key_of(&pool, URLS[1]);
