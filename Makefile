@@ -43,9 +43,11 @@ races: ## try 100 times as many schedules of threads and sequences as `make test
 stress: ## send a node whatever can be sent: SEEDS=20000 seeds
 	GEECACHE_TEST_SEEDS=$(or $(SEEDS),20000) $(CARGO) test --locked --test it fuzz:: -- --nocapture
 
-examples: ## run the small examples: hello, by_hand, ring
+examples: ## run the small examples: hello, typed, by_hand, three, ring
 	$(CARGO) run --locked --quiet --example hello
+	$(CARGO) run --locked --quiet --example typed
 	$(CARGO) run --locked --quiet --example by_hand
+	$(CARGO) run --locked --quiet --example three
 	$(CARGO) run --locked --quiet --example ring -- Tom Jack Sam
 
 build-cluster:

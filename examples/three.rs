@@ -1,8 +1,8 @@
 //! Three nodes over HTTP in one process: a get through each, then the owner is stopped.
 //!
-//! Type `cargo run --example three`. The ports are chosen by the system, and they decide which node
-//! owns Tom; here that one is called A. It searches once for all three; when it is gone, each of
-//! the others searches for itself, and keeps what it found for a while:
+//! Type `cargo run --example three`. The system chooses the ports, and they decide which node owns
+//! Tom; that one is called A. It searches once for all three. When it has stopped, each of the others
+//! searches for itself, and keeps what it found for a while:
 //!
 //! ```text
 //! A owns Tom.
@@ -17,6 +17,10 @@
 //! C: 630, searched, since A does not answer
 //! B: 630, had it
 //! ```
+//!
+//! The process lives on, and so do A's open connections: what B and C ask there first is answered by
+//! nobody, and each falls back after the 3 s of [`PoolOptions::timeout`](geecache::PoolOptions). Where
+//! A's process ends, its connections end with it, and nobody waits.
 
 use std::convert::Infallible;
 use std::net::TcpListener;

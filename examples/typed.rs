@@ -10,6 +10,7 @@
 //! [SlowDB] search key Tom
 //! Tom has 630 points in 3 games
 //! Tom has 630 points in 3 games
+//! [SlowDB] search key kkk
 //! kkk not exist
 //! ```
 

@@ -21,6 +21,7 @@
 //! | `processes` | a node that is killed, and an environment that names a proxy |
 //! | `tls` | peers behind `https://`, with the feature `tls` |
 //! | `network` | the relay that stands for a network between nodes |
+//! | `examples` | the programs of `examples` that are one file |
 //! | `node` | the program of `examples/node` |
 //! | `page` | its page, in a browser |
 //! | `docs` | what the docs say of all these |
@@ -34,6 +35,7 @@ mod child;
 mod clients;
 mod combining;
 mod docs;
+mod examples;
 mod fresh;
 mod fuzz;
 mod gets;

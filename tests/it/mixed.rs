@@ -18,7 +18,7 @@ const KEYS: &[&str] = &[
 ];
 
 /// `consistenthash.Map` with the 50 points a node that `geecache/http.go` gives it.
-fn owner_in_go<'n>(nodes: &[&'n str], key: &str) -> &'n str {
+pub(crate) fn owner_in_go<'n>(nodes: &[&'n str], key: &str) -> &'n str {
     let (mut keys, mut hash_map) = (Vec::new(), HashMap::new());
     for node in nodes {
         for i in 0..50 {
@@ -34,7 +34,7 @@ fn owner_in_go<'n>(nodes: &[&'n str], key: &str) -> &'n str {
 }
 
 /// A Go node with the group `scores` over a map that lacks `kkk`, and the keys it was asked for.
-fn go_node() -> (Stub, Arc<Mutex<Vec<String>>>) {
+pub(crate) fn go_node() -> (Stub, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::<Mutex<Vec<String>>>::default();
     let stub = Stub::http({
         let asked = asked.clone();
@@ -62,15 +62,15 @@ fn go_node() -> (Stub, Arc<Mutex<Vec<String>>>) {
 }
 
 /// Not text, since the bytes are raw.
-fn go_value_of(key: &str) -> Vec<u8> {
+pub(crate) fn go_value_of(key: &str) -> Vec<u8> {
     [b"\xff\0go: ", key.as_bytes()].concat()
 }
 
 /// `httpGetter.Get`, of the group and key as `url.QueryEscape` writes them.
-fn go_get(node: &Node, group: &str, key: &str) -> Result<Vec<u8>, u16> {
+pub(crate) fn go_get(url: &str, group: &str, key: &str) -> Result<Vec<u8>, u16> {
     let path = format!("/_geecache/{}/{}", query_escape(group), query_escape(key));
     let headers = ["User-Agent: Go-http-client/1.1", "Accept-Encoding: gzip"];
-    let answer = ask(&node.url, &format!("GET {path}"), &headers);
+    let answer = ask(url, &format!("GET {path}"), &headers);
     if answer.status == 200 { Ok(answer.body) } else { Err(answer.status) }
 }
 
@@ -193,13 +193,13 @@ fn a_go_client_is_understood() {
     let [rust] = Cluster::over(&origin).groups(names).start();
     for group in names {
         for key in KEYS {
-            let value = go_get(&rust, group, key);
+            let value = go_get(&rust.url, group, key);
             assert_eq!(value, Ok(value_of(key).into()), "{key:?} in {group:?}");
         }
     }
     assert_eq!(origin.loads(), names.len() * KEYS.len());
     // To it, all that is not 200 is an error, and it loads by itself.
-    assert_eq!(go_get(&rust, "scores", "kkk"), Err(404));
-    assert_eq!(go_get(&rust, "scores", "bad"), Err(502));
-    assert_eq!(go_get(&rust, "heights", "Tom"), Err(404));
+    assert_eq!(go_get(&rust.url, "scores", "kkk"), Err(404));
+    assert_eq!(go_get(&rust.url, "scores", "bad"), Err(502));
+    assert_eq!(go_get(&rust.url, "heights", "Tom"), Err(404));
 }

@@ -58,11 +58,7 @@ pub(crate) fn urls<const N: usize>(host: &str) -> [String; N] {
 }
 
 fn program() -> Command {
-    // Beside the folder of this test's own binary.
-    let folder = env::current_exe().unwrap().parent().unwrap().with_file_name("examples");
-    let program = folder.join("node");
-    assert!(program.exists(), "`cargo test` or `cargo build --example node` makes {program:?}");
-    let mut command = Command::new(program);
+    let mut command = example("node");
     command.env_remove("GEECACHE_TOKEN");
     command
 }
@@ -134,15 +130,6 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn ended(child: &mut Child) -> ExitStatus {
-    let mut status = None;
-    eventually("the process ends", || {
-        status = child.try_wait().unwrap();
-        status.is_some()
-    });
-    status.unwrap()
 }
 
 /// What the node at `url` has counted until now, of all peers together.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
@@ -659,6 +659,25 @@ pub(crate) fn this_binary(test: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args([test, "--exact", "--ignored", "--nocapture"]);
     command
+}
+
+/// The program of that example, which `cargo test` has built.
+pub(crate) fn example(name: &str) -> Command {
+    // Beside the folder of this test's own binary.
+    let folder = env::current_exe().unwrap().parent().unwrap().with_file_name("examples");
+    let program = folder.join(name);
+    assert!(program.exists(), "`cargo test` or `cargo build --example {name}` makes {program:?}");
+    Command::new(program)
+}
+
+/// Waits for the end of a process.
+pub(crate) fn ended(child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    eventually("the process ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
 }
 
 /// What a process prints.
