@@ -19,9 +19,9 @@
 //!
 //! ```text
 //! cargo build --example in_one_file
-//! cargo run --example in_one_file -- --port 8001 &
-//! cargo run --example in_one_file -- --port 8002 &
-//! cargo run --example in_one_file -- --port 8003 --api 9999 &
+//! cargo run -q --example in_one_file -- --port 8001 &
+//! cargo run -q --example in_one_file -- --port 8002 &
+//! cargo run -q --example in_one_file -- --port 8003 --api 9999 &
 //! curl "http://localhost:9999/api?key=Tom"     # 630, by way of 8001; see the log
 //! curl "http://localhost:9999/api?key=Sam"     # 567: 8003 owns this key
 //! curl "http://localhost:9999/api?key=kkk"     # kkk not exist
@@ -408,14 +408,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 //
 // try                             you see                               cured in src/
 // -------------------------------------------------------------------------------------------------
-// get a new key eight times at    eight searches: each miss searches    flight.rs
-//   once                            for itself
-// get kkk twice from 8003         four searches: “no such key” looks    http/wire.rs
+// get a new key eight times at    up to eight searches: each miss       flight.rs
+//   once                            searches for itself
+// get kkk twice from 8003         four searches: "no such key" looks    http/wire.rs
 //                                   like a broken owner, and is not     group/mod.rs
 //                                   kept
 // get a%20b                       400: keys are not escaped             http/wire.rs
 // get Tom from 8003 again and     a question to 8001 each time: no      group/mod.rs
-//   again                           copies are kept of other nodes’     group/doorkeeper.rs
+//   again                           copies are kept of other nodes'     group/doorkeeper.rs
 //                                   keys
 // get 100 keys that 8001 owns     100 questions, one for each key       group/batch.rs
 //                                                                       http/frame.rs
@@ -426,8 +426,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 //                                   since all its workers do
 // give two nodes such --peers     3 s and 17 searches: they ask each    group/mod.rs
 //   that each takes the other       other until all workers of both     http/pool.rs
-//   for Tom’s owner                 wait
-// change Tom’s score in the       the old score: values neither expire  cache/record.rs
+//   for Tom's owner                 wait
+// change Tom's score in the       the old score: values neither expire  cache/record.rs
 //   database                        nor can be removed                  group/remove.rs
 // add 1,000 scores and get each   the cache has lost all it had: only   cache/s3fifo.rs
 //   once, or one of 3 KiB           the newest entries stay, and too    cache/mod.rs
@@ -450,7 +450,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 //   8001                            looks names up on a new thread
 // kill a node that is searching   its callers get no answer: nothing    http/server/mod.rs
 //                                   is finished first
-// ask from another machine, or    the values of all keys: no token, no  http/server/routes.rs
-//   listen in                       TLS                                 http/client/transport.rs
+// ask from another machine (with  the values of all keys: no token, no  http/server/routes.rs
+//   --host), or listen in           TLS                                 http/client/transport.rs
 // look for the hit ratio          there is only the log                 stats.rs
 //                                                                       metrics.rs

@@ -1,8 +1,8 @@
 //! Three nodes over HTTP in one process: a get through each, then the owner is stopped.
 //!
 //! Type `cargo run --example three`. The system chooses the ports, and they decide which node owns
-//! Tom; that one is called A. It searches once for all three. When it has stopped, each of the others
-//! searches for itself, and keeps what it found for a while:
+//! Tom; that one is called A. It searches once for all three. When it has stopped, each of the
+//! others searches for itself, and keeps what it found for a while:
 //!
 //! ```text
 //! A owns Tom.
@@ -18,9 +18,9 @@
 //! B: 630, had it
 //! ```
 //!
-//! The process lives on, and so do A's open connections: what B and C ask there first is answered by
-//! nobody, and each falls back after the 3 s of [`PoolOptions::timeout`](geecache::PoolOptions). Where
-//! A's process ends, its connections end with it, and nobody waits.
+//! B and C wait 3 s each, `PoolOptions::timeout`, before they search: a connection of A's that was
+//! open stays open, since the process lives on, but nobody answers there. Where A's process ends,
+//! its connections end with it, and nobody waits.
 
 use std::convert::Infallible;
 use std::net::TcpListener;
