@@ -27,7 +27,7 @@ fn remote(settings: &Settings) -> Table {
     let bar = progress("batch", rounds * names.len());
     let owner = Owner::start();
     let mut asking = &Asking::new(&owner, VALUE_BYTES, true);
-    let mut bare = Bare::connect(&owner, BATCH * KEY_BYTES, BATCH * VALUE_BYTES);
+    let mut bare = Bare::connect(owner.tcp, BATCH * KEY_BYTES, BATCH * VALUE_BYTES);
     let keys: Vec<&str> =
         scattered(KEYS).into_iter().map(|key| &*asking.keys[key as usize]).collect();
     let texts: Vec<String> = keys.chunks(BATCH).map(|batch| batch.concat()).collect();

@@ -1,7 +1,7 @@
 //! Measures geecache side by side with the crates that people would use instead.
 //!
 //! ```text
-//! cargo run --release --example bench -- hits|evict|memory|ratio|ring|hot|fetch|combine|batch|stampede|all [--json] [--quick]
+//! cargo run --release --example bench -- hits|evict|memory|ratio|ring|hot|fetch|combine|batch|network|stampede|all [--json] [--quick]
 //! ```
 //!
 //! Tables go to stdout, progress to stderr. Every number is measured in the run that prints it;
@@ -17,6 +17,7 @@
 //! - `fetch`: gets of keys that another process holds
 //! - `combine`: such gets that share requests
 //! - `batch`: many keys at once
+//! - `network`: such gets behind a network, combined and not
 //! - `stampede`: many callers of one cold key
 //!
 //! `workload` draws the keys, `systems` makes the caches, `remote` is the other process,
@@ -30,6 +31,7 @@ mod hits;
 mod hot;
 mod measure;
 mod memory;
+mod network;
 mod ratio;
 mod remote;
 mod ring;
@@ -66,6 +68,8 @@ struct Settings {
     /// For `ratio`: a trace to replay, one key a line, gzipped or not; may be given again
     #[arg(long = "trace", value_name = "FILE", global = true)]
     traces: Vec<PathBuf>,
+    #[command(flatten)]
+    network: network::Choice,
 }
 
 #[derive(Subcommand)]
@@ -88,6 +92,8 @@ enum Topic {
     Combine,
     /// Many keys at once
     Batch,
+    /// Such gets behind a network, combined and not
+    Network,
     /// Many callers of one cold key
     Stampede,
     /// Every topic in turn
@@ -95,7 +101,7 @@ enum Topic {
     /// A child of `memory`
     #[command(hide = true)]
     Fill { system: String },
-    /// The child of `fetch`, `combine` and `batch`
+    /// The child of `fetch`, `combine`, `batch` and `network`
     #[command(hide = true)]
     Own,
 }
@@ -117,6 +123,7 @@ const ALL: &[fn(&Settings) -> Report] = &[
     fetch::run,
     combine::run,
     batch::run,
+    network::run,
     stampede::run,
 ];
 
@@ -132,6 +139,7 @@ fn main() {
         Topic::Fetch => &[fetch::run as _],
         Topic::Combine => &[combine::run as _],
         Topic::Batch => &[batch::run as _],
+        Topic::Network => &[network::run as _],
         Topic::Stampede => &[stampede::run as _],
         Topic::All => ALL,
         Topic::Fill { system } => return memory::fill(&system),

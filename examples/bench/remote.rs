@@ -3,7 +3,7 @@
 //! The other process is this program, started once more. It serves its groups as a node would,
 //! and beside them the least that can be asked of a network: a thread for each TCP connection
 //! that reads a question of so many bytes and writes an answer of so many. Read on in `fetch`,
-//! `combine` and `batch`, which ask it.
+//! `combine`, `batch` and `network`, which ask it.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -19,6 +19,7 @@ use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 
 use crate::measure::{Samples, interleave, wall};
+use crate::network;
 use crate::workload::{rng, uniform};
 
 pub(crate) const KEYS: usize = 1_000;
@@ -27,6 +28,8 @@ pub(crate) const KEY_BYTES: usize = 13;
 const VALUE_BYTES: [usize; 3] = [3, 100, 4 << 10];
 /// How long the origin looks for a slow key. It does not find it, so nobody ever holds it.
 pub(crate) const SLOW: Duration = Duration::from_millis(50);
+/// The same for keys that begin with [`MISS_PREFIX`].
+const MISS: Duration = Duration::from_millis(5);
 
 /// One who asks and waits.
 pub(crate) trait Caller: Send {
@@ -109,7 +112,7 @@ fn ask_for(callers: &mut Callers<'_>, time: Duration) -> (f64, Histogram<u64>) {
 }
 
 /// Up to ten seconds in nanoseconds, to 1 %.
-fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 10_000_000_000, 2).expect("valid bounds")
 }
 
@@ -159,6 +162,7 @@ impl Caller for &Asking {
 }
 
 const SLOW_PREFIX: &str = "slow";
+pub(crate) const MISS_PREFIX: &str = "miss";
 
 fn is_slow(key: &str) -> bool {
     key.starts_with(SLOW_PREFIX)
@@ -172,8 +176,8 @@ pub(crate) struct Bare {
 
 impl Bare {
     /// A connection for questions and answers of so many bytes.
-    pub(crate) fn connect(owner: &Owner, question_bytes: usize, answer_bytes: usize) -> Self {
-        let mut stream = connect(owner.tcp);
+    pub(crate) fn connect(server: SocketAddr, question_bytes: usize, answer_bytes: usize) -> Self {
+        let mut stream = connect(server);
         for length in [question_bytes, answer_bytes] {
             stream.write_all(&(length as u32).to_le_bytes()).expect("a connection");
         }
@@ -187,7 +191,7 @@ impl Bare {
         keys: &'c [String],
         value_bytes: usize,
     ) -> Callers<'c> {
-        callers(count, keys, || Box::new(Self::connect(owner, KEY_BYTES, value_bytes)))
+        callers(count, keys, || Box::new(Self::connect(owner.tcp, KEY_BYTES, value_bytes)))
     }
 }
 
@@ -208,8 +212,8 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
 /// The process that owns the keys.
 pub(crate) struct Owner {
     child: Child,
-    http: SocketAddr,
-    tcp: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) tcp: SocketAddr,
 }
 
 impl Owner {
@@ -257,15 +261,18 @@ impl Drop for Owner {
 
 /// In the child: serves all groups and bare TCP, prints both addresses, and ends with its input.
 pub(crate) fn own() {
-    let groups = VALUE_BYTES.map(|bytes| {
+    let small = network::SMALL.map(|name| (name.to_string(), network::SMALL_BYTES));
+    let by_bytes = VALUE_BYTES.map(|bytes| (bytes.to_string(), bytes));
+    let large = (network::LARGE.to_string(), network::LARGE_BYTES);
+    let groups = by_bytes.into_iter().chain(small).chain([large]).map(|(name, bytes)| {
         let getter = move |key: &str| {
-            if is_slow(key) {
-                thread::sleep(SLOW);
+            if is_slow(key) || key.starts_with(MISS_PREFIX) {
+                thread::sleep(if is_slow(key) { SLOW } else { MISS });
                 return Ok::<_, Infallible>(None);
             }
             Ok(Some(vec![b'v'; bytes]))
         };
-        Group::builder(bytes.to_string(), getter).build().expect("a group")
+        Group::builder(name, getter).build().expect("a group")
     });
     let [http, tcp] =
         [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));

@@ -248,6 +248,8 @@ struct Connection {
 struct Way {
     /// It is in `State::ready`.
     is_ready: bool,
+    /// The sender's end is there to be read, behind the bytes.
+    is_ending: bool,
     /// There is something to read, but no place in `on_the_way`.
     is_full: bool,
     on_the_way: VecDeque<(Instant, Item)>,
@@ -345,8 +347,10 @@ impl State {
         let (id, end) = (token / 2, (token % 2) as usize);
         let Some(connection) = self.connections.get_mut(&id) else { return }; // or the waker
         let trouble = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
-        if flags.intersects(EventFlags::IN | trouble) && !connection.ways[end].is_ready {
-            connection.ways[end].is_ready = true;
+        let incoming = &mut connection.ways[end];
+        incoming.is_ending |= flags.intersects(trouble);
+        if flags.intersects(EventFlags::IN | trouble) && !incoming.is_ready {
+            incoming.is_ready = true;
             self.ready[end].push_back(id);
         }
         let way = 1 - end;
@@ -438,13 +442,13 @@ impl State {
         if read.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
             return;
         }
-        if matches!(read, Ok(1..)) {
+        let bytes = &buffer[..*read.as_ref().unwrap_or(&0)];
+        if bytes.is_empty() {
+            passage.has_ended = true;
+        } else if bytes.len() == size || passage.is_ending {
             passage.is_ready = true;
             self.ready[way].push_back(id);
-        } else {
-            passage.has_ended = true;
-        }
-        let bytes = &buffer[..*read.as_ref().unwrap_or(&0)];
+        } // or else it is read empty, and what comes then is an event
         match connection.treatment {
             Treatment::Swallow => {
                 if connection.is_left() {
