@@ -1,60 +1,51 @@
 //! `Flight`: of all threads that want the same work at the same time one does it, and the
-//! others wait for what it finds. Knows nothing of caching.
+//! others wait for its answer. Knows nothing of caching.
 //!
 //! What keeps a thousand callers of a key that just expired from asking a slow origin a
 //! thousand times? One of them, the *leader*, runs; the others, its *followers*, sleep on a
-//! condition variable and share its answer. Nothing is remembered: who comes later leads anew.
+//! condition variable and share its answer. Nothing is remembered: a later caller leads anew.
 //!
-//! In Go's singleflight of the source a leader that panics leaves its call in the table:
+//! In Go's singleflight a leader that panics leaves its call in the table:
 //!
 //! 1. A leads for a key, and its work panics; A's thread unwinds.
 //! 2. B waits for A. Nobody will wake it.
 //! 3. C comes for the same key, finds A's call, and waits as well; so does everybody after it.
 //!
-//! Here a lead ends when it is dropped, and unwinding drops it: the key is free, B is told.
+//! Here the leader holds a guard, and unwinding drops it: the key is free, and B is told.
 //!
 //! Read on in [`Group`](crate::Group), which has two flights and says why one is not enough.
 
 use std::array;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use foldhash::fast::FixedState;
+use foldhash::fast::{FixedState, RandomState};
 
 /// Work under way, by key.
 #[doc(alias = "singleflight")]
 pub(crate) struct Flight<T> {
-    // Several, so that threads with different keys seldom meet.
+    // Several, so that threads with different keys seldom meet at the same lock.
     tables: [Table<T>; TABLES],
 }
 
 const TABLES: usize = 16;
 
-// Guards the calls of some keys alone: the leader works, and followers wait, without it. Shares
-// no cache line with its neighbour.
+// Guards a map of calls alone: leaders work, and followers wait, without it. Shares no cache line
+// with its neighbour.
 #[repr(align(128))]
 struct Table<T>(Mutex<Calls<T>>);
 
-struct Calls<T> {
-    by_hash: HashMap<u64, Led<T>, FixedState>,
-    // By number: calls that were forgotten, whose followers still wait for their leader.
-    forgotten: HashMap<u64, Arc<Call<T>>>,
-    // The number of the last lead.
-    last: u64,
-}
+type Calls<T> = HashMap<Box<str>, Arc<Call<T>>, RandomState>;
 
-/// A key that is led.
-struct Led<T> {
-    key: Box<str>,
-    // Tells it from the other leads of the same key, before and after it.
-    number: u64,
+/// Work under way for one key.
+pub(crate) struct Call<T> {
     leader: ThreadId,
-    // Made by the first follower: most who lead are alone.
-    call: Option<Arc<Call<T>>>,
+    // Guards the leader's answer; `None` while it works.
+    outcome: Mutex<Option<Result<T, Unanswered>>>,
+    done: Condvar,
 }
 
 /// Why a follower has no answer to share.
@@ -68,12 +59,10 @@ pub(crate) enum Unanswered {
     TimedOut,
 }
 
-/// Work under way that somebody follows.
-pub(crate) struct Call<T> {
-    leader: ThreadId,
-    // Guards what the leader found; `None` while it works.
-    outcome: Mutex<Option<Result<T, Unanswered>>>,
-    done: Condvar,
+/// What [`Flight::join`] gives.
+pub(crate) enum Seat<'f, T: Clone> {
+    Leader(LeaderGuard<'f, T>),
+    Follower(Arc<Call<T>>),
 }
 
 impl<T: Clone> Flight<T> {
@@ -81,83 +70,34 @@ impl<T: Clone> Flight<T> {
         Self { tables: array::from_fn(|_| Table(Mutex::default())) }
     }
 
-    /// Takes part in the work for `key`, whose hash the caller has: leads it, unless another thread
-    /// does. Who leads several must land them all before it follows.
+    /// Takes part in the work for `key`: leads it, unless another thread does. A thread that leads
+    /// several keys must finish all of them before it waits for another.
     #[doc(alias = "Do")]
-    pub(crate) fn join(&self, key: &str, hash: u64) -> Seat<'_, T> {
-        let table = self.table(key);
-        let calls = &mut *table.lock().unwrap();
-        calls.last += 1;
-        let number = calls.last;
-        match calls.by_hash.entry(hash) {
-            Entry::Occupied(mut led) if *led.get().key == *key => {
-                return Seat::Follower(led.get_mut().followed());
-            }
-            // Another key has the same hash, of 64 bits: nobody can follow this one.
-            Entry::Occupied(_) => {}
-            Entry::Vacant(place) => {
-                let leader = thread::current().id();
-                place.insert(Led { key: key.into(), number, leader, call: None });
-            }
+    pub(crate) fn join<'f>(&'f self, key: &'f str) -> Seat<'f, T> {
+        let calls = &mut *self.table(key).lock().unwrap();
+        if let Some(call) = calls.get(key) {
+            return Seat::Follower(call.clone());
         }
-        Seat::Leader(Lead { table, hash, number: Some(number) })
+        let leader = thread::current().id();
+        let call = Arc::new(Call { leader, outcome: Mutex::default(), done: Condvar::new() });
+        calls.insert(key.into(), call.clone());
+        Seat::Leader(LeaderGuard { flight: self, key, call, answer: None })
     }
 
-    /// From now on nobody follows the work that is under way for `key`: who comes leads anew.
-    pub(crate) fn forget(&self, key: &str, hash: u64) {
-        self.table(key).lock().unwrap().forget(hash);
+    /// From now on nobody follows the work that is under way for `key`: the next caller leads anew.
+    pub(crate) fn forget(&self, key: &str) {
+        self.table(key).lock().unwrap().remove(key);
     }
 
     /// The same for all keys.
     pub(crate) fn forget_all(&self) {
-        self.tables.iter().for_each(|Table(calls)| calls.lock().unwrap().forget_all());
+        self.tables.iter().for_each(|Table(calls)| calls.lock().unwrap().clear());
     }
 
     fn table(&self, key: &str) -> &Mutex<Calls<T>> {
-        // Not by the hash, which has a seed: a schedule of threads could not be tried again. Whoever
-        // chose keys that all come here would gain nothing, since in the table that hash decides.
+        // Without a seed, so that the model checker can repeat a schedule. Keys chosen to meet in one
+        // table gain an attacker nothing: the map in it has a seed.
         &self.tables[FixedState::default().hash_one(key) as usize % TABLES].0
-    }
-}
-
-/// What [`Flight::join`] gives.
-pub(crate) enum Seat<'f, T: Clone> {
-    Leader(Lead<'f, T>),
-    Follower(Arc<Call<T>>),
-}
-
-impl<T> Default for Calls<T> {
-    fn default() -> Self {
-        Self { by_hash: HashMap::default(), forgotten: HashMap::default(), last: 0 }
-    }
-}
-
-impl<T> Calls<T> {
-    /// Ends a lead. The call, if somebody follows.
-    fn end(&mut self, hash: u64, number: u64) -> Option<Arc<Call<T>>> {
-        match self.by_hash.entry(hash) {
-            Entry::Occupied(led) if led.get().number == number => led.remove().call,
-            // Ours was forgotten, and another is led by now.
-            _ => self.forgotten.remove(&number),
-        }
-    }
-
-    fn forget(&mut self, hash: u64) {
-        let led = self.by_hash.remove(&hash);
-        self.forgotten.extend(led.and_then(|led| Some((led.number, led.call?))));
-    }
-
-    fn forget_all(&mut self) {
-        let led = self.by_hash.drain();
-        self.forgotten.extend(led.filter_map(|(_, led)| Some((led.number, led.call?))));
-    }
-}
-
-impl<T> Led<T> {
-    fn followed(&mut self) -> Arc<Call<T>> {
-        let leader = self.leader;
-        let call = || Call { leader, outcome: Mutex::default(), done: Condvar::new() };
-        self.call.get_or_insert_with(|| Arc::new(call())).clone()
     }
 }
 
@@ -176,43 +116,40 @@ impl<T: Clone> Call<T> {
     }
 }
 
-/// The lead of a call. The leader always publishes: the lead ends when it is dropped, so that if
-/// the leader unwinds, the followers are told and the key is free again.
+/// Held by the leader of a key. When it is dropped, the key is free again and the followers are told,
+/// also if the leader unwinds.
 #[must_use]
-pub(crate) struct Lead<'f, T: Clone> {
-    table: &'f Mutex<Calls<T>>,
-    hash: u64,
-    // `None` once it has ended.
-    number: Option<u64>,
+pub(crate) struct LeaderGuard<'f, T: Clone> {
+    flight: &'f Flight<T>,
+    key: &'f str,
+    call: Arc<Call<T>>,
+    answer: Option<T>,
 }
 
-impl<T: Clone> Lead<'_, T> {
-    /// Publishes the answer.
-    pub(crate) fn land(mut self, answer: &T) {
-        self.end(|| Ok(answer.clone()));
-    }
-
-    fn end(&mut self, outcome: impl FnOnce() -> Result<T, Unanswered>) {
-        let Some(number) = self.number.take() else { return };
-        // Off the table first: who comes from now on leads anew and is not told of a panic
-        // that was not his.
-        let call = self.table.lock().unwrap().end(self.hash, number);
-        let Some(call) = call else { return };
-        *call.outcome.lock().unwrap() = Some(outcome());
-        call.done.notify_all();
+impl<T: Clone> LeaderGuard<'_, T> {
+    /// Hands the answer to the followers.
+    pub(crate) fn finish(mut self, answer: &T) {
+        self.answer = Some(answer.clone());
     }
 }
 
-impl<T: Clone> Drop for Lead<'_, T> {
+impl<T: Clone> Drop for LeaderGuard<'_, T> {
     fn drop(&mut self) {
-        self.end(|| Err(Unanswered::LeaderPanicked));
+        // The key is freed first: a caller that comes from now on leads anew, and hears of no
+        // answer or panic that is older than its question.
+        let mut calls = self.flight.table(self.key).lock().unwrap();
+        // Unless this call was forgotten, and the key is led by another.
+        if calls.get(self.key).is_some_and(|call| Arc::ptr_eq(call, &self.call)) {
+            calls.remove(self.key);
+        }
+        drop(calls);
+        // Most leaders have no followers, and to notify nobody is a system call, too.
+        if Arc::strong_count(&self.call) > 1 {
+            let outcome = self.answer.take().ok_or(Unanswered::LeaderPanicked);
+            *self.call.outcome.lock().unwrap() = Some(outcome);
+            self.call.done.notify_all();
+        }
     }
-}
-
-/// A hash of `key`, the same each time.
-#[cfg(test)]
-pub(crate) fn hash(key: &str) -> u64 {
-    FixedState::default().hash_one(key)
 }
 
 #[cfg(test)]
@@ -224,10 +161,10 @@ impl<T: Clone> Flight<T> {
         patience: Duration,
         work: impl FnOnce() -> T,
     ) -> Result<T, Unanswered> {
-        match self.join(key, hash(key)) {
-            Seat::Leader(lead) => {
+        match self.join(key) {
+            Seat::Leader(guard) => {
                 let answer = work();
-                lead.land(&answer);
+                guard.finish(&answer);
                 Ok(answer)
             }
             Seat::Follower(call) => call.wait(patience),
@@ -240,7 +177,6 @@ mod tests {
     use super::*;
     use crossbeam_channel::bounded;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-    use std::ptr;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Instant;
 
@@ -256,10 +192,8 @@ mod tests {
     }
 
     fn followers<T: Clone>(flight: &Flight<T>, key: &str) -> usize {
-        let calls = flight.table(key).lock().unwrap();
-        let call = calls.by_hash.get(&hash(key)).and_then(|led| led.call.as_ref());
-        // The table holds one.
-        call.map_or(0, |call| Arc::strong_count(call) - 1)
+        // The table and the leader hold one each.
+        flight.table(key).lock().unwrap().get(key).map_or(0, |call| Arc::strong_count(call) - 2)
     }
 
     #[test]
@@ -274,7 +208,7 @@ mod tests {
                     runs.fetch_add(1, Ordering::SeqCst) + 42
                 })
             });
-            eventually(|| flight.table("k").lock().unwrap().by_hash.contains_key(&hash("k")));
+            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
             let others: Vec<_> =
                 (0..10).map(|_| scope.spawn(|| flight.run("k", LONG, || unreachable!()))).collect();
             eventually(|| followers(&flight, "k") == 10);
@@ -306,7 +240,7 @@ mod tests {
                     })
                 }))
             });
-            eventually(|| flight.table("k").lock().unwrap().by_hash.contains_key(&hash("k")));
+            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
             let follower = scope.spawn(|| flight.run("k", LONG, || unreachable!()));
             eventually(|| followers(&flight, "k") == 1);
             open.send(()).unwrap();
@@ -332,7 +266,7 @@ mod tests {
         let (open, gate) = bounded(0);
         thread::scope(|scope| {
             let leader = scope.spawn(|| flight.run("k", LONG, || gate.recv_timeout(LONG).unwrap()));
-            eventually(|| flight.table("k").lock().unwrap().by_hash.contains_key(&hash("k")));
+            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
             let impatient = flight.run("k", Duration::from_millis(1), || unreachable!());
             assert_eq!(impatient, Err(Unanswered::TimedOut));
             open.send(()).unwrap();
@@ -376,49 +310,23 @@ mod tests {
                 });
             }
         });
-        assert!(KEYS.iter().all(|key| flight.table(key).lock().unwrap().by_hash.is_empty()));
+        assert!(KEYS.iter().all(|key| flight.table(key).lock().unwrap().is_empty()));
     }
 
     #[test]
     fn what_is_forgotten_answers_its_own_callers_and_nobody_else() {
         let flight = Flight::new();
-        let Seat::Leader(first) = flight.join("k", hash("k")) else {
-            panic!("nobody else is here")
-        };
-        let Seat::Follower(follower) = flight.join("k", hash("k")) else {
-            panic!("somebody leads")
-        };
-        flight.forget("k", hash("k"));
-        let Seat::Leader(second) = flight.join("k", hash("k")) else {
-            panic!("the first is forgotten")
-        };
+        let Seat::Leader(first) = flight.join("k") else { panic!("nobody else is here") };
+        let Seat::Follower(follower) = flight.join("k") else { panic!("somebody leads") };
+        flight.forget("k");
+        let Seat::Leader(second) = flight.join("k") else { panic!("the first is forgotten") };
         thread::scope(|scope| {
             let follower = scope.spawn(move || follower.wait(LONG));
-            first.land(&1);
+            first.finish(&1);
             assert_eq!(follower.join().unwrap(), Ok(1));
         });
-        assert!(
-            matches!(flight.join("k", hash("k")), Seat::Follower(_)),
-            "the first left the second's place"
-        );
-        second.land(&2);
+        assert!(matches!(flight.join("k"), Seat::Follower(_)), "the first left the second's place");
+        second.finish(&2);
         assert_eq!(flight.run("k", LONG, || 3), Ok(3));
-    }
-
-    #[test]
-    fn keys_of_the_same_hash_are_each_led_and_followed_only_by_their_own() {
-        let flight = Flight::new();
-        let is_near = |key: &String| ptr::eq(flight.table(key), flight.table("a"));
-        let another = (0..).map(|i| i.to_string()).find(is_near).unwrap();
-        let Seat::Leader(first) = flight.join("a", 7) else { panic!("nobody else is here") };
-        let Seat::Leader(other) = flight.join(&another, 7) else { panic!("nobody leads it") };
-        other.land(&2);
-        let Seat::Follower(follower) = flight.join("a", 7) else { panic!("it is led still") };
-        thread::scope(|scope| {
-            let follower = scope.spawn(move || follower.wait(LONG));
-            first.land(&1);
-            assert_eq!(follower.join().unwrap(), Ok(1));
-        });
-        assert!(matches!(flight.join("a", 7), Seat::Leader(_)));
     }
 }

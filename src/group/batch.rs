@@ -17,7 +17,7 @@ use log::debug;
 
 use super::{Answer, Group, at_once, text_of, timed, was_attempted};
 use crate::cache::{Cache, Key, Record};
-use crate::flight::{Lead, Seat};
+use crate::flight::{LeaderGuard, Seat};
 use crate::{BoxError, ByteView, Error, PeerError, PeerGetter};
 
 /// What this node tells a peer about one key of a batch.
@@ -138,25 +138,25 @@ impl Group {
 
     fn load_many_locally(&self, keys: &[&Key<'_>], cache: &Cache) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = vec![None; keys.len()];
-        let mut leads: Vec<(usize, Lead<'_, Answer>)> = Vec::new();
+        let mut leads: Vec<(usize, LeaderGuard<'_, Answer>)> = Vec::new();
         let mut followed = Vec::new();
         for (i, key) in keys.iter().enumerate() {
-            match self.loading.join(key.text, key.hash) {
+            match self.loading.join(key.text) {
                 Seat::Follower(call) => followed.push((i, call)),
-                Seat::Leader(lead) => match self.peek(key) {
-                    None => leads.push((i, lead)),
+                Seat::Leader(guard) => match self.peek(key) {
+                    None => leads.push((i, guard)),
                     Some((record, _)) => {
                         self.counters.shared.add_one();
                         let answer = Ok(record);
-                        lead.land(&answer);
+                        guard.finish(&answer);
                         answers[i] = Some(answer);
                     }
                 },
             }
         }
         let led: Vec<_> = leads.iter().map(|&(i, _)| keys[i]).collect();
-        for ((i, lead), answer) in zip(leads, self.ask_getter_for_many(&led, cache)) {
-            lead.land(&answer);
+        for ((i, guard), answer) in zip(leads, self.ask_getter_for_many(&led, cache)) {
+            guard.finish(&answer);
             answers[i] = Some(answer);
         }
         // All that this thread leads has landed, so two batches cannot wait for each other.

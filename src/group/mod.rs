@@ -330,8 +330,8 @@ impl Group {
         trace: &mut Trace,
         work: impl FnOnce(&mut Trace) -> Answer,
     ) -> Answer {
-        match flight.join(key.text, key.hash) {
-            Seat::Leader(lead) => {
+        match flight.join(key.text) {
+            Seat::Leader(guard) => {
                 let answer = match self.peek(key) {
                     None => work(trace),
                     Some((record, tier)) => {
@@ -340,7 +340,7 @@ impl Group {
                         Ok(record)
                     }
                 };
-                lead.land(&answer);
+                guard.finish(&answer);
                 answer
             }
             Seat::Follower(call) => {

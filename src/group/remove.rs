@@ -89,8 +89,8 @@ impl Group {
         // The caches first: a get that misses them and then leads anew has a new lease.
         self.main.remove(key);
         self.hot.remove(key);
-        self.asking.forget(key.text, key.hash);
-        self.loading.forget(key.text, key.hash);
+        self.asking.forget(key.text);
+        self.loading.forget(key.text);
     }
 }
 

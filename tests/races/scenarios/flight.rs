@@ -7,7 +7,7 @@ use std::thread;
 use libtest_mimic::Trial;
 
 use super::{LONG, NONE, every, many, together};
-use crate::flight::{Flight, Unanswered, hash};
+use crate::flight::{Flight, Unanswered};
 
 pub(super) fn all() -> Vec<Trial> {
     vec![
@@ -95,7 +95,7 @@ fn what_is_forgotten_answers_nobody_who_comes_later<const CALLERS: usize, const 
         if ALL {
             flight.forget_all()
         } else {
-            flight.forget("k", hash("k"))
+            flight.forget("k")
         }
         assert_eq!(ask(), 2, "joined what was forgotten");
     });
@@ -106,7 +106,7 @@ fn what_is_forgotten_leaves_the_next_ones_place() {
     thread::scope(|scope| {
         scope.spawn(|| flight.run("k", LONG, || 0).unwrap());
         thread::yield_now();
-        flight.forget("k", hash("k"));
+        flight.forget("k");
         for _ in 0..2 {
             scope.spawn(|| flight.run("k", LONG, || work.run()).unwrap());
         }
