@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// Immutable bytes that many can hold at once.
+/// Immutable bytes with shared ownership.
 ///
 /// A clone copies no bytes, it counts a reference. A view is `Send + Sync`, dereferences to
 /// `[u8]` and compares with byte slices and strings.
@@ -34,7 +34,10 @@ impl ByteView {
         Self { bytes, start }
     }
 
-    /// The bytes as text, where they are UTF-8.
+    /// The bytes as text.
+    ///
+    /// # Errors
+    /// If they are not UTF-8.
     pub fn as_str(&self) -> Result<&str, std::str::Utf8Error> {
         std::str::from_utf8(self)
     }
@@ -72,7 +75,7 @@ impl From<&str> for ByteView {
     }
 }
 
-/// Bytes that are not UTF-8 are shown as the replacement character.
+/// Shows bytes that are not UTF-8 as the replacement character.
 impl fmt::Display for ByteView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         String::from_utf8_lossy(self).fmt(f)

@@ -1,7 +1,7 @@
 //! `Clock`: the time, real or moved by hand in tests.
 //!
-//! Entries expire; a test that sleeps until they do is slow and fails on a busy machine. So
-//! the time is a thing that is handed in. Times are durations since the clock was made.
+//! How is a thing tested that expires after an hour? A test that sleeps is slow, and fails on a busy
+//! machine. So a group is given its clock. Times are durations since the clock was made.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,18 +1,24 @@
-//! `Error`: why a get was not answered or a part refused its settings; `PeerError`: why a peer
-//! did not answer, which the group falls back from; logs, traces and removals tell it.
+//! `Error`: why a call failed; `PeerError`: why a peer did not answer.
+//!
+//! Which failures does a caller see? Those of its own key and of the origin. A peer that does not
+//! answer a get is replaced by the group's own getter, so its error is in logs, traces and counters
+//! alone; only a removal, which nothing can replace, returns it.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The longest key in bytes. Also, a key has at least one.
+pub const MAX_KEY_BYTES: usize = 16 << 10;
+
 /// Why a call was refused or a get could not be answered.
 ///
-/// "No such key" is none of these: it is `Ok(None)`. The error of one load is handed to all
-/// callers that waited for it, so it is `Clone`.
+/// "No such key" is not an error but `Ok(None)`. All callers that waited for a load share its error,
+/// so it is `Clone`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// A key has 1 to [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES) bytes; this many were given.
+    /// A key has 1 to [`MAX_KEY_BYTES`] bytes; this many were given.
     KeyLength(usize),
     /// The getter failed. `source()` is its error.
     Getter {
@@ -41,15 +47,15 @@ pub enum Error {
         /// How long this caller waited.
         waited: Duration,
     },
-    /// A key was removed, or a group cleared, but not everywhere: these peers did not say that they
-    /// did it, and may serve old values until those expire there.
+    /// A key was removed, or a group cleared, but not everywhere: these peers did not confirm it, and
+    /// may serve old values until those expire there.
     RemoveIncomplete {
         /// The peers that were not reached, and why.
         failed: Vec<(String, PeerError)>,
     },
-    /// A setting that cannot work, with what to do about it.
+    /// A setting that cannot work, and what to do about it.
     Config(String),
-    /// The listener could not be set up, or a thread not started.
+    /// The listener could not be set up, or a thread could not be started.
     Io(Arc<std::io::Error>),
 }
 
@@ -58,7 +64,7 @@ impl fmt::Display for Error {
         match self {
             Self::KeyLength(0) => write!(f, "the key is empty: a key is required"),
             Self::KeyLength(n) => {
-                write!(f, "a key of {n} bytes: the longest key is {} bytes", crate::MAX_KEY_BYTES)
+                write!(f, "a key of {n} bytes: the longest key is {MAX_KEY_BYTES} bytes")
             }
             Self::Getter { key, source } => write!(f, "loading {key:?}: {source}"),
             Self::GetterPanicked { key, message } => {
@@ -98,10 +104,12 @@ impl From<std::io::Error> for Error {
     }
 }
 
-/// Why a peer did not answer a question.
+/// Why a peer did not answer a get, or did not confirm a removal.
 ///
-/// Each of these makes the asking group fall back to its own getter. Those for which
-/// [`is_transport`](Self::is_transport) holds also send the peer into a cool-down.
+/// After a get the group falls back to its own getter; a removal returns it in
+/// [`Error::RemoveIncomplete`]. A get that ends in an error for which
+/// [`is_transport`](Self::is_transport) holds also sends an [`HttpPool`](crate::HttpPool)'s peer into
+/// a cool-down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PeerError {
@@ -109,7 +117,9 @@ pub enum PeerError {
     Transport(String),
     /// The deadline of the whole exchange passed.
     Timeout,
-    /// Most of the time was spent waiting for others before the peer could be asked.
+    /// The caller's time ran out, but the peer had less than half of it to answer, or was not asked:
+    /// the rest went into waiting for a request that other callers share, or for earlier keys of a
+    /// batch that were asked for one by one.
     #[doc(alias = "NoTimeLeft")]
     OutOfTime,
     /// The peer failed shortly before and is not asked again until its cool-down ends.
@@ -124,7 +134,7 @@ pub enum PeerError {
     /// A server answered that is none of the cluster's nodes: its address may have been given to
     /// another program. What it answered.
     Stranger(String),
-    /// The peer does not know this kind of request.
+    /// The peer cannot do this: its [`PeerGetter`](crate::PeerGetter) does not implement removals.
     Unsupported,
     /// The value is larger than what may travel.
     TooLarge {
@@ -134,13 +144,18 @@ pub enum PeerError {
 }
 
 impl PeerError {
-    /// Whether the peer itself could not be reached, rather than answered something else.
+    /// Whether the peer could not be reached, or did not answer in time.
     pub fn is_transport(&self) -> bool {
         matches!(self, Self::Transport(_) | Self::Timeout)
     }
 
-    /// Whether the outcome says anything about the peer: `false` if it was not asked, since it cools
-    /// down, or was asked with too little time left.
+    /// Whether the peer refused because it is overloaded or shutting down.
+    pub fn is_overload(&self) -> bool {
+        matches!(self, Self::Status { code: 503, .. })
+    }
+
+    /// Whether the outcome says anything about the peer: `false` if it was not asked, because it
+    /// cools down, or was asked with too little time left.
     #[doc(alias = "was_asked")]
     pub fn was_attempted(&self) -> bool {
         !matches!(self, Self::CoolingDown | Self::OutOfTime)
@@ -192,5 +207,7 @@ mod tests {
         assert!(!PeerError::CoolingDown.is_transport());
         assert!(!PeerError::Status { code: 503, text: String::new() }.is_transport());
         assert!(!PeerError::TooLarge { limit: 1 }.is_transport());
+        assert!(PeerError::Status { code: 503, text: String::new() }.is_overload());
+        assert!(!PeerError::Status { code: 502, text: String::new() }.is_overload());
     }
 }

@@ -1,7 +1,7 @@
 //! `Getter`: the origin, the slow source of data behind the cache; `Loaded`: what it gives.
 //!
-//! Who knows how to load a key that nobody has? The user of the cache. A closure will do, and
-//! whatever it returns that is bytes or text becomes a [`Loaded`].
+//! How is a key loaded that no cache has? By code of the user. A closure will do, and bytes or text
+//! that it returns become a [`Loaded`].
 //! Read on in [`Group`](crate::Group), which calls it.
 
 use std::time::Duration;
@@ -14,14 +14,17 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Loads a key from the origin.
 ///
 /// Every closure `Fn(&str) -> Result<Option<V>, E>` is one, where `V` is bytes, text or
-/// [`Loaded`], and `E` is any error. It is called by several threads at once, but never by two
-/// for the same key in the same process.
+/// [`Loaded`], and `E` is any error. It is called by several threads at once, but by one at a time
+/// for each key of a process; except that after a removal a key is loaded anew while a load from
+/// before the removal may still run.
+///
+/// Give it a deadline of its own: all callers of a key wait for its load.
 ///
 /// A getter may ask its own group for other keys, as long as these do not ask back. If it asks for
 /// the key that it is loading, or for one that this thread is loading further up its stack or in
 /// the same batch, the answer is [`Error::Recursive`](crate::Error::Recursive). If two threads load
-/// a key each and each getter asks for the other's, they wait until
-/// [`load_timeout`](crate::GroupBuilder::load_timeout) ends it with
+/// a key each and each getter asks for the other's, they wait for
+/// [`load_timeout`](crate::GroupBuilder::load_timeout) and then get
 /// [`Error::LoadTimeout`](crate::Error::LoadTimeout).
 ///
 /// ```
@@ -36,13 +39,13 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// ```
 #[doc(alias = "GetterFunc")]
 pub trait Getter: Send + Sync {
-    /// The value of `key`; `Ok(None)` when the origin has no such key; an error when that could
-    /// not be found out. Errors are handed to the callers and never cached.
+    /// The value of `key`; `Ok(None)` if the origin has no such key; an error if that could not be
+    /// found out. Errors are returned to the callers and never cached.
     fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError>;
 
     /// The same for many keys at once, in their order, one answer for each. Default: one after
-    /// the other; where the origin is a database, one query does it. All of it should take less time
-    /// than a peer waits for its answer, [`PoolOptions::timeout`](crate::PoolOptions::timeout).
+    /// the other; if the origin is a database, one query can do it. The whole call should take less
+    /// time than a peer waits for its answer, [`PoolOptions::timeout`](crate::PoolOptions::timeout).
     fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
         keys.iter().map(|key| self.get(key)).collect()
     }
@@ -74,7 +77,7 @@ where
 pub struct Loaded {
     /// The value.
     pub value: Vec<u8>,
-    /// How long the value may be kept, from now on; `None` (the default): as the group says.
+    /// How long the value may be kept from now on; `None`, the default: as long as the group says.
     pub ttl: Option<Duration>,
 }
 

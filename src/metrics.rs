@@ -1,4 +1,4 @@
-//! [`Stats`] as Prometheus reads them.
+//! `prometheus`: [`Stats`] in the text format of Prometheus.
 
 use std::fmt::{Display, Write};
 use std::iter::zip;
@@ -84,7 +84,7 @@ fn histogram<'h, L: Display>(
     }
 }
 
-/// The two lines in front of a metric's values.
+/// Writes the two lines before a metric's values.
 pub(crate) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
 }
@@ -94,7 +94,7 @@ fn label(name: &str, value: &str) -> String {
     format!("{name}=\"{value}\"")
 }
 
-/// Its name, its type, its help and where it is read.
+/// Its name, its type, its help and how it is read.
 type Metric<S, V> = (&'static str, &'static str, &'static str, fn(&S) -> V);
 
 const GROUP_METRICS: &[Metric<Stats, u64>] = &[
@@ -102,8 +102,8 @@ const GROUP_METRICS: &[Metric<Stats, u64>] = &[
     ("geecache_peer_requests_total", "counter", "Keys that peers asked for.", |s| s.peer_requests),
     ("geecache_misses_total", "counter", "Gets that no cache could answer.", |s| s.misses),
     ("geecache_fallbacks_total", "counter", "Loads in place of an owner.", |s| s.fallbacks),
-    ("geecache_local_loads_total", "counter", "Getter calls that succeeded.", |s| s.local_loads),
-    ("geecache_local_load_errors_total", "counter", "Getter calls that failed.", |s| {
+    ("geecache_local_loads_total", "counter", "Keys that the getter answered.", |s| s.local_loads),
+    ("geecache_local_load_errors_total", "counter", "Keys for which the getter failed.", |s| {
         s.local_load_errors
     }),
     ("geecache_shared_total", "counter", "Misses that shared another's load.", |s| s.shared),
@@ -111,7 +111,9 @@ const GROUP_METRICS: &[Metric<Stats, u64>] = &[
 
 const CACHE_METRICS: &[Metric<CacheStats, u64>] = &[
     ("geecache_hits_total", "counter", "Gets that a cache answered.", |c| c.hits),
-    ("geecache_evictions_total", "counter", "Entries that gave way to others.", |c| c.evictions),
+    ("geecache_evictions_total", "counter", "Entries evicted to make room for others.", |c| {
+        c.evictions
+    }),
     ("geecache_expirations_total", "counter", "Entries found expired.", |c| c.expirations),
     ("geecache_rejected_total", "counter", "Values larger than the budget.", |c| c.rejected),
     ("geecache_entries", "gauge", "Entries held.", |c| c.entries as u64),

@@ -1,8 +1,8 @@
-//! `PeerPicker` and `PeerGetter`: the seam between the story of a get and the network.
+//! `PeerPicker` and `PeerGetter`: the seam between a group and the network.
 //!
 //! What does a group need to know of the other processes? Which of them owns a key, and how to
-//! ask it. [`HttpPool`](crate::HttpPool) is the implementation that comes with the crate;
-//! `examples/by_hand.rs` writes one without a network.
+//! ask it. [`HttpPool`](crate::HttpPool) implements both over HTTP; `examples/by_hand.rs` does so
+//! without a network.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub trait PeerPicker: Send + Sync {
     #[doc(alias = "PickPeer")]
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>>;
 
-    /// All peers, without this process: those that a removal has to reach. Default: none.
+    /// All peers except this process, which a removal has to reach. Default: none.
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
         Vec::new()
     }
@@ -22,15 +22,14 @@ pub trait PeerPicker: Send + Sync {
 
 /// Asks one peer.
 ///
-/// An implementation must come back within a bounded time, with an error if need be: every
-/// caller of the key waits for it.
+/// An implementation must return within a bounded time, with an error if need be: every caller of
+/// the key waits for it.
 pub trait PeerGetter: Send + Sync {
-    /// The peer's name, as logs and errors are to show it.
+    /// The peer's name, as logs, errors and metrics show it.
     fn name(&self) -> &str;
 
-    /// The value of `key` in `group`, with the time to live that remains; `Ok(None)` if the
-    /// peer knows that there is no such key. After an error the group falls back to its own
-    /// getter.
+    /// The value of `key` in `group`, with its remaining time to live; `Ok(None)` if the peer knows
+    /// that there is no such key. After an error the group falls back to its own getter.
     fn get(&self, group: &str, key: &str) -> Result<Option<Loaded>, PeerError>;
 
     /// The same for many keys, in their order, one answer for each. Default: one after the other.
@@ -39,7 +38,7 @@ pub trait PeerGetter: Send + Sync {
     }
 
     /// Whether the peer answered when it was last asked, or was never asked; for
-    /// [`Group::stats`](crate::Group::stats). Default: yes.
+    /// [`Group::stats`](crate::Group::stats). Default: `true`.
     fn is_up(&self) -> bool {
         true
     }
@@ -52,7 +51,7 @@ pub trait PeerGetter: Send + Sync {
         Err(PeerError::Unsupported)
     }
 
-    /// Drops all that the peer keeps of `group`; see [`Group::answer_clear`]. Default: an error.
+    /// Drops everything that the peer keeps of `group`; see [`Group::answer_clear`]. Default: an error.
     ///
     /// [`Group::answer_clear`]: crate::Group::answer_clear
     fn clear(&self, group: &str) -> Result<(), PeerError> {
@@ -71,7 +70,7 @@ impl<P: PeerPicker + ?Sized> PeerPicker for Arc<P> {
     }
 }
 
-/// For a group that is alone: this process owns every key.
+/// The picker of a group without peers: this process owns every key.
 pub(crate) struct NoPeers;
 
 impl PeerPicker for NoPeers {

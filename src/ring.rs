@@ -1,29 +1,30 @@
 //! `Ring`: the consistent-hash ring. Immutable; knows nothing of caching.
 //!
-//! Which node owns a key, so that all agree without asking one another, and so that a node
-//! that joins or leaves moves only the keys near its own points? Karger et al., *Consistent
+//! Which node owns a key, such that all nodes agree without asking one another, and a node that
+//! joins or leaves moves only the keys near its own points? Karger et al., *Consistent
 //! Hashing and Random Trees*, STOC 1997: nodes and keys are hashed onto a circle, and a key
 //! belongs to the first node point at or after its own.
 //! Read on in [`HttpPool`](crate::HttpPool), which swaps one ring for the next.
 
 use std::collections::BTreeSet;
 
-/// The hash that places nodes and keys on the circle.
+/// The hash that puts nodes and keys on the circle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RingHash {
-    /// CRC-32 (IEEE), as Go's GeeCache has it: owners agree with Go nodes. 50 points a node.
+    /// CRC-32 (IEEE), as in Go's GeeCache: owners agree with Go nodes. 50 points per node.
     ///
-    /// CRC-32 is linear, so nodes whose names are equally long get point sets that are copies
-    /// of each other, moved by an exclusive or; more points hardly even out their shares.
+    /// CRC-32 is linear, so the points of a node are those of any other node whose name is equally
+    /// long, each combined with the same number by an exclusive or; more points hardly even out the
+    /// shares.
     #[default]
     Crc32,
-    /// CRC-32 passed through the 32-bit finaliser of MurmurHash3, for even shares where no Go
-    /// node takes part. 160 points a node.
+    /// CRC-32 passed through the 32-bit finaliser of MurmurHash3, for even shares in a cluster
+    /// without Go nodes. 160 points per node.
     Crc32Mixed,
 }
 
 impl RingHash {
-    /// How many points a node gets unless told otherwise: 50, or 160 where mixed.
+    /// The default number of points per node: 50, or 160 for `Crc32Mixed`.
     pub fn default_points(self) -> usize {
         match self {
             Self::Crc32 => 50,
@@ -51,8 +52,8 @@ fn fmix32(mut h: u32) -> u32 {
 /// Who owns which key.
 ///
 /// Point `i` of node `n` lies at `hash(decimal(i) + n)`. The owner of a key depends on the set
-/// of nodes alone, never on their order: where two points fall on the same place, the node
-/// with the greater name has it.
+/// of nodes alone, never on their order: if two points have the same position, the node with the
+/// greater name has it.
 ///
 /// ```
 /// use geecache::{Ring, RingHash};
@@ -65,13 +66,13 @@ fn fmix32(mut h: u32) -> u32 {
 pub struct Ring {
     hash: RingHash,
     nodes: Box<[String]>,
-    // Sorted by place, one point a place.
+    // Sorted by position, each of which has one point.
     points: Box<[Point]>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Point {
-    place: u32,
+    position: u32,
     node: u32,
 }
 
@@ -86,44 +87,45 @@ impl Ring {
         let nodes: BTreeSet<String> = nodes.into_iter().map(Into::into).collect();
         let nodes: Box<[String]> = nodes.into_iter().collect();
         let mut points = Vec::with_capacity(nodes.len() * points_per_node);
-        // The nodes come in falling order and the sort is stable, so of equal places the one
-        // of the greater name comes first and stays.
+        // The nodes come in falling order and the sort is stable, so of the points at a position
+        // the one of the greatest name comes first, and stays.
         for (node, name) in nodes.iter().enumerate().rev() {
             points.extend((0..points_per_node).map(|i| Point {
-                place: hash.of(format!("{i}{name}").as_bytes()),
+                position: hash.of(format!("{i}{name}").as_bytes()),
                 node: node as u32,
             }));
         }
-        points.sort_by_key(|point| point.place);
-        points.dedup_by_key(|point| point.place);
+        points.sort_by_key(|point| point.position);
+        points.dedup_by_key(|point| point.position);
         Self { hash, nodes, points: points.into() }
     }
 
     /// The node that owns `key`; `None` if the ring has no points.
     pub fn owner(&self, key: &str) -> Option<&str> {
-        let place = self.place(key);
-        let next = self.points.partition_point(|point| point.place < place);
+        let position = self.position(key);
+        let next = self.points.partition_point(|point| point.position < position);
         let point = self.points.get(next).or(self.points.first())?;
         Some(&self.nodes[point.node as usize])
     }
 
-    /// Where `key` lies on the circle. The first of the [`points`](Self::points) at or after it
-    /// is the owner's, or else the first of all.
-    pub fn place(&self, key: &str) -> u32 {
+    /// The position of `key` on the circle. The first of the [`points`](Self::points) at or after it
+    /// is the owner's; after the last point, the first of all.
+    #[doc(alias = "place")]
+    pub fn position(&self, key: &str) -> u32 {
         self.hash.of(key.as_bytes())
     }
 
-    /// The nodes, in rising order of their names.
+    /// The nodes, sorted by name.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &str> {
         self.nodes.iter().map(String::as_str)
     }
 
-    /// Where the points lie on the circle of 2³² places, in rising order, with their nodes.
+    /// The positions of the points on the circle of 2³², in rising order, with their nodes.
     pub fn points(&self) -> impl ExactSizeIterator<Item = (u32, &str)> {
-        self.points.iter().map(|point| (point.place, &*self.nodes[point.node as usize]))
+        self.points.iter().map(|point| (point.position, &*self.nodes[point.node as usize]))
     }
 
-    /// The part of the circle that each node owns, in rising order of their names; the sum is 1.
+    /// The part of the circle that each node owns, sorted by name; the sum is 1.
     pub fn shares(&self) -> Vec<(&str, f64)> {
         let mut owned = vec![0_u64; self.nodes.len()];
         if let [only] = &*self.points {
@@ -132,7 +134,7 @@ impl Ring {
         let mut previous = self.points.last();
         for point in &self.points {
             // An arc ends at its owner's point; the first one wraps around.
-            let arc = point.place.wrapping_sub(previous.map_or(0, |p| p.place));
+            let arc = point.position.wrapping_sub(previous.map_or(0, |p| p.position));
             owned[point.node as usize] += u64::from(arc);
             previous = Some(point);
         }
@@ -175,8 +177,8 @@ mod tests {
         // Points "1" + "1host" and "11" + "host" are the same text.
         for order in [["host", "1host"], ["1host", "host"]] {
             let ring = Ring::new(order, 20, RingHash::Crc32);
-            let place = crc32fast::hash(b"11host");
-            let owner = ring.points().find(|&(at, _)| at == place).unwrap().1;
+            let position = crc32fast::hash(b"11host");
+            let owner = ring.points().find(|&(at, _)| at == position).unwrap().1;
             assert_eq!(owner, "host");
         }
     }
@@ -185,17 +187,17 @@ mod tests {
     fn a_key_beyond_the_last_point_belongs_to_the_first() {
         let ring = ring(&["a", "b", "c"]);
         let last = ring.points().last().unwrap().0;
-        let key = (0..).map(|i| i.to_string()).find(|k| ring.place(k) > last);
+        let key = (0..).map(|i| i.to_string()).find(|k| ring.position(k) > last);
         assert_eq!(ring.owner(&key.unwrap()), ring.points().next().map(|(_, node)| node));
     }
 
     #[test]
-    fn the_owner_is_that_of_the_first_point_at_or_after_the_place_of_the_key() {
+    fn the_owner_is_that_of_the_first_point_at_or_after_the_position_of_the_key() {
         let ring = ring(&["a", "b", "c"]);
-        assert_eq!(ring.place("Tom"), crc32fast::hash(b"Tom"));
+        assert_eq!(ring.position("Tom"), crc32fast::hash(b"Tom"));
         for key in (0..1_000).map(|i| i.to_string()) {
             let mut points = ring.points();
-            let next = points.find(|&(place, _)| place >= ring.place(&key));
+            let next = points.find(|&(position, _)| position >= ring.position(&key));
             let (_, owner) = next.or(ring.points().next()).unwrap();
             assert_eq!(ring.owner(&key), Some(owner));
         }

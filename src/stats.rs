@@ -1,16 +1,15 @@
 //! `Stats`: what a group counts.
 //!
-//! How does an operator know that a node does well? By how much its caches answer, by which peers
-//! do not, and by how long loads take. Three identities hold once no get is under way, and a test
-//! checks them after each scenario; of the metrics by peer the sum over the peers is meant:
+//! How does an operator know that a node does well? By how many gets its caches answer, by which
+//! peers do not answer, and by how long loads take. Three identities hold whenever no get is under
+//! way, and tests check them:
 //!
 //! - `gets = main.hits + hot.hits + misses`
 //! - `misses = peer_loads + local_loads + local_load_errors + shared`
 //! - `fallbacks = peer_errors`
 //!
-//! Hits are counted in the shards, under the lock that a hit takes anyway, so that counting
-//! costs the hit path no cache line that threads share. Read on in `metrics.rs`, which writes all
-//! this for Prometheus.
+//! Hits are counted in the shards, under the lock that a hit takes anyway, so that threads share no
+//! cache line for counting them. Read on in `metrics.rs`, which writes all this for Prometheus.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +25,7 @@ use crate::cache::CacheStats;
 pub struct Stats {
     /// Keys asked for.
     pub gets: u64,
-    /// Those of them that a peer asked for.
+    /// Those of them that peers asked for.
     #[doc(alias = "ServerRequests")]
     pub peer_requests: u64,
     /// Gets that no cache could answer.
@@ -37,16 +36,16 @@ pub struct Stats {
     pub peer_errors: u64,
     /// Loads from the origin in place of an owner that did not answer.
     pub fallbacks: u64,
-    /// Calls of the getter that gave a value or "no such key".
+    /// Keys that the getter answered with a value or "no such key".
     pub local_loads: u64,
-    /// Calls of the getter that failed or panicked.
+    /// Keys for which the getter failed or panicked.
     pub local_load_errors: u64,
-    /// Misses that another caller's load answered, or failed together with it.
+    /// Misses that shared another caller's load, or the failure of it.
     #[doc(alias = "LoadsDeduped")]
     pub shared: u64,
-    /// How long the getter took, each call of it; one for a batch.
+    /// How long each call of the getter took; a batch is one call.
     pub getter_times: Histogram,
-    /// What came of asking each peer, by its name.
+    /// The questions to each peer, by its name.
     pub peers: BTreeMap<String, PeerStats>,
     /// The cache of keys that this process owns.
     pub main: CacheStats,
@@ -54,56 +53,56 @@ pub struct Stats {
     pub hot: CacheStats,
 }
 
-/// What came of a group's questions to one peer.
+/// How one peer answered the questions of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerStats {
-    /// Whether it [answered last time](crate::PeerGetter::is_up); `None` once it is no peer any
-    /// more.
+    /// Whether it [answered last time](crate::PeerGetter::is_up); `None` if it has left the list of
+    /// peers.
     pub up: Option<bool>,
     /// Misses that it answered.
     pub loads: u64,
     /// Misses that it did not answer.
     pub errors: u64,
-    /// How long it took, each question, answered or not; one for a batch, none where it
-    /// cools down or no time was left to ask.
+    /// How long each question took, answered or not. A batch is one question; a peer that cools down
+    /// is not asked, and neither is one that there was no time left to ask.
     pub times: Histogram,
 }
 
-/// How many times were how long.
+/// A histogram of durations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Histogram {
-    /// How many were at most as long as the [bound](Self::BOUNDS) of the same place, and longer
-    /// than the one before; the last, how many were longer than all bounds.
+    /// For each of the [bounds](Self::BOUNDS), how many durations were at most as long as it and
+    /// longer than the bound before; at last, how many were longer than all bounds.
     pub counts: [u64; Self::BOUNDS.len() + 1],
-    /// All times together.
+    /// The sum of all durations.
     pub sum: Duration,
 }
 
 impl Histogram {
-    /// 100 µs to 10 s, about the double each time.
-    pub const BOUNDS: [Duration; 16] = {
-        let micros = [
-            100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
-            1_000_000, 2_500_000, 5_000_000, 10_000_000,
-        ];
-        let mut bounds = [Duration::ZERO; 16];
-        let mut i = 0;
-        while i < 16 {
-            bounds[i] = Duration::from_micros(micros[i]);
-            i += 1;
-        }
-        bounds
-    };
+    /// 100 µs to 10 s, each about twice the one before.
+    #[rustfmt::skip]
+    pub const BOUNDS: [Duration; 16] = [
+        us(100), us(250), us(500), ms(1), us(2_500), ms(5), ms(10), ms(25),
+        ms(50), ms(100), ms(250), ms(500), ms(1_000), ms(2_500), ms(5_000), ms(10_000),
+    ];
 
-    /// How many times there were.
+    /// How many durations there are.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 }
 
-/// What a group counts off the hit path.
+const fn us(micros: u64) -> Duration {
+    Duration::from_micros(micros)
+}
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// What a group counts outside of the hit path.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) misses: Counter,
@@ -113,7 +112,7 @@ pub(crate) struct Counters {
     pub(crate) local_load_errors: Counter,
     pub(crate) shared: Counter,
     pub(crate) getter_times: Times,
-    // Guards the table alone. A peer that leaves stays, so that no sum ever falls.
+    // Guards the map alone. A peer that leaves the list stays here, so that no sum ever falls.
     peers: Mutex<BTreeMap<String, Arc<PeerCounters>>>,
 }
 
@@ -124,7 +123,7 @@ pub(crate) struct PeerCounters {
     pub(crate) times: Times,
 }
 
-/// A [`Histogram`] to be counted in.
+/// A [`Histogram`] that threads count in.
 #[derive(Default)]
 pub(crate) struct Times {
     counts: [Counter; Histogram::BOUNDS.len() + 1],
@@ -171,7 +170,7 @@ impl Counters {
         }
     }
 
-    /// `peers` are those of now, and whether each is up.
+    /// `peers` are the current ones, and whether each is up.
     pub(crate) fn snapshot<'p>(
         &self,
         main: CacheStats,

@@ -94,7 +94,7 @@ impl Page {
         Ok(json!({
             "key": key,
             "node": self.pool.self_url(),
-            "place": ring.place(key),
+            "place": ring.position(key),
             "owner": self.pool.owner(key),
             "answer": shown(answer),
             "trace": {

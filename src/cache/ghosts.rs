@@ -1,49 +1,49 @@
 //! `Ghosts`: which keys left a queue lately. Knows nothing of entries.
 //!
-//! A ghost is a mark of 32 bits in a table. Two keys that meet at a place overwrite each other,
-//! so now and then a ghost is forgotten early; that costs a fraction of a percent of hits, and
-//! saves a list and a map.
+//! A ghost is 32 bits in a table: a fingerprint of the key, and when it left. Two keys whose hashes
+//! lead to the same index overwrite each other, so now and then a ghost is forgotten early; that
+//! costs a fraction of a percent of hits, and saves a list and a map.
 
-use super::slab::HASH_BITS;
+use super::key::SHORT_HASH_BITS;
 
 pub(crate) struct Ghosts {
-    // 16 bits of hash, of which the highest marks the place as filled, and 16 of time.
-    marks: Vec<u32>,
-    // How many have left: the clock by which ghosts age.
+    // 16 bits of fingerprint, of which the highest is always set, and 16 of time. 0: no ghost.
+    ghosts: Vec<u32>,
+    // How many keys have left: the clock by which ghosts age.
     left: usize,
 }
 
-/// The time is kept in units of this part of the table's length.
+/// A unit of time is as many departures as the table has ghosts, divided by this.
 const UNITS: usize = 64;
 
 impl Ghosts {
     pub(crate) fn new() -> Self {
-        Self { marks: Vec::new(), left: 0 }
+        Self { ghosts: Vec::new(), left: 0 }
     }
 
-    /// Notes that the key of this hash leaves, in a table of `places` at the least.
-    pub(crate) fn remember(&mut self, hash: u32, places: usize) {
-        if self.marks.len() < places.max(1) {
-            self.marks = vec![0; places.next_power_of_two()];
+    /// Notes that the key of this hash leaves, in a table of at least `most` ghosts.
+    pub(crate) fn remember(&mut self, hash: u32, most: usize) {
+        if self.ghosts.len() < most.max(1) {
+            self.ghosts = vec![0; most.next_power_of_two()];
         }
         self.left += 1;
-        let place = self.place(hash);
-        self.marks[place] = u32::from(Self::mark(hash)) << 16 | u32::from(self.now());
+        let index = self.index(hash);
+        self.ghosts[index] = u32::from(Self::fingerprint(hash)) << 16 | u32::from(self.now());
     }
 
-    /// Forgets the key of this hash; if it had left, tells about how many others did since.
+    /// Forgets the ghost of this hash; returns about how many keys have left since.
     pub(crate) fn recall(&mut self, hash: u32) -> Option<usize> {
-        let place = self.place(hash);
-        let mark = *self.marks.get(place)?;
-        if mark >> 16 != Self::mark(hash).into() {
+        let index = self.index(hash);
+        let ghost = *self.ghosts.get(index)?;
+        if ghost >> 16 != u32::from(Self::fingerprint(hash)) {
             return None;
         }
-        self.marks[place] = 0;
-        Some(usize::from(self.now().wrapping_sub(mark as u16)) * self.unit())
+        self.ghosts[index] = 0;
+        Some(usize::from(self.now().wrapping_sub(ghost as u16)) * self.unit())
     }
 
-    fn mark(hash: u32) -> u16 {
-        (hash >> (HASH_BITS - 16)) as u16 | 1 << 15
+    fn fingerprint(hash: u32) -> u16 {
+        (hash >> (SHORT_HASH_BITS - 16)) as u16 | 1 << 15
     }
 
     fn now(&self) -> u16 {
@@ -51,11 +51,11 @@ impl Ghosts {
     }
 
     fn unit(&self) -> usize {
-        (self.marks.len() / UNITS).max(1)
+        (self.ghosts.len() / UNITS).max(1)
     }
 
-    fn place(&self, hash: u32) -> usize {
-        hash as usize & self.marks.len().saturating_sub(1)
+    fn index(&self, hash: u32) -> usize {
+        hash as usize & self.ghosts.len().saturating_sub(1)
     }
 }
 
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_meet_at_a_place_are_told_apart() {
+    fn keys_that_meet_at_an_index_are_told_apart() {
         let mut ghosts = Ghosts::new();
         let (key, other) = (5, 5 | 1 << 20);
         ghosts.remember(key, 64);

@@ -2,12 +2,23 @@
 //!
 //! How does a cache serve many threads and still keep to one budget? The entries are spread
 //! over [`Shard`]s by the hash of their key, each behind a `Mutex` of its own that is held for
-//! some tens of nanoseconds; the bytes are summed up for all shards together, and no hit
-//! touches that sum. A shard that holds more than its fair part gives
-//! way first, so shards stay equally full, and yet a single value may be as large as the whole
-//! budget.
+//! some tens of nanoseconds. The bytes of all shards together are one sum, which no hit touches. A
+//! shard that holds more than its fair part evicts first, so shards stay equally full, and yet a
+//! single value may be as large as the whole budget.
+//!
+//! | file | what |
+//! |---|---|
+//! | `record.rs` | `Record`: expiry, key and value in one allocation |
+//! | `key.rs` | `Key`: a key and its hash |
+//! | `shard.rs` | `Shard`: one lock's part of the entries; `Lease` |
+//! | `slab.rs` | `Slab`: the entries in slots; `List`: lists over them |
+//! | `table.rs` | `Table`: which slot has a key |
+//! | `order.rs` | [`Eviction`], `Order`: which entry is evicted next |
+//! | `s3fifo.rs` | `S3Fifo`: the default order, two queues |
+//! | `ghosts.rs` | `Ghosts`: the keys that left a queue lately |
 
 mod ghosts;
+mod key;
 mod order;
 mod record;
 mod s3fifo;
@@ -15,40 +26,16 @@ mod shard;
 mod slab;
 mod table;
 
-use std::hash::{BuildHasher, Hasher as _};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::clock::Clock;
+pub(crate) use key::{Hasher, Key};
 pub use order::Eviction;
 pub(crate) use record::Record;
 pub(crate) use shard::Lease;
 use shard::{Found, Shard};
-use slab::HASH_BITS;
-
-pub(crate) type Hasher = foldhash::fast::RandomState;
-
-/// A key and its hash, which is computed once for each get.
-pub(crate) struct Key<'k> {
-    pub(crate) text: &'k str,
-    pub(crate) hash: u64,
-}
-
-impl<'k> Key<'k> {
-    pub(crate) fn new(text: &'k str, hasher: &Hasher) -> Self {
-        // The bytes and nothing else: `hash_one` would add their number.
-        let mut state = hasher.build_hasher();
-        state.write(text.as_bytes());
-        Self { text, hash: state.finish() }
-    }
-
-    /// As much of the hash as the table in a shard keeps.
-    #[inline]
-    fn short_hash(&self) -> u32 {
-        self.hash as u32 >> (u32::BITS - HASH_BITS)
-    }
-}
 
 pub(crate) struct Cache {
     // Each Mutex guards its shard; no two are held at once.
@@ -65,18 +52,18 @@ pub(crate) struct Cache {
 #[repr(align(128))]
 struct Padded(Mutex<Shard>);
 
-/// A snapshot of a cache. Sizes are in bytes and count key, value and a fixed 80 for each entry,
-/// 32 more where it expires.
+/// A snapshot of a cache. The bytes of an entry are those of its key and its value, and 80 more, or
+/// 112 if it expires.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStats {
-    /// Look-ups that found their key.
+    /// Gets that found their key.
     pub hits: u64,
-    /// Entries that gave way to others.
+    /// Entries evicted to make room for others.
     pub evictions: u64,
-    /// Entries found past their time to live.
+    /// Entries that were found expired.
     pub expirations: u64,
-    /// Values not kept, being larger than the whole budget.
+    /// Values not kept, because they are larger than the whole budget.
     pub rejected: u64,
     /// Entries held now.
     pub entries: usize,
@@ -86,7 +73,7 @@ pub struct CacheStats {
     pub max_bytes: usize,
 }
 
-/// No shard's fair part of the budget is less than this, so that small caches keep one order.
+/// The least fair part of the budget for a shard: a small cache has one shard, and so one order.
 const LEAST_PART: usize = 64 << 10;
 
 impl Cache {
@@ -126,7 +113,7 @@ impl Cache {
         self.give_back(&record);
     }
 
-    /// A look that is no use: it counts no hit and leaves the order as it is.
+    /// Looks without using: no hit is counted, the order stays.
     pub(crate) fn peek(&self, key: &Key<'_>) -> Option<Record> {
         if self.is_empty() {
             return None;
@@ -139,8 +126,8 @@ impl Cache {
         self.shard(self.home(key)).lock().unwrap().lease(key)
     }
 
-    /// Keeps `record`, if the lease still holds, and evicts others until the budget does. A
-    /// record larger than the whole budget is not kept.
+    /// Keeps `record`, if the lease still holds, and evicts others until the budget holds. A record
+    /// larger than the whole budget is not kept.
     pub(crate) fn insert(&self, key: &Key<'_>, record: Record, lease: Lease) {
         let cost = record.cost();
         if cost > self.max_bytes {
@@ -156,22 +143,22 @@ impl Cache {
                 return;
             }
         };
-        // In a full cache one goes where one comes. The sum then need not be written, and stays
-        // in the processor caches of all threads.
+        // In a full cache an entry of the same shard leaves for the new one. If it is as large, the
+        // sum stays as it is, and in the processor caches of all threads.
         let is_full = self.bytes.load(Ordering::Relaxed) + cost > self.max_bytes;
         if gone.is_none() && is_full && shard.bytes > self.fair_part() && shard.len() > 1 {
             gone = shard.evict(|| self.clock.now());
         }
         let freed = gone.as_ref().map_or(0, Record::cost);
         if cost != freed {
-            // Under the lock: nobody may subtract what is not added yet.
+            // Under the lock, so that nobody subtracts what is not added yet.
             self.bytes.fetch_add(cost.wrapping_sub(freed), Ordering::Relaxed);
         }
         drop(shard);
         self.make_room(home);
     }
 
-    /// Removes `key`, and sees to it that what is being loaded for it now is not kept.
+    /// Removes `key`, and ends its leases, so that what is being loaded for it now is not kept.
     pub(crate) fn remove(&self, key: &Key<'_>) {
         let removed = self.shard(self.home(key)).lock().unwrap().remove(key);
         if let Some(removed) = removed {
@@ -191,9 +178,9 @@ impl Cache {
         self.bytes.fetch_sub(record.cost(), Ordering::Relaxed);
     }
 
-    /// Evicts until the budget holds: from shards above their fair part first, beginning at the
-    /// one that was `filled`, then from any. What was filled in last stays, but for an LRU in which
-    /// everything else was hit meanwhile.
+    /// Evicts until the budget holds: first from shards above their fair part, beginning at the
+    /// one that was `filled`, then from any. Never evicts the newest entry of that one, except in an
+    /// LRU whose other entries were all hit since.
     fn make_room(&self, filled: usize) {
         for part in [self.fair_part(), 0] {
             for i in 0..self.shards.len() {
@@ -209,7 +196,9 @@ impl Cache {
                     }
                     let evicted = shard.evict(|| self.clock.now());
                     drop(shard);
-                    evicted.iter().for_each(|record| self.give_back(record));
+                    if let Some(evicted) = evicted {
+                        self.give_back(&evicted);
+                    }
                 }
             }
         }
@@ -232,9 +221,9 @@ impl Cache {
         stats
     }
 
-    /// A look at one number, where a look at a shard takes a lock: the hot cache of a group that
-    /// has no peers is always empty. A record that is being put in just now may be missed; not one
-    /// whose flight has landed, since the lock of that flight lies between.
+    /// Reads one number, where to look into a shard takes a lock: the hot cache of a group without
+    /// peers is always empty. May miss a record that is being inserted just now, but none whose
+    /// flight has ended, since the lock of that flight lies between.
     #[inline]
     fn is_empty(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) == 0
@@ -245,7 +234,7 @@ impl Cache {
     }
 
     fn home(&self, key: &Key<'_>) -> usize {
-        // Bits that the table in the shard does not use.
+        // Bits that are not in the short hash, by which the shard's table goes.
         (key.hash >> 40) as usize & (self.shards.len() - 1)
     }
 

@@ -1,22 +1,22 @@
-//! `Order`: which entry of a shard goes first.
+//! `Order`: which entry of a shard is evicted next.
 
 use super::s3fifo::S3Fifo;
-use super::slab::{List, Slots};
+use super::slab::{List, Slab};
 
-/// Which entries give way when the budget is used up: [`GroupBuilder::eviction`].
+/// Which entries are evicted when the budget is used up: [`GroupBuilder::eviction`].
 ///
 /// [`GroupBuilder::eviction`]: crate::GroupBuilder::eviction
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Eviction {
     /// S3-FIFO with an adaptive small queue: the default. New entries pass through a small
-    /// queue, and only those asked for twice get into the main one, so that scans and keys seen
-    /// once sweep nothing out. Right for nearly everything.
+    /// queue, and only those that are hit twice there get into the main one, so that scans and keys
+    /// that are used once push out nothing else. Right for nearly everything.
     #[default]
     S3Fifo,
-    /// The least recently used first, as in groupcache. Right where what was asked for a moment
-    /// ago is what is asked for next, and the popular keys change all the time; a scan or a loop
-    /// larger than the cache empties it.
+    /// The least recently used first, as in groupcache. Right if the keys of the last moments are
+    /// the likeliest to be asked for next, and the popular keys change all the time; a scan, or a
+    /// loop over more keys than fit, empties the cache.
     Lru,
 }
 
@@ -34,48 +34,48 @@ impl Order {
     }
 
     /// A new entry.
-    pub(crate) fn push(&mut self, slots: &mut Slots, place: u32) {
+    pub(crate) fn push(&mut self, slab: &mut Slab, slot: u32) {
         match self {
-            Self::S3Fifo(order) => order.push(slots, place),
-            Self::Lru(list) => list.push(slots, place),
+            Self::S3Fifo(order) => order.push(slab, slot),
+            Self::Lru(list) => list.push(slab, slot),
         }
     }
 
     /// A hit.
     #[inline]
-    pub(crate) fn touch(&mut self, slots: &mut Slots, place: u32) {
+    pub(crate) fn touch(&mut self, slab: &mut Slab, slot: u32) {
         match self {
-            Self::S3Fifo(order) => order.touch(&mut slots[place]),
+            Self::S3Fifo(order) => order.touch(&mut slab[slot]),
             Self::Lru(list) => {
-                list.remove(slots, place);
-                list.push(slots, place);
+                list.remove(slab, slot);
+                list.push(slab, slot);
             }
         }
     }
 
-    /// The entry leaves, for whatever reason.
-    pub(crate) fn remove(&mut self, slots: &mut Slots, place: u32) {
+    /// An entry that leaves, for whatever reason.
+    pub(crate) fn remove(&mut self, slab: &mut Slab, slot: u32) {
         match self {
-            Self::S3Fifo(order) => order.remove(slots, place),
-            Self::Lru(list) => list.remove(slots, place),
+            Self::S3Fifo(order) => order.remove(slab, slot),
+            Self::Lru(list) => list.remove(slab, slot),
         }
     }
 
-    /// The entry that is to be evicted; not the one pushed last, unless it is alone, or in an
-    /// LRU all others were hit since. It is still in the order.
-    pub(crate) fn victim(&mut self, slots: &mut Slots) -> Option<u32> {
+    /// The entry to evict; it is still in the order. Never the newest entry, unless it is the only
+    /// one, or this is an LRU whose other entries were all hit since.
+    pub(crate) fn victim(&mut self, slab: &mut Slab) -> Option<u32> {
         match self {
-            Self::S3Fifo(order) => order.victim(slots),
+            Self::S3Fifo(order) => order.victim(slab),
             Self::Lru(list) => list.oldest(),
         }
     }
 
-    /// All places in the order.
+    /// All slots in the order; checks that its parts agree.
     #[cfg(test)]
-    pub(crate) fn places(&self, slots: &Slots) -> Vec<u32> {
+    pub(crate) fn slots(&self, slab: &Slab) -> Vec<u32> {
         match self {
-            Self::S3Fifo(order) => order.places(slots),
-            Self::Lru(list) => list.places(slots),
+            Self::S3Fifo(order) => order.slots(slab),
+            Self::Lru(list) => list.slots(slab),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! `Record`: an entry's expiry, key and value in one allocation.
 //!
 //! Small entries are the common case, and for them the allocator's own bookkeeping weighs more
-//! than the data. One allocation instead of two halves that, and a look-up that compares the
-//! key has already fetched the cache line on which a short value lies.
+//! than the data. One allocation instead of two halves that, and a look-up that compares the key
+//! has already fetched the cache line that a short value lies on.
 //!
 //! | bytes | what |
 //! |---|---|
 //! | 6 | when it expires, in milliseconds of the group's [`Clock`](crate::Clock); all ones: never |
-//! | 2 | the length of the key; and a bit that says that there is no such key |
+//! | 2 | the length of the key (15 bits), and a bit for "no such key" |
 //! | … | the key |
 //! | … | the value |
 
@@ -23,15 +23,15 @@ const KEY_LENGTH: u32 = 48;
 const ABSENT: u64 = 1 << 63;
 
 /// What the cache charges for an entry besides its key and value, in bytes: the record's head (8),
-/// its reference counts (16), the allocator's header and rounding (16 on the average), its slot
-/// (32), the head of its chain and its ghosts. How well that describes small entries, `bench memory`
-/// measures.
+/// its reference counts (16), the allocator's header and rounding (16 on average), its entry in the
+/// slab (32), the head of its chain and its ghosts. `bench memory` measures how well that describes
+/// small entries.
 pub(crate) const OVERHEAD: usize = 80;
 
-/// And besides for one that expires: its place in the order of expiry.
+/// What an entry that expires is charged in addition: its place in the order of expiry.
 pub(crate) const EXPIRY_OVERHEAD: usize = 32;
 
-/// A value, or the knowledge that there is none. Immutable; clones share it.
+/// A key with its value, or with the knowledge that it has none. Immutable; clones share it.
 #[derive(Clone)]
 pub(crate) struct Record(Arc<[u8]>);
 
@@ -76,7 +76,7 @@ impl Record {
         (self.head() & ABSENT == 0).then(|| ByteView::tail(self.0, start))
     }
 
-    /// What the entry is charged for in a cache's budget, in bytes.
+    /// The bytes that the entry is charged in a cache's budget.
     pub(crate) fn cost(&self) -> usize {
         let expiry = if self.expires().is_some() { EXPIRY_OVERHEAD } else { 0 };
         self.0.len() - HEAD + OVERHEAD + expiry

@@ -2,38 +2,37 @@
 //! Cache Eviction*, SOSP 2023; with a small queue that finds its own size.
 //!
 //! Why not LRU? A hit there moves an entry to the front, which is five writes under the lock;
-//! and one scan flushes what was popular. Here a hit sets a counter of two bits and relinks
+//! and one scan pushes out what is popular. Here a hit sets a counter of two bits and relinks
 //! nothing:
 //!
-//! - A new entry goes into the *small* queue. At its end, if it was asked for at least twice
-//!   there, it moves to the *main* queue; else it is evicted and leaves a ghost.
-//! - At the end of the main queue an entry that was asked for goes round again, with one less on
-//!   its counter; else it is evicted.
-//! - A key that comes back while it is a ghost of the small queue goes to main at once.
+//! - A new entry goes into the *small* queue. At its end, if it was hit at least twice there, it
+//!   moves to the *main* queue; else it is evicted and leaves a ghost.
+//! - At the end of the main queue an entry that was hit goes round again, with its counter one
+//!   lower; else it is evicted.
+//! - A key that comes back while it is a ghost of the small queue goes straight to main.
 //!
-//! In the paper the small queue has a tenth of the space. Where popularity drifts that is too
-//! little: keys are gone before they are asked for again. So the tenth is where it begins, and
-//! from there each queue shows what a little more space would have brought it: a key that comes
-//! back shortly after it left the small queue says that this one is too small, and one that left
-//! main says the same of main (the shadow queues of Cidon et al., *Cliffhanger*, NSDI 2016). In a
-//! loop over more keys than there is room for, every key comes back, and the small queue would
-//! swallow all and hit nothing; therefore it must earn its growth: a hit in the small queue
-//! buys one step.
+//! In the paper the small queue has a tenth of the space. If popularity drifts, that is too
+//! little: keys are gone before they are asked for again. So a tenth is only the start, and each
+//! queue shows what a little more space would have brought it: a key that comes back shortly after
+//! it left the small queue is a sign that this queue is too small, and one that left main, that main
+//! is (the shadow queues of Cidon et al., *Cliffhanger*, NSDI 2016). In a loop over more keys than
+//! fit, every key comes back, and the small queue would take all the space and hit nothing; so it
+//! has to earn its growth: each hit in the small queue buys one step.
 
 use super::ghosts::Ghosts;
-use super::slab::{List, Slot, Slots};
+use super::slab::{Entry, List, Slab};
 
 pub(crate) struct S3Fifo {
     small: Fifo,
     main: Fifo,
     entries: usize,
-    // By queue: what left it lately.
+    // For each queue, the keys that left it lately.
     ghosts: [Ghosts; 2],
-    // The part of all bytes that the small queue may have.
+    // The part of all bytes that the small queue may take.
     small_share: f32,
-    // Hits in the small queue that have not bought it a step yet.
+    // Hits in the small queue that it has not spent on a step yet.
     credit: u32,
-    // The place pushed last.
+    // The newest slot.
     last: u32,
 }
 
@@ -48,17 +47,17 @@ struct Fifo {
     bytes: usize,
 }
 
-// What the mark of a slot says: how often it was hit, up to 3, and whether it is in the main queue.
+// The flags of an entry: how often it was hit, up to 3, and whether it is in the main queue.
 const HITS: u8 = 0b11;
 const IN_MAIN: u8 = 0b100;
-/// So many hits take an entry from the small queue to the main one.
+/// Hits in the small queue that earn promotion to the main one.
 const PROMOTED: u8 = 2;
 
 const FIRST_SHARE: f32 = 0.1;
 const LEAST_SHARE: f32 = 0.01;
 const LARGEST_SHARE: f32 = 0.9;
-/// A key that comes back within this part of the entries' number would have been hit in a queue
-/// a little larger.
+/// A key comes back shortly if it does so before this part of the number of entries has left its
+/// queue: a slightly larger queue would have had a hit.
 const SHORTLY: f32 = 0.1;
 const MOST_CREDIT: u32 = 100;
 
@@ -76,8 +75,8 @@ impl S3Fifo {
         }
     }
 
-    pub(crate) fn push(&mut self, slots: &mut Slots, place: u32) {
-        let (cost, hash) = (slots.record(place).cost(), slots[place].hash());
+    pub(crate) fn push(&mut self, slab: &mut Slab, slot: u32) {
+        let (cost, hash) = (slab.record(slot).cost(), slab[slot].hash());
         let step = cost as f32 / (self.small.bytes + self.main.bytes + 1) as f32;
         let is_short = |age: usize| age as f32 <= SHORTLY * self.entries as f32;
         let mut queue = Queue::Small;
@@ -92,55 +91,55 @@ impl S3Fifo {
         } else if self.ghosts[Queue::Main as usize].recall(hash).is_some_and(is_short) {
             self.small_share = (self.small_share - step).max(LEAST_SHARE);
         }
-        self.enqueue(slots, queue, place);
+        self.enqueue(slab, queue, slot);
         self.entries += 1;
-        self.last = place;
+        self.last = slot;
     }
 
     #[inline]
-    pub(crate) fn touch(&mut self, slot: &mut Slot) {
-        let mark = slot.mark();
-        if mark & IN_MAIN == 0 && self.credit < MOST_CREDIT {
+    pub(crate) fn touch(&mut self, entry: &mut Entry) {
+        let flags = entry.flags();
+        if flags & IN_MAIN == 0 && self.credit < MOST_CREDIT {
             self.credit += 1;
         }
-        if mark & HITS < HITS {
-            slot.set_mark(mark + 1);
+        if flags & HITS < HITS {
+            entry.set_flags(flags + 1);
         }
     }
 
-    pub(crate) fn remove(&mut self, slots: &mut Slots, place: u32) {
-        self.dequeue(slots, place);
+    pub(crate) fn remove(&mut self, slab: &mut Slab, slot: u32) {
+        self.dequeue(slab, slot);
         self.entries -= 1;
     }
 
-    pub(crate) fn victim(&mut self, slots: &mut Slots) -> Option<u32> {
+    pub(crate) fn victim(&mut self, slab: &mut Slab) -> Option<u32> {
         loop {
             let queue = self.queue_to_take_from()?;
-            let place = match queue {
+            let slot = match queue {
                 Queue::Small => self.small.list.oldest()?,
                 Queue::Main => self.main.list.oldest()?,
             };
-            let hits = slots[place].mark() & HITS;
-            let is_spared = place == self.last && self.entries > 1;
+            let hits = slab[slot].flags() & HITS;
+            let is_spared = slot == self.last && self.entries > 1;
             match queue {
-                Queue::Small if hits >= PROMOTED => self.requeue(slots, place, Queue::Main, 0),
-                Queue::Main if hits > 0 => self.requeue(slots, place, Queue::Main, hits - 1),
-                queue if is_spared => self.requeue(slots, place, queue, hits),
+                Queue::Small if hits >= PROMOTED => self.requeue(slab, slot, Queue::Main, 0),
+                Queue::Main if hits > 0 => self.requeue(slab, slot, Queue::Main, hits - 1),
+                queue if is_spared => self.requeue(slab, slot, queue, hits),
                 queue => {
-                    // Ghosts of main are looked at only while they are young: half suffice.
-                    let places = match queue {
+                    // Ghosts of main count only while they are young: half as many are enough.
+                    let most = match queue {
                         Queue::Small => self.entries,
                         Queue::Main => self.entries / 2,
                     };
-                    self.ghosts[queue as usize].remember(slots[place].hash(), places);
-                    return Some(place);
+                    self.ghosts[queue as usize].remember(slab[slot].hash(), most);
+                    return Some(slot);
                 }
             }
         }
     }
 
-    /// The small queue where it has more than its share, else main; but not one in which there
-    /// is nothing, or nothing but what was pushed last.
+    /// The small queue if it has more than its share, else main; but if possible not one that is
+    /// empty or has the newest entry only.
     fn queue_to_take_from(&self) -> Option<Queue> {
         let total = self.small.bytes + self.main.bytes;
         let small_is_over = self.small.bytes as f32 > self.small_share * total as f32;
@@ -155,44 +154,44 @@ impl S3Fifo {
         }
     }
 
-    fn requeue(&mut self, slots: &mut Slots, place: u32, queue: Queue, hits: u8) {
-        self.dequeue(slots, place);
-        self.enqueue(slots, queue, place);
-        let mark = slots[place].mark();
-        slots[place].set_mark(mark | hits);
+    fn requeue(&mut self, slab: &mut Slab, slot: u32, queue: Queue, hits: u8) {
+        self.dequeue(slab, slot);
+        self.enqueue(slab, queue, slot);
+        let flags = slab[slot].flags();
+        slab[slot].set_flags(flags | hits);
     }
 
-    fn enqueue(&mut self, slots: &mut Slots, queue: Queue, place: u32) {
-        let (fifo, mark) = match queue {
+    fn enqueue(&mut self, slab: &mut Slab, queue: Queue, slot: u32) {
+        let (fifo, flags) = match queue {
             Queue::Small => (&mut self.small, 0),
             Queue::Main => (&mut self.main, IN_MAIN),
         };
-        fifo.list.push(slots, place);
-        fifo.bytes += slots.record(place).cost();
-        slots[place].set_mark(mark);
+        fifo.list.push(slab, slot);
+        fifo.bytes += slab.record(slot).cost();
+        slab[slot].set_flags(flags);
     }
 
-    fn dequeue(&mut self, slots: &mut Slots, place: u32) {
-        let is_in_main = slots[place].mark() & IN_MAIN != 0;
+    fn dequeue(&mut self, slab: &mut Slab, slot: u32) {
+        let is_in_main = slab[slot].flags() & IN_MAIN != 0;
         let fifo = if is_in_main { &mut self.main } else { &mut self.small };
-        fifo.list.remove(slots, place);
-        fifo.bytes -= slots.record(place).cost();
+        fifo.list.remove(slab, slot);
+        fifo.bytes -= slab.record(slot).cost();
     }
 
-    /// All places, after a look at whether what is known of them agrees.
+    /// All slots; checks that queues, flags and sums agree.
     #[cfg(test)]
-    pub(crate) fn places(&self, slots: &Slots) -> Vec<u32> {
-        let cost = |&place: &u32| slots.record(place).cost();
-        let queues = [(&self.small, 0), (&self.main, IN_MAIN)].map(|(fifo, mark)| {
-            let places = fifo.list.places(slots);
-            assert!(places.iter().all(|&place| slots[place].mark() & IN_MAIN == mark));
-            assert_eq!(fifo.bytes, places.iter().map(cost).sum::<usize>());
-            places
+    pub(crate) fn slots(&self, slab: &Slab) -> Vec<u32> {
+        let cost = |&slot: &u32| slab.record(slot).cost();
+        let queues = [(&self.small, 0), (&self.main, IN_MAIN)].map(|(fifo, flags)| {
+            let slots = fifo.list.slots(slab);
+            assert!(slots.iter().all(|&slot| slab[slot].flags() & IN_MAIN == flags));
+            assert_eq!(fifo.bytes, slots.iter().map(cost).sum::<usize>());
+            slots
         });
-        let places = queues.concat();
-        assert_eq!(places.len(), self.entries);
+        let slots = queues.concat();
+        assert_eq!(slots.len(), self.entries);
         assert!((LEAST_SHARE..=LARGEST_SHARE).contains(&self.small_share));
         assert!(self.credit <= MOST_CREDIT);
-        places
+        slots
     }
 }

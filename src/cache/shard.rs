@@ -1,35 +1,36 @@
-//! `Shard`: the map, the entries, their bytes and their order; one thread at a time.
+//! `Shard`: a part of the cache's entries, with their table, bytes and order; one thread at a time.
 //!
 //! The cache is cut into shards so that threads seldom meet at the same lock. A shard never
-//! drops a record by itself: what leaves is returned, and dropped outside of the lock.
+//! drops a record itself: it returns what leaves, to be dropped outside of the lock.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::key::Key;
 use super::order::{Eviction, Order};
+use super::record::Record;
 use super::table::Table;
-use super::{Key, Record};
 
 pub(crate) struct Shard {
     table: Table,
     order: Order,
-    // When the entries that expire do, soonest first.
+    // The entries that expire, the next one first.
     expiries: BTreeSet<(Duration, u32)>,
-    // How often keys were removed, counted for some keys together.
+    // How often keys were removed; each counter serves some of the keys.
     removals: [u32; REMOVAL_COUNTERS],
     pub(crate) bytes: usize,
     pub(crate) counts: Counts,
 }
 
-/// Keys are spread over so many counts of removals, lest the removal of one end the leases of all.
+/// Removals are counted in 64 buckets of keys, so that one removal ends few other leases.
 const REMOVAL_COUNTERS: usize = 64;
 
-/// The right to put in what is loaded from now on. A removal of the key ends it, and now and then
-/// that of another key.
+/// The right to insert what is loaded from now on. A removal of the key ends it, and now and then
+/// the removal of another key.
 ///
-/// 1. Thread A misses, takes a lease and asks the origin, which says v1.
-/// 2. The origin turns to v2, and thread B removes the key.
-/// 3. A comes with v1. Its lease is from before the removal, so v1 is not put in.
+/// 1. Thread A misses, takes a lease and asks the origin, which answers v1.
+/// 2. The value at the origin becomes v2, and thread B removes the key.
+/// 3. A wants to insert v1. Its lease is from before the removal, so v1 is not kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub(crate) struct Lease(u32);
@@ -45,7 +46,7 @@ pub(crate) struct Counts {
 /// What a look-up finds.
 pub(crate) enum Found {
     Hit(Record),
-    /// The entry was there but past its time; it has been taken out.
+    /// There was an entry, but it had expired; it has been taken out.
     Expired(Record),
     Nothing,
 }
@@ -66,38 +67,38 @@ impl Shard {
         self.table.len()
     }
 
-    /// Looks `key` up; `now` is asked only where the entry can expire.
+    /// Looks `key` up; `now` is called only if the entry can expire.
     #[inline]
     pub(crate) fn get(&mut self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Found {
-        let Some((place, record)) = self.find(key) else { return Found::Nothing };
+        let Some((slot, record)) = self.find(key) else { return Found::Nothing };
         if record.expires().is_some_and(|at| at <= now()) {
-            return self.take_expired(place);
+            return self.take_expired(slot);
         }
         let hit = record.clone();
         self.counts.hits += 1;
-        self.order.touch(&mut self.table.slots, place);
+        self.order.touch(&mut self.table.slab, slot);
         Found::Hit(hit)
     }
 
     #[cold]
-    fn take_expired(&mut self, place: u32) -> Found {
+    fn take_expired(&mut self, slot: u32) -> Found {
         self.counts.expirations += 1;
-        Found::Expired(self.take(place))
+        Found::Expired(self.take(slot))
     }
 
-    /// What [`get`](Self::get) would find, without counting or touching it.
+    /// What [`get`](Self::get) would find; counts no hit and leaves the order as it is.
     pub(crate) fn peek(&self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Option<Record> {
         let (_, record) = self.find(key)?;
         record.expires().is_none_or(|at| at > now()).then(|| record.clone())
     }
 
-    /// A lease on `key`, to be taken before the origin is asked.
+    /// A lease on `key`, to be taken before the origin or the owner is asked.
     pub(crate) fn lease(&self, key: &Key<'_>) -> Lease {
         Lease(self.removals[Self::leased_as(key)])
     }
 
-    /// Puts `record` in as the newest, and returns the one of the same key that it replaces; or
-    /// gives it back, if the lease has ended.
+    /// Inserts `record` as the newest, and returns the record of the same key that it replaces; if
+    /// the lease has ended, gives `record` back.
     pub(crate) fn insert(
         &mut self,
         key: &Key<'_>,
@@ -109,10 +110,12 @@ impl Shard {
         }
         let replaced = self.take_key(key);
         let (cost, expires) = (record.cost(), record.expires());
-        let place = self.table.insert(key.short_hash(), record);
+        let slot = self.table.insert(key.short_hash(), record);
         self.bytes += cost;
-        self.order.push(&mut self.table.slots, place);
-        self.expiries.extend(expires.map(|at| (at, place)));
+        self.order.push(&mut self.table.slab, slot);
+        if let Some(at) = expires {
+            self.expiries.insert((at, slot));
+        }
         Ok(replaced)
     }
 
@@ -123,7 +126,7 @@ impl Shard {
         self.take_key(key)
     }
 
-    /// Takes all entries out and ends all leases. What is returned is to be dropped.
+    /// Takes all entries out and ends all leases. Returns the entries, to be dropped.
     pub(crate) fn clear(&mut self, eviction: Eviction) -> Self {
         let mut empty = Self::new(eviction);
         empty.removals = self.removals.map(|removals| removals.wrapping_add(1));
@@ -132,34 +135,34 @@ impl Shard {
     }
 
     fn take_key(&mut self, key: &Key<'_>) -> Option<Record> {
-        let (place, _) = self.find(key)?;
-        Some(self.take(place))
+        let (slot, _) = self.find(key)?;
+        Some(self.take(slot))
     }
 
     fn leased_as(key: &Key<'_>) -> usize {
         (key.hash >> 24) as usize % REMOVAL_COUNTERS
     }
 
-    /// Takes out the entry that is first in the order of eviction; but before a live one, one
-    /// that has expired.
+    /// Takes out an entry that has expired, if there is one, or else the first in the order of
+    /// eviction.
     #[doc(alias = "RemoveOldest")]
     pub(crate) fn evict(&mut self, now: impl FnOnce() -> Duration) -> Option<Record> {
-        if let Some(&(at, place)) = self.expiries.first()
+        if let Some(&(at, slot)) = self.expiries.first()
             && at <= now()
         {
             self.counts.expirations += 1;
-            return Some(self.take(place));
+            return Some(self.take(slot));
         }
-        let place = self.order.victim(&mut self.table.slots)?;
+        let slot = self.order.victim(&mut self.table.slab)?;
         self.counts.evictions += 1;
-        Some(self.take(place))
+        Some(self.take(slot))
     }
 
-    fn take(&mut self, place: u32) -> Record {
-        self.order.remove(&mut self.table.slots, place);
-        let record = self.table.take(place);
+    fn take(&mut self, slot: u32) -> Record {
+        self.order.remove(&mut self.table.slab, slot);
+        let record = self.table.take(slot);
         if let Some(at) = record.expires() {
-            self.expiries.remove(&(at, place));
+            self.expiries.remove(&(at, slot));
         }
         self.bytes -= record.cost();
         record
@@ -173,18 +176,18 @@ impl Shard {
     /// Walks the whole structure and checks that its parts agree.
     #[cfg(test)]
     pub(crate) fn validate(&self) {
-        let filled = self.table.places();
-        let slots = &self.table.slots;
-        let mut ordered = self.order.places(slots);
+        let filled = self.table.slots();
+        let slab = &self.table.slab;
+        let mut ordered = self.order.slots(slab);
         ordered.sort_unstable();
         assert_eq!(ordered, filled, "each record is in the order once");
-        let records = || filled.iter().map(|&place| (place, slots.record(place)));
+        let records = || filled.iter().map(|&slot| (slot, slab.record(slot)));
         assert_eq!(self.bytes, records().map(|(_, record)| record.cost()).sum::<usize>());
-        let expiries = records().filter_map(|(place, record)| Some((record.expires()?, place)));
+        let expiries = records().filter_map(|(slot, record)| Some((record.expires()?, slot)));
         assert_eq!(self.expiries, expiries.collect());
-        for (place, record) in records() {
-            let found = self.table.find(slots[place].hash(), record.key());
-            assert_eq!(found.map(|(place, _)| place), Some(place));
+        for (slot, record) in records() {
+            let found = self.table.find(slab[slot].hash(), record.key());
+            assert_eq!(found.map(|(slot, _)| slot), Some(slot));
         }
     }
 }

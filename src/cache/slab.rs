@@ -1,157 +1,155 @@
-//! `Slots`: the slab of a shard's entries, with all that is known of each; `List`: doubly linked lists
-//! over them.
+//! `Slab`: the entries of a shard; `List`: doubly linked lists over them.
 //!
-//! An entry has a record, a place in a chain of the [`Table`](super::table::Table), one in a list
-//! of the [`Order`](super::order::Order), and a mark. With a vector for each of these, an eviction
-//! would wait for memory once for each; so they lie together, on half a cache line. The place of a
-//! slot never changes, so that chains and lists can link places: indices of 32 bits instead of
-//! pointers make that safe code, and half as large.
+//! An entry has a record, a link of a chain in the [`Table`](super::table::Table), two links of a
+//! list in the [`Order`](super::order::Order), and a few bits for that order. With a vector for each
+//! of these, an eviction would wait for memory once for each; so they lie together, on half a cache
+//! line. An entry stays in its *slot*, a 32-bit index, and chains and lists link slots: safe code,
+//! where pointers would not be, and half as large.
 //!
-//! Eviction needs an order of entries in which any one can be taken out at once: a [`List`]. A slot is
-//! in one list at the most.
+//! Eviction needs an order from which any entry can be taken out in constant time: a [`List`]. An
+//! entry is in at most one list.
 
 use std::ops::{Index, IndexMut};
 
-use super::Record;
+use super::key::SHORT_HASH_BITS;
+use super::record::Record;
 
-/// The place after the last of a chain or list.
+/// No slot: the end of a chain or list.
 pub(crate) const NONE: u32 = u32::MAX;
 
-pub(crate) struct Slots {
-    slots: Vec<Slot>,
-    // The first of the chain of vacant places.
+pub(crate) struct Slab {
+    entries: Vec<Entry>,
+    // The first vacant slot; vacant slots form a chain.
     vacant: u32,
 }
 
 #[repr(align(32))]
-pub(crate) struct Slot {
-    /// `None` in a vacant place.
+pub(crate) struct Entry {
+    /// `None` in a vacant slot.
     pub(crate) record: Option<Record>,
-    // The hash, and in the lowest three bits the mark.
-    hash_and_mark: u32,
-    /// The next place of the chain.
+    // The short hash above three bits of flags.
+    hash_and_flags: u32,
+    /// The next slot in the chain of the table, or of vacant slots.
     pub(crate) next: u32,
-    /// The neighbours in the list.
+    /// The neighbours in the list of the order.
     pub(crate) newer: u32,
     pub(crate) older: u32,
 }
 
-/// The bits of a hash that a slot keeps.
-pub(crate) const HASH_BITS: u32 = 29;
-const MARK: u32 = 0b111;
+const FLAGS: u32 = 0b111;
 
-impl Slot {
+impl Entry {
     #[inline]
     pub(crate) fn hash(&self) -> u32 {
-        self.hash_and_mark >> (u32::BITS - HASH_BITS)
+        self.hash_and_flags >> (u32::BITS - SHORT_HASH_BITS)
     }
 
-    /// Three bits for the order of eviction; 0 in a new slot.
+    /// Three bits that belong to the order of eviction; 0 in a new entry.
     #[inline]
-    pub(crate) fn mark(&self) -> u8 {
-        (self.hash_and_mark & MARK) as u8
+    pub(crate) fn flags(&self) -> u8 {
+        (self.hash_and_flags & FLAGS) as u8
     }
 
     #[inline]
-    pub(crate) fn set_mark(&mut self, mark: u8) {
-        self.hash_and_mark = self.hash_and_mark & !MARK | u32::from(mark);
+    pub(crate) fn set_flags(&mut self, flags: u8) {
+        self.hash_and_flags = self.hash_and_flags & !FLAGS | u32::from(flags);
     }
 }
 
-impl Slots {
+impl Slab {
     pub(crate) fn new() -> Self {
-        Self { slots: Vec::new(), vacant: NONE }
+        Self { entries: Vec::new(), vacant: NONE }
     }
 
-    /// The slot of a place; none where the place is [`NONE`].
+    /// The entry in `slot`; `None` for [`NONE`].
     #[inline]
-    pub(crate) fn get(&self, place: u32) -> Option<&Slot> {
-        self.slots.get(place as usize)
+    pub(crate) fn get(&self, slot: u32) -> Option<&Entry> {
+        self.entries.get(slot as usize)
     }
 
-    pub(crate) fn record(&self, place: u32) -> &Record {
-        self[place].record.as_ref().expect("a filled place")
+    pub(crate) fn record(&self, slot: u32) -> &Record {
+        self[slot].record.as_ref().expect("a filled slot")
     }
 
-    /// Fills a vacant place, and returns it.
+    /// Puts a record into a vacant slot, which is returned; `next` is its link in the chain.
     pub(crate) fn fill(&mut self, hash: u32, record: Record, next: u32) -> u32 {
-        let slot = Slot {
+        let entry = Entry {
             record: Some(record),
-            hash_and_mark: hash << (u32::BITS - HASH_BITS),
+            hash_and_flags: hash << (u32::BITS - SHORT_HASH_BITS),
             next,
             newer: NONE,
             older: NONE,
         };
         if self.vacant != NONE {
-            let place = self.vacant;
-            self.vacant = self[place].next;
-            self[place] = slot;
-            return place;
+            let slot = self.vacant;
+            self.vacant = self[slot].next;
+            self[slot] = entry;
+            return slot;
         }
-        // By an eighth, not to twice the size: `max_bytes` is to mean what it says.
-        if self.slots.len() == self.slots.capacity() {
-            self.slots.reserve_exact(self.slots.len() / 8 + 16);
+        // Grows by an eighth, not to twice the size: `max_bytes` should mean what it says.
+        if self.entries.len() == self.entries.capacity() {
+            self.entries.reserve_exact(self.entries.len() / 8 + 16);
         }
-        let place = u32::try_from(self.slots.len()).ok().filter(|&place| place < NONE);
-        let place = place.expect("fewer than 2^32 entries a shard");
-        self.slots.push(slot);
-        place
+        let slot = u32::try_from(self.entries.len()).ok().filter(|&slot| slot < NONE);
+        let slot = slot.expect("fewer than 2^32 entries per shard");
+        self.entries.push(entry);
+        slot
     }
 
-    /// Takes the record out of a filled place, which is vacant then.
-    pub(crate) fn vacate(&mut self, place: u32) -> Record {
+    /// Takes the record out of a filled slot, which then is vacant.
+    pub(crate) fn vacate(&mut self, slot: u32) -> Record {
         let vacant = self.vacant;
-        let slot = &mut self[place];
-        let record = slot.record.take().expect("a filled place");
-        slot.next = vacant;
-        self.vacant = place;
+        let entry = &mut self[slot];
+        let record = entry.record.take().expect("a filled slot");
+        entry.next = vacant;
+        self.vacant = slot;
         record
     }
 
-    /// The filled places and their slots.
-    pub(crate) fn filled(&mut self) -> impl Iterator<Item = (u32, &mut Slot)> {
-        let slots = (0..).zip(&mut self.slots);
-        slots.filter(|(_, slot)| slot.record.is_some())
+    /// The filled slots and their entries.
+    pub(crate) fn filled(&mut self) -> impl Iterator<Item = (u32, &mut Entry)> {
+        let entries = (0..).zip(&mut self.entries);
+        entries.filter(|(_, entry)| entry.record.is_some())
     }
 
-    /// The places from `first` on, as far as `next` leads.
+    /// The slots from `first` on along the links `next`.
     #[cfg(test)]
-    pub(crate) fn walk(&self, first: u32, next: fn(&Slot) -> u32) -> Vec<u32> {
-        let some = |place| (place != NONE).then_some(place);
-        let places = std::iter::successors(some(first), |&place| some(next(&self[place])));
-        places.take(self.slots.len() + 1).collect()
+    pub(crate) fn walk(&self, first: u32, next: fn(&Entry) -> u32) -> Vec<u32> {
+        let some = |slot| (slot != NONE).then_some(slot);
+        let slots = std::iter::successors(some(first), |&slot| some(next(&self[slot])));
+        slots.take(self.entries.len() + 1).collect()
     }
 
-    /// The filled places, after a look at whether each other one is in the chain of vacant places.
+    /// The filled slots; checks that all others are in the chain of vacant slots.
     #[cfg(test)]
-    pub(crate) fn places(&self) -> Vec<u32> {
-        let is_filled = |&place: &u32| self[place].record.is_some();
+    pub(crate) fn slots(&self) -> Vec<u32> {
+        let is_filled = |&slot: &u32| self[slot].record.is_some();
         let (filled, expected): (Vec<u32>, Vec<u32>) =
-            (0..self.slots.len() as u32).partition(is_filled);
-        let mut vacant = self.walk(self.vacant, |slot| slot.next);
+            (0..self.entries.len() as u32).partition(is_filled);
+        let mut vacant = self.walk(self.vacant, |entry| entry.next);
         vacant.sort_unstable();
         assert_eq!(vacant, expected);
         filled
     }
 }
 
-impl Index<u32> for Slots {
-    type Output = Slot;
+impl Index<u32> for Slab {
+    type Output = Entry;
 
     #[inline]
-    fn index(&self, place: u32) -> &Slot {
-        &self.slots[place as usize]
+    fn index(&self, slot: u32) -> &Entry {
+        &self.entries[slot as usize]
     }
 }
 
-impl IndexMut<u32> for Slots {
+impl IndexMut<u32> for Slab {
     #[inline]
-    fn index_mut(&mut self, place: u32) -> &mut Slot {
-        &mut self.slots[place as usize]
+    fn index_mut(&mut self, slot: u32) -> &mut Entry {
+        &mut self.entries[slot as usize]
     }
 }
 
-/// A list from the newest place to the oldest.
+/// A list of slots, from the newest to the oldest.
 pub(crate) struct List {
     newest: u32,
     oldest: u32,
@@ -166,43 +164,42 @@ impl List {
         (self.oldest != NONE).then_some(self.oldest)
     }
 
-    /// The place that is alone in the list.
+    /// The slot, if the list has just one.
     pub(crate) fn only(&self) -> Option<u32> {
         self.oldest().filter(|_| self.oldest == self.newest)
     }
 
-    /// Adds a place that is in no list, as the newest.
-    pub(crate) fn push(&mut self, slots: &mut Slots, place: u32) {
-        let slot = &mut slots[place];
-        (slot.newer, slot.older) = (NONE, self.newest);
+    /// Adds `slot`, which is in no list, as the newest.
+    pub(crate) fn push(&mut self, slab: &mut Slab, slot: u32) {
+        let entry = &mut slab[slot];
+        (entry.newer, entry.older) = (NONE, self.newest);
         match self.newest {
-            NONE => self.oldest = place,
-            newest => slots[newest].newer = place,
+            NONE => self.oldest = slot,
+            newest => slab[newest].newer = slot,
         }
-        self.newest = place;
+        self.newest = slot;
     }
 
-    /// Takes a place out of this list, where it must be.
-    pub(crate) fn remove(&mut self, slots: &mut Slots, place: u32) {
-        let (newer, older) = (slots[place].newer, slots[place].older);
+    /// Takes out `slot`, which must be in this list.
+    pub(crate) fn remove(&mut self, slab: &mut Slab, slot: u32) {
+        let (newer, older) = (slab[slot].newer, slab[slot].older);
         match newer {
             NONE => self.newest = older,
-            newer => slots[newer].older = older,
+            newer => slab[newer].older = older,
         }
         match older {
             NONE => self.oldest = newer,
-            older => slots[older].newer = newer,
+            older => slab[older].newer = newer,
         }
     }
 
-    /// The places from the oldest to the newest, which must be those from the newest to the
-    /// oldest, backwards.
+    /// The slots from the oldest to the newest; checks that the links of both directions agree.
     #[cfg(test)]
-    pub(crate) fn places(&self, slots: &Slots) -> Vec<u32> {
-        let places = slots.walk(self.oldest, |slot| slot.newer);
-        let backwards = slots.walk(self.newest, |slot| slot.older);
-        assert!(places.iter().eq(backwards.iter().rev()), "{places:?}, {backwards:?}");
-        places
+    pub(crate) fn slots(&self, slab: &Slab) -> Vec<u32> {
+        let slots = slab.walk(self.oldest, |entry| entry.newer);
+        let backwards = slab.walk(self.newest, |entry| entry.older);
+        assert!(slots.iter().eq(backwards.iter().rev()), "{slots:?}, {backwards:?}");
+        slots
     }
 }
 
@@ -211,20 +208,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_leave_from_anywhere() {
-        let (mut slots, mut list) = (Slots::new(), List::new());
+    fn slots_leave_from_anywhere() {
+        let (mut slab, mut list) = (Slab::new(), List::new());
         for _ in 0..5 {
-            let place = slots.fill(0, Record::new("k", None, None), NONE);
-            list.push(&mut slots, place);
+            let slot = slab.fill(0, Record::new("k", None, None), NONE);
+            list.push(&mut slab, slot);
         }
-        assert_eq!(list.places(&slots), [0, 1, 2, 3, 4]);
+        assert_eq!(list.slots(&slab), [0, 1, 2, 3, 4]);
         for (leaves, rest) in [(2, &[0, 1, 3, 4][..]), (0, &[1, 3, 4]), (4, &[1, 3]), (1, &[3])] {
-            list.remove(&mut slots, leaves);
-            assert_eq!(list.places(&slots), rest);
+            list.remove(&mut slab, leaves);
+            assert_eq!(list.slots(&slab), rest);
         }
-        list.remove(&mut slots, 3);
+        list.remove(&mut slab, 3);
         assert_eq!(list.oldest(), None);
-        list.push(&mut slots, 1);
-        assert_eq!(list.places(&slots), [1]);
+        list.push(&mut slab, 1);
+        assert_eq!(list.slots(&slab), [1]);
     }
 }

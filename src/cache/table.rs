@@ -1,90 +1,90 @@
-//! `Table`: records by their key. A hash table with chains, over [`Slots`].
+//! `Table`: records by key, a hash table with chains over a [`Slab`].
 //!
-//! Why our own? A look-up in memory that no processor cache holds costs what its misses cost,
-//! one after the other. Here there are three: the head of a chain, the slot, the record. A slot
-//! keeps the hash, so that a chain is walked, the table grows and an entry is evicted without a
-//! look at the records of others.
+//! Why our own? In a cache larger than the processor's, a look-up costs as much as the cache lines
+//! that it waits for, one after the other. Here these are three: the head of a chain, the entry, the
+//! record. An entry keeps the hash, so that a walk along a chain, growing the table and evicting an
+//! entry touch no record of another key.
 
 use std::mem;
 
-use super::Record;
-use super::slab::{NONE, Slots};
+use super::record::Record;
+use super::slab::{NONE, Slab};
 
 pub(crate) struct Table {
-    // The first place of each chain; a power of two, and no fewer than there are records.
+    // The first slot of each chain; a power of two of them, and at least as many as records.
     heads: Vec<u32>,
-    pub(crate) slots: Slots,
+    pub(crate) slab: Slab,
     len: usize,
 }
 
 impl Table {
     pub(crate) fn new() -> Self {
-        Self { heads: vec![NONE; 16], slots: Slots::new(), len: 0 }
+        Self { heads: vec![NONE; 16], slab: Slab::new(), len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The place of `key`, and its record.
+    /// The slot and the record of `key`.
     #[inline]
     pub(crate) fn find(&self, hash: u32, key: &[u8]) -> Option<(u32, &Record)> {
-        let mut place = self.heads[self.chain(hash)];
-        while let Some(slot) = self.slots.get(place) {
-            if slot.hash() == hash
-                && let Some(record) = &slot.record
+        let mut slot = self.heads[self.chain(hash)];
+        while let Some(entry) = self.slab.get(slot) {
+            if entry.hash() == hash
+                && let Some(record) = &entry.record
                 && record.has_key(key)
             {
-                return Some((place, record));
+                return Some((slot, record));
             }
-            place = slot.next;
+            slot = entry.next;
         }
         None
     }
 
-    /// Puts a record in whose key is not in the table; returns its place.
+    /// Adds a record whose key is not in the table; returns its slot.
     pub(crate) fn insert(&mut self, hash: u32, record: Record) -> u32 {
         if self.len == self.heads.len() {
             self.double_heads();
         }
         let chain = self.chain(hash);
-        let place = self.slots.fill(hash, record, self.heads[chain]);
-        self.heads[chain] = place;
+        let slot = self.slab.fill(hash, record, self.heads[chain]);
+        self.heads[chain] = slot;
         self.len += 1;
-        place
+        slot
     }
 
-    /// Takes the record out of a filled place.
-    pub(crate) fn take(&mut self, place: u32) -> Record {
-        let next = self.slots[place].next;
-        let chain = self.chain(self.slots[place].hash());
-        if self.heads[chain] == place {
+    /// Takes the record out of a filled slot.
+    pub(crate) fn take(&mut self, slot: u32) -> Record {
+        let next = self.slab[slot].next;
+        let chain = self.chain(self.slab[slot].hash());
+        if self.heads[chain] == slot {
             self.heads[chain] = next;
         } else {
             let mut before = self.heads[chain];
-            while self.slots[before].next != place {
-                before = self.slots[before].next;
+            while self.slab[before].next != slot {
+                before = self.slab[before].next;
             }
-            self.slots[before].next = next;
+            self.slab[before].next = next;
         }
         self.len -= 1;
-        self.slots.vacate(place)
+        self.slab.vacate(slot)
     }
 
-    /// The filled places, after a look at whether each is in its chain, and no other place in any.
+    /// The filled slots; checks that each is in its chain, and that no chain has another.
     #[cfg(test)]
-    pub(crate) fn places(&self) -> Vec<u32> {
-        let walk = |&head: &u32| self.slots.walk(head, |slot| slot.next);
+    pub(crate) fn slots(&self) -> Vec<u32> {
+        let walk = |&head: &u32| self.slab.walk(head, |entry| entry.next);
         let chains: Vec<_> = self.heads.iter().map(walk).collect();
-        for (chain, places) in chains.iter().enumerate() {
-            assert!(places.iter().all(|&place| self.chain(self.slots[place].hash()) == chain));
+        for (chain, slots) in chains.iter().enumerate() {
+            assert!(slots.iter().all(|&slot| self.chain(self.slab[slot].hash()) == chain));
         }
-        let mut places = chains.concat();
-        places.sort_unstable();
-        assert_eq!(places, self.slots.places());
-        assert_eq!(self.len, places.len());
+        let mut slots = chains.concat();
+        slots.sort_unstable();
+        assert_eq!(slots, self.slab.slots());
+        assert_eq!(self.len, slots.len());
         assert!(self.len <= self.heads.len() && self.heads.len().is_power_of_two());
-        places
+        slots
     }
 
     #[inline]
@@ -95,8 +95,8 @@ impl Table {
     fn double_heads(&mut self) {
         self.heads = vec![NONE; 2 * self.heads.len()];
         let mask = self.heads.len() - 1;
-        for (place, slot) in self.slots.filled() {
-            slot.next = mem::replace(&mut self.heads[slot.hash() as usize & mask], place);
+        for (slot, entry) in self.slab.filled() {
+            entry.next = mem::replace(&mut self.heads[entry.hash() as usize & mask], slot);
         }
     }
 }
@@ -112,22 +112,22 @@ mod tests {
         // Four chains, and in each some keys of the very same hash.
         let hash = |i: u32| i % 12;
         let put = |table: &mut Table, i| table.insert(hash(i), Record::new(&key(i), None, None));
-        let places: Vec<u32> = (0..1_000).map(|i| put(&mut table, i)).collect();
+        let slots: Vec<u32> = (0..1_000).map(|i| put(&mut table, i)).collect();
         let has = |table: &Table, i: u32| {
             let found = table.find(hash(i), key(i).as_bytes());
-            found.map(|(place, record)| (place, record.key().to_vec()))
+            found.map(|(slot, record)| (slot, record.key().to_vec()))
         };
         for i in (0..1_000).step_by(3) {
-            assert_eq!(table.take(places[i as usize]).key(), key(i).as_bytes());
+            assert_eq!(table.take(slots[i as usize]).key(), key(i).as_bytes());
         }
         for i in 0..1_000 {
-            let expected = (i % 3 != 0).then(|| (places[i as usize], key(i).into_bytes()));
+            let expected = (i % 3 != 0).then(|| (slots[i as usize], key(i).into_bytes()));
             assert_eq!(has(&table, i), expected);
         }
         assert_eq!(table.len(), 666);
         let again: Vec<u32> = (0..1_000).step_by(3).map(|i| put(&mut table, i)).collect();
-        assert!(again.iter().all(|&place| place < 1_000), "vacant places are filled first");
+        assert!(again.iter().all(|&slot| slot < 1_000), "vacant slots are filled first");
         assert!((0..1_000).all(|i| has(&table, i).is_some()));
-        assert_eq!(table.places().len(), 1_000);
+        assert_eq!(table.slots().len(), 1_000);
     }
 }

@@ -1,39 +1,33 @@
-//! Batches: many keys, one question for each owner.
+//! Batches: many keys, one request per owner.
 //!
 //! A page that shows a hundred names would ask a hundred times, one after the other. Here the
 //! hits are taken first, and the rest is asked for by one request to each owner, all owners at
 //! the same time; what this node owns, or has to load in an owner's place, goes to the origin by
-//! one call of [`Getter::get_many`](crate::Getter::get_many). Each key that goes to the origin
-//! takes its seat in the same flight as single gets do, so the two share their loads; keys that
-//! go to an owner share theirs there.
+//! one call of [`Getter::get_many`](crate::Getter::get_many). Keys that go to the origin join the
+//! same flight as single gets do, so the two share their loads; keys sent to a peer are deduplicated
+//! by that peer.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::iter::zip;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 use log::debug;
 
-use super::{Answer, Group, at_once, text_of, timed, was_attempted};
-use crate::cache::{Cache, Key, Record};
+use super::{
+    Answer, Group, SharedError, Tier, Told, at_once, failed, panicked, timed, was_attempted,
+};
+use crate::cache::{Key, Record};
 use crate::flight::{LeaderGuard, Seat};
 use crate::{BoxError, ByteView, Error, PeerError, PeerGetter};
-
-/// What this node tells a peer about one key of a batch.
-pub(crate) enum Told {
-    Value(ByteView, Option<Duration>),
-    Absent,
-    /// Only cached values were asked for, and this is none.
-    NotCached,
-}
 
 impl Group {
     /// The values of many keys, in the order asked, as [`get`](Self::get) would give each.
     pub fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<ByteView>, Error>> {
         let mut missing = Vec::new();
-        // Collected, so that each answer is written where it stays: moving them there costs more
-        // than what a batch of hits saves.
+        // Collected, so that each answer is written where it stays: to move them there would cost
+        // more than a batch of hits saves.
         let answers = keys.iter().enumerate().map(|(i, text)| {
             let key = self.key(text)?;
             let found = self.look_up(&key);
@@ -49,28 +43,33 @@ impl Group {
         answers
     }
 
-    /// Loads keys, some of which may be the same, and answers them at their places.
+    /// Loads keys, some of which may be the same, and writes each answer to its index.
     fn load_missing(
         &self,
         missing: Vec<(usize, Key<'_>)>,
         answers: &mut [Result<Option<ByteView>, Error>],
     ) {
         let mut keys = Vec::new();
-        // Where in `keys` a key is, and whose answers wait for what is there.
-        let mut places: HashMap<&str, usize> = HashMap::new();
+        let mut index_in_keys = HashMap::new();
+        // The indices of answers and, for each, of its key in `keys`.
         let mut waiting = Vec::new();
         for (i, key) in missing {
             self.counters.misses.add_one();
-            let place = *places.entry(key.text).or_insert(keys.len());
-            match place == keys.len() {
-                true => keys.push(key),
-                false => self.counters.shared.add_one(),
-            }
-            waiting.push((i, place));
+            let index = match index_in_keys.entry(key.text) {
+                Entry::Vacant(entry) => {
+                    keys.push(key);
+                    *entry.insert(keys.len() - 1)
+                }
+                Entry::Occupied(entry) => {
+                    self.counters.shared.add_one();
+                    *entry.get()
+                }
+            };
+            waiting.push((i, index));
         }
         let loaded = self.load_many(&keys);
-        for (i, place) in waiting {
-            answers[i] = loaded[place].clone().map(Record::into_value);
+        for (i, index) in waiting {
+            answers[i] = loaded[index].clone().map(Record::into_value);
         }
     }
 
@@ -94,7 +93,7 @@ impl Group {
             let keys: Vec<_> = part.iter().map(|&i| &keys[i]).collect();
             match owner {
                 Some(owner) => self.load_many_from_peer(&**owner, &keys),
-                None => self.load_many_locally(&keys, &self.main),
+                None => self.load_many_locally(&keys, Tier::Main),
             }
         });
         let mut answers: Vec<Option<Answer>> = vec![None; keys.len()];
@@ -105,7 +104,7 @@ impl Group {
     }
 
     fn load_many_from_peer(&self, owner: &dyn PeerGetter, keys: &[&Key<'_>]) -> Vec<Answer> {
-        debug!("[{}] {} keys: pick peer {}, fetch from it", self.name, keys.len(), owner.name());
+        debug!("[{}] {} keys: asking {}", self.name, keys.len(), owner.name());
         let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
         let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
         let (mut heard, took) = timed(|| owner.get_many(&self.name, &texts));
@@ -122,29 +121,28 @@ impl Group {
         for ((&key, lease), answer) in zip(zip(keys, leases), heard) {
             let answer = self.keep_copy(key, answer, lease, &counters);
             if let Err(error) = &answer {
-                self.log_fallback(owner, key, error);
-                self.counters.fallbacks.add_one();
+                self.note_fallback(owner, key, error);
                 fallen.push(key);
             }
             answers.push(answer);
         }
-        let mut loaded = self.load_many_locally(&fallen, &self.hot).into_iter();
+        let mut loaded = self.load_many_locally(&fallen, Tier::Hot).into_iter();
         let mut answer = |answer: Result<_, _>| match answer {
             Ok(record) => Ok(record),
-            Err(_) => loaded.next().expect("one for each that fell back"),
+            Err(_) => loaded.next().expect("one answer for each key that fell back"),
         };
         answers.into_iter().map(&mut answer).collect()
     }
 
-    fn load_many_locally(&self, keys: &[&Key<'_>], cache: &Cache) -> Vec<Answer> {
+    fn load_many_locally(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = vec![None; keys.len()];
-        let mut leads: Vec<(usize, LeaderGuard<'_, Answer>)> = Vec::new();
+        let mut led: Vec<(usize, LeaderGuard<'_, Answer>)> = Vec::new();
         let mut followed = Vec::new();
         for (i, key) in keys.iter().enumerate() {
             match self.loading.join(key.text) {
                 Seat::Follower(call) => followed.push((i, call)),
                 Seat::Leader(guard) => match self.peek(key) {
-                    None => leads.push((i, guard)),
+                    None => led.push((i, guard)),
                     Some((record, _)) => {
                         self.counters.shared.add_one();
                         let answer = Ok(record);
@@ -154,12 +152,12 @@ impl Group {
                 },
             }
         }
-        let led: Vec<_> = leads.iter().map(|&(i, _)| keys[i]).collect();
-        for ((i, guard), answer) in zip(leads, self.ask_getter_for_many(&led, cache)) {
+        let led_keys: Vec<_> = led.iter().map(|&(i, _)| keys[i]).collect();
+        for ((i, guard), answer) in zip(led, self.ask_getter_for_many(&led_keys, tier)) {
             guard.finish(&answer);
             answers[i] = Some(answer);
         }
-        // All that this thread leads has landed, so two batches cannot wait for each other.
+        // This thread leads nothing any more, so two batches cannot wait for each other.
         for (i, call) in followed {
             self.counters.shared.add_one();
             let answer = call.wait(self.load_timeout);
@@ -168,39 +166,40 @@ impl Group {
         answers.into_iter().map(|answer| answer.expect("each key was led or followed")).collect()
     }
 
-    fn ask_getter_for_many(&self, keys: &[&Key<'_>], cache: &Cache) -> Vec<Answer> {
+    fn ask_getter_for_many(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {
         if keys.is_empty() {
             return Vec::new();
         }
-        debug!("[{}] {} keys: search the origin", self.name, keys.len());
+        debug!("[{}] {} keys: loading from the origin", self.name, keys.len());
         let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
-        let leases: Vec<_> = keys.iter().map(|key| cache.lease(key)).collect();
+        let leases: Vec<_> = keys.iter().map(|key| self.cache(tier).lease(key)).collect();
         let get_many = AssertUnwindSafe(|| self.getter.get_many(&texts));
         let (loaded, took) = timed(|| catch_unwind(get_many));
         self.counters.getter_times.record(took);
-        let loaded = match loaded {
-            Ok(loaded) if loaded.len() == keys.len() => loaded.into_iter().map(Ok).collect(),
+        let loaded: Vec<_> = match loaded {
+            Ok(loaded) if loaded.len() == keys.len() => zip(keys, loaded)
+                .map(|(key, loaded)| loaded.map_err(|error| failed(key, error.into())))
+                .collect(),
             Ok(loaded) => {
                 let wrong =
                     format!("get_many gave {} answers for {} keys", loaded.len(), keys.len());
-                keys.iter().map(|_| Ok(Err(BoxError::from(wrong.clone())))).collect()
+                let source = SharedError::from(BoxError::from(wrong));
+                keys.iter().map(|key| Err(failed(key, source.clone()))).collect()
             }
-            Err(panic) => {
-                vec![text_of(&*panic); keys.len()].into_iter().map(Err).collect::<Vec<_>>()
-            }
+            Err(panic) => keys.iter().map(|key| Err(panicked(key, &*panic))).collect(),
         };
-        let fill = |((&key, lease), loaded)| self.fill(cache, key, loaded, lease);
+        let fill = |((&key, lease), loaded)| self.fill(tier, key, loaded, lease);
         zip(zip(keys, leases), loaded).map(fill).collect()
     }
 
-    /// The bytes of those values of `keys` that the caches hold. No use of them.
-    pub(crate) fn bytes_at_hand(&self, keys: &[&str]) -> usize {
+    /// The bytes of those values of `keys` that are cached. Looks without using: no hit is counted.
+    pub(crate) fn cached_bytes(&self, keys: &[&str]) -> usize {
         let value = |text: &&str| self.peek(&self.key(text).ok()?)?.0.into_value();
         keys.iter().filter_map(value).map(|value| value.len()).sum()
     }
 
-    /// Answers a peer that takes this node for the owner of all `keys`. Where `only_cached`, no
-    /// key waits for the origin.
+    /// Answers a peer that takes this node for the owner of all `keys`; with `only_cached`, from the
+    /// caches alone.
     pub(crate) fn answer_batch(
         &self,
         keys: &[&str],
@@ -223,15 +222,11 @@ impl Group {
             })
             .collect();
         let missing: Vec<_> = missing.iter().collect();
-        let mut loaded = self.load_many_locally(&missing, &self.main).into_iter();
-        let told = |record| match self.with_remaining_ttl(record) {
-            Some((value, ttl)) => Told::Value(value, ttl),
-            None => Told::Absent,
-        };
+        let mut loaded = self.load_many_locally(&missing, Tier::Main).into_iter();
         let mut tell = |found: Result<Option<_>, Error>| match found? {
-            Some(record) => Ok(told(record)),
+            Some(record) => Ok(self.tell(record)),
             None if only_cached => Ok(Told::NotCached),
-            None => loaded.next().expect("one for each that was missing").map(told),
+            None => Ok(self.tell(loaded.next().expect("one answer for each missing key")?)),
         };
         found.into_iter().map(&mut tell).collect()
     }

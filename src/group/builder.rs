@@ -27,6 +27,14 @@ pub struct GroupBuilder {
     clock: Clock,
 }
 
+impl Group {
+    /// Begins a group: its name, which is the same in all processes that share it, and its getter.
+    #[doc(alias = "NewGroup")]
+    pub fn builder(name: impl Into<String>, getter: impl Getter + 'static) -> GroupBuilder {
+        GroupBuilder::new(name.into(), Box::new(getter))
+    }
+}
+
 impl GroupBuilder {
     pub(super) fn new(name: String, getter: Box<dyn Getter>) -> Self {
         Self {
@@ -45,43 +53,42 @@ impl GroupBuilder {
         }
     }
 
-    /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry,
-    /// 32 more where it expires.
-    /// Default: 64 MiB.
+    /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry, or
+    /// 112 if it expires. Default: 64 MiB.
     #[doc(alias = "cacheBytes")]
     pub fn max_bytes(self, max_bytes: usize) -> Self {
         Self { max_bytes, ..self }
     }
 
     /// The part of [`max_bytes`](Self::max_bytes) for copies of other nodes' keys; 0 keeps none.
-    /// Default: an eighth of it, or nothing where there are no [`peers`](Self::peers).
+    /// Default: an eighth of it, or 0 without [`peers`](Self::peers).
     pub fn hot_bytes(self, hot_bytes: usize) -> Self {
         Self { hot_bytes: Some(hot_bytes), ..self }
     }
 
-    /// Which entries give way when the budget is used up. Default: [`Eviction::S3Fifo`].
+    /// Which entries are evicted when the budget is used up. Default: [`Eviction::S3Fifo`].
     pub fn eviction(self, eviction: Eviction) -> Self {
         Self { eviction, ..self }
     }
 
-    /// How long values live whose getter does not say. Default: until they are evicted.
+    /// How long values live if the getter does not say. Default: until they are evicted.
     pub fn ttl(self, ttl: Duration) -> Self {
         Self { ttl: Some(ttl), ..self }
     }
 
-    /// Lets each value live shorter by a random part of its time to live, up to this fraction (0
-    /// to 1), so that what was loaded together does not expire together. Default: 0.
+    /// Shortens the life of each value by a random part of its time to live, up to this fraction (0
+    /// to 1), so that values that were loaded together do not expire together. Default: 0.
     pub fn ttl_jitter(self, fraction: f64) -> Self {
         Self { ttl_jitter: fraction, ..self }
     }
 
-    /// How long the owner of a key remembers that the origin has no such key; it counts against
+    /// How long the owner of a key remembers that the origin has no such key; that counts against
     /// the budget like a value. Default: not at all, each get asks the origin again.
     pub fn negative_ttl(self, ttl: Duration) -> Self {
         Self { negative_ttl: Some(ttl), ..self }
     }
 
-    /// The longest time that a copy of another node's key lives. Default: 30 seconds.
+    /// How long a copy of another node's key lives at the most. Default: 30 seconds.
     pub fn hot_ttl(self, hot_ttl: Duration) -> Self {
         Self { hot_ttl, ..self }
     }
@@ -92,13 +99,14 @@ impl GroupBuilder {
         Self { load_timeout, ..self }
     }
 
-    /// Who knows the owners of keys. Default: nobody; this process owns all.
+    /// What knows the owners of keys, such as an [`HttpPool`](crate::HttpPool). Default: nothing,
+    /// this process owns all keys.
     #[doc(alias = "RegisterPeers")]
     pub fn peers(self, peers: impl PeerPicker + 'static) -> Self {
         Self { peers: Some(Box::new(peers)), ..self }
     }
 
-    /// The time by which entries expire. Default: [`Clock::real`].
+    /// The clock by which entries expire. Default: [`Clock::real`].
     pub fn clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
     }
@@ -106,9 +114,8 @@ impl GroupBuilder {
     /// Makes the group.
     ///
     /// # Errors
-    /// [`Error::Config`] if the name is empty or longer than
-    /// [`MAX_GROUP_BYTES`], `hot_bytes` is more than `max_bytes`, or
-    /// `ttl_jitter` is no fraction.
+    /// [`Error::Config`] if the name is empty or longer than [`MAX_GROUP_BYTES`], `hot_bytes` is more
+    /// than `max_bytes`, or `ttl_jitter` is not between 0 and 1.
     pub fn build(self) -> Result<Arc<Group>, Error> {
         if !(1..=MAX_GROUP_BYTES).contains(&self.name.len()) {
             return Err(Error::Config(format!(

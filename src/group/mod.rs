@@ -16,7 +16,7 @@
 //!
 //! [`Group::get`] and `Group::load` below are this picture. Two flights, not one, keep the
 //! threads apart: `asking` wraps "ask the owner, else fall back", and `loading` wraps "call the
-//! getter". With one table for both, two nodes whose peer lists differ for a moment could wait
+//! getter". With one flight for both, two nodes whose lists of peers differ for a moment could wait
 //! for each other until a deadline ends it:
 //!
 //! 1. node A believes that B owns the key, and its thread asks B, leading the flight;
@@ -24,9 +24,9 @@
 //! 3. B's question arrives at A and joins A's flight, which waits for B;
 //! 4. A's question arrives at B and joins B's flight, which waits for A.
 //!
-//! Here a peer's question ([`Group::answer_peer`]) only ever joins `loading`, and what leads
-//! there calls the getter and asks no peer. So no question goes round, and a full worker pool
-//! on one node never waits for a full worker pool on another.
+//! Here a peer's question ([`Group::answer_peer`]) only ever joins `loading`, and a leader there
+//! calls the getter and asks no peer. So no question goes round, and a full worker pool on one node
+//! never waits for a full worker pool on another.
 
 mod batch;
 mod builder;
@@ -46,14 +46,11 @@ use crate::cache::{Cache, Hasher, Key, Lease, Record};
 use crate::clock::Clock;
 use crate::flight::{Flight, Seat, Unanswered};
 use crate::stats::{Counters, PeerCounters, Stats};
-use crate::{BoxError, ByteView, Error, Getter, Loaded, PeerError, PeerGetter, PeerPicker};
-pub(crate) use batch::Told;
+use crate::{ByteView, Error, Getter, Loaded, MAX_KEY_BYTES, PeerError, PeerGetter, PeerPicker};
 pub use builder::GroupBuilder;
 use doorkeeper::Doorkeeper;
 pub use trace::{Asked, Tier, Trace};
 
-/// The longest key in bytes. Also, a key has at least one.
-pub const MAX_KEY_BYTES: usize = 16 << 10;
 /// The longest name of a group in bytes. Also, it has at least one.
 pub const MAX_GROUP_BYTES: usize = 1 << 10;
 
@@ -80,10 +77,10 @@ pub struct Group {
     getter: Box<dyn Getter>,
     peers: Box<dyn PeerPicker>,
     hasher: Hasher,
-    // Keys that this node owns.
+    // The keys that this node owns.
     main: Cache,
-    // Other nodes' keys: copies of what is asked for again and again, and what was loaded in
-    // place of an owner that did not answer.
+    // Other nodes' keys: copies of values that were fetched repeatedly, and values that were loaded
+    // in place of an owner that did not answer.
     hot: Cache,
     doorkeeper: Doorkeeper,
     asking: Flight<Answer>,
@@ -98,19 +95,24 @@ pub struct Group {
 }
 
 type Answer = Result<Record, Error>;
+type SharedError = Arc<dyn std::error::Error + Send + Sync>;
+
+/// What this node tells a peer about a key.
+pub(crate) enum Told {
+    /// The value and its remaining time to live.
+    Value(ByteView, Option<Duration>),
+    /// The origin has no such key.
+    Absent,
+    /// Only the caches were asked, and they do not know.
+    NotCached,
+}
 
 impl Group {
-    /// Begins a group: its name, by which its other processes know it, and its getter.
-    #[doc(alias = "NewGroup")]
-    pub fn builder(name: impl Into<String>, getter: impl Getter + 'static) -> GroupBuilder {
-        GroupBuilder::new(name.into(), Box::new(getter))
-    }
-
     /// The value of `key`; `Ok(None)` if the origin has no such key.
     ///
     /// # Errors
-    /// [`Error::KeyLength`] for a key that is empty or too long; else what befell the getter. A
-    /// peer that does not answer is no error: this process then loads by itself.
+    /// [`Error::KeyLength`] for a key that is empty or too long, or the error of the load. A peer
+    /// that does not answer is no error: this process then loads by itself.
     pub fn get(&self, key: &str) -> Result<Option<ByteView>, Error> {
         let key = self.key(key)?;
         let record = match self.look_up(&key) {
@@ -145,14 +147,13 @@ impl Group {
 
     fn load(&self, key: &Key<'_>, trace: &mut Trace) -> Answer {
         let Some(owner) = self.peers.pick(key.text) else {
-            return self.load_locally(key, &self.main, trace);
+            return self.load_locally(key, Tier::Main, trace);
         };
         self.fly(&self.asking, key, trace, |trace| match self.load_from_peer(&*owner, key, trace) {
-            Ok(answer) => Ok(answer),
+            Ok(record) => Ok(record),
             Err(error) => {
-                self.log_fallback(&*owner, key, &error);
-                self.counters.fallbacks.add_one();
-                self.load_locally(key, &self.hot, trace)
+                self.note_fallback(&*owner, key, &error);
+                self.load_locally(key, Tier::Hot, trace)
             }
         })
     }
@@ -176,7 +177,7 @@ impl Group {
         answer
     }
 
-    /// Takes an owner's answer, and keeps a copy of a value that was asked for before.
+    /// Takes an owner's answer, and keeps a copy of the value if it was fetched before.
     fn keep_copy(
         &self,
         key: &Key<'_>,
@@ -187,57 +188,54 @@ impl Group {
         let answer = answer.inspect_err(|_| owner.errors.add_one())?;
         owner.loads.add_one();
         let ttl = answer.as_ref().and_then(|loaded| loaded.ttl);
-        let record = self.record(key, answer.as_ref(), ttl.into_iter().chain([self.hot_ttl]).min());
+        let record = self.record(Tier::Hot, key, answer.as_ref(), ttl);
         if answer.is_some() && self.doorkeeper.note_and_was_seen(key.hash) {
             self.hot.insert(key, record.clone(), lease);
         }
         Ok(record)
     }
 
-    /// Loads from the origin, into the cache that the asker says.
+    /// Loads from the origin, and keeps the value in the cache of that tier.
     #[doc(alias = "getLocally")]
-    fn load_locally(&self, key: &Key<'_>, cache: &Cache, trace: &mut Trace) -> Answer {
+    fn load_locally(&self, key: &Key<'_>, tier: Tier, trace: &mut Trace) -> Answer {
         self.fly(&self.loading, key, trace, |trace| {
-            let lease = cache.lease(key);
+            let lease = self.cache(tier).lease(key);
             let get = AssertUnwindSafe(|| self.getter.get(key.text));
             let (loaded, took) = timed(|| catch_unwind(get));
             self.counters.getter_times.record(took);
             trace.loaded = Some(took);
-            self.fill(cache, key, loaded.map_err(|panic| text_of(&*panic)), lease)
+            let loaded = match loaded {
+                Ok(loaded) => loaded.map_err(|error| failed(key, error.into())),
+                Err(panic) => Err(panicked(key, &*panic)),
+            };
+            self.fill(tier, key, loaded, lease)
         })
     }
 
-    /// Takes what came of a call of the getter, and keeps the value. A panic ends here.
+    /// Takes the answer of the getter, and keeps the value.
     #[doc(alias = "populateCache")]
     fn fill(
         &self,
-        cache: &Cache,
+        tier: Tier,
         key: &Key<'_>,
-        loaded: Result<Result<Option<Loaded>, BoxError>, String>,
+        loaded: Result<Option<Loaded>, Error>,
         lease: Lease,
     ) -> Answer {
-        let name = || key.text.to_string();
-        let loaded = match loaded {
-            Ok(Ok(loaded)) => Ok(loaded),
-            Ok(Err(error)) => Err(Error::Getter { key: name(), source: Arc::from(error) }),
-            Err(message) => Err(Error::GetterPanicked { key: name(), message }),
-        };
         let loaded = loaded.inspect_err(|_| self.counters.local_load_errors.add_one())?;
         self.counters.local_loads.add_one();
         let ttl = match &loaded {
             Some(loaded) => loaded.ttl.or(self.ttl).map(|ttl| self.jittered(ttl, key)),
             None => self.negative_ttl,
         };
-        let most = std::ptr::eq(cache, &self.hot).then_some(self.hot_ttl);
-        let record = self.record(key, loaded.as_ref(), ttl.into_iter().chain(most).min());
+        let record = self.record(tier, key, loaded.as_ref(), ttl);
         if loaded.is_some() || self.negative_ttl.is_some() {
-            cache.insert(key, record.clone(), lease);
+            self.cache(tier).insert(key, record.clone(), lease);
         }
         Ok(record)
     }
 
-    /// Answers a peer that takes this node for the key's owner: the value and the time to live
-    /// that remains, or `None` if the origin has no such key. Never asks another peer.
+    /// Answers a peer that takes this node for the key's owner: the value and its remaining time
+    /// to live, or `None` if the origin has no such key. Never asks another peer.
     ///
     /// [`HttpServer`](crate::HttpServer) calls this; a transport of your own would.
     ///
@@ -245,26 +243,39 @@ impl Group {
     /// As [`get`](Self::get).
     #[doc(alias = "ServeHTTP")]
     pub fn answer_peer(&self, key: &str) -> Result<Option<(ByteView, Option<Duration>)>, Error> {
-        if let Some(found) = self.answer_peer_at_hand(key) {
-            return Ok(found);
-        }
         let key = self.key(key)?;
         self.counters.peer_requests.add_one();
-        self.counters.misses.add_one();
-        let mut trace = Trace::default();
-        let answer = self.load_locally(&key, &self.main, &mut trace);
-        debug!("[{}] {:?}: {trace}, for a peer", self.name, key.text);
-        Ok(self.with_remaining_ttl(answer?))
+        let record = match self.look_up(&key) {
+            Some((record, _)) => record,
+            None => self.load_for_peer(&key)?,
+        };
+        Ok(self.with_remaining_ttl(record))
     }
 
-    /// As [`answer_peer`](Self::answer_peer), from the caches alone. `None`: not there.
-    pub(crate) fn answer_peer_at_hand(
-        &self,
-        key: &str,
-    ) -> Option<Option<(ByteView, Option<Duration>)>> {
-        let (record, _) = self.look_up(&self.key(key).ok()?)?;
+    fn load_for_peer(&self, key: &Key<'_>) -> Answer {
+        self.counters.misses.add_one();
+        let mut trace = Trace::default();
+        let answer = self.load_locally(key, Tier::Main, &mut trace);
+        debug!("[{}] {:?}: {trace}, for a peer", self.name, key.text);
+        answer
+    }
+
+    /// As [`answer_peer`](Self::answer_peer), from the caches alone.
+    ///
+    /// [`HttpServer`](crate::HttpServer) asks this where it receives, so that a hit waits for no
+    /// worker. A miss is looked up twice more: when a worker gets to it, since what was loaded
+    /// meanwhile is a hit then, and by the leader of its flight (see [`fly`](Self::fly)).
+    pub(crate) fn answer_peer_cached(&self, key: &str) -> Result<Told, Error> {
+        let Some((record, _)) = self.look_up(&self.key(key)?) else { return Ok(Told::NotCached) };
         self.counters.peer_requests.add_one();
-        Some(self.with_remaining_ttl(record))
+        Ok(self.tell(record))
+    }
+
+    fn tell(&self, record: Record) -> Told {
+        match self.with_remaining_ttl(record) {
+            Some((value, ttl)) => Told::Value(value, ttl),
+            None => Told::Absent,
+        }
     }
 
     fn with_remaining_ttl(&self, record: Record) -> Option<(ByteView, Option<Duration>)> {
@@ -277,7 +288,7 @@ impl Group {
         &self.name
     }
 
-    /// What the group has counted until now.
+    /// What the group has counted so far.
     pub fn stats(&self) -> Stats {
         let peers = self.peers.others();
         let peers = peers.iter().map(|peer| (peer.name(), peer.is_up()));
@@ -289,6 +300,13 @@ impl Group {
         match key.len() {
             1..=MAX_KEY_BYTES => Ok(Key::new(key, &self.hasher)),
             length => Err(Error::KeyLength(length)),
+        }
+    }
+
+    fn cache(&self, tier: Tier) -> &Cache {
+        match tier {
+            Tier::Main => &self.main,
+            Tier::Hot => &self.hot,
         }
     }
 
@@ -309,7 +327,7 @@ impl Group {
         debug!("[{}] {:?}: {tier} hit", self.name, key.text);
     }
 
-    /// As [`look_up`](Self::look_up), but is no get: counts nothing and favours no entry.
+    /// As [`look_up`](Self::look_up), but not counted as a get, and promotes no entry.
     fn peek(&self, key: &Key<'_>) -> Option<(Record, Tier)> {
         let main = self.main.peek(key).map(|record| (record, Tier::Main));
         main.or_else(|| Some((self.hot.peek(key)?, Tier::Hot)))
@@ -318,11 +336,11 @@ impl Group {
     /// Runs `work` in a flight, unless a cache has the answer by now or another thread is
     /// working on it.
     ///
-    /// The look into the caches is not idle. Without it a key can be loaded twice:
+    /// The second look into the caches is needed. Without it a key can be loaded twice:
     ///
     /// 1. thread A misses and leads; thread B misses;
-    /// 2. A keeps the value and its flight lands;
-    /// 3. B, which was held up, comes to the flight, finds nobody there and leads as well.
+    /// 2. A keeps the value, and its flight ends;
+    /// 3. B, which was held up, joins the flight, finds nobody there and leads as well.
     fn fly(
         &self,
         flight: &Flight<Answer>,
@@ -363,42 +381,52 @@ impl Group {
         }
     }
 
-    fn record(&self, key: &Key<'_>, loaded: Option<&Loaded>, ttl: Option<Duration>) -> Record {
+    /// Other nodes' keys live for `hot_ttl` at the most.
+    fn record(
+        &self,
+        tier: Tier,
+        key: &Key<'_>,
+        loaded: Option<&Loaded>,
+        ttl: Option<Duration>,
+    ) -> Record {
+        let ttl = match tier {
+            Tier::Main => ttl,
+            Tier::Hot => Some(ttl.map_or(self.hot_ttl, |ttl| ttl.min(self.hot_ttl))),
+        };
         let expires = ttl.map(|ttl| self.clock.now().saturating_add(ttl));
         Record::new(key.text, loaded.map(|loaded| &*loaded.value), expires)
     }
 
-    /// The ttl less a random part of up to `ttl_jitter`.
+    /// `ttl`, shortened by a random part of it, up to `ttl_jitter`.
     fn jittered(&self, ttl: Duration, key: &Key<'_>) -> Duration {
         let random = self.hasher.hash_one((key.hash, self.clock.now())) as f64 / u64::MAX as f64;
         let part = Duration::try_from_secs_f64(ttl.as_secs_f64() * self.ttl_jitter * random);
         part.map_or(ttl, |part| ttl.saturating_sub(part))
     }
 
-    fn log_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {
-        // What comes by the thousand while a peer is down or overloaded is for debugging only.
-        let level = match error {
-            PeerError::CoolingDown | PeerError::Status { code: 503, .. } => Level::Debug,
-            _ => Level::Warn,
-        };
+    fn note_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {
+        self.counters.fallbacks.add_one();
+        // While a peer is down or overloaded these come by the thousand.
+        let is_flood = *error == PeerError::CoolingDown || error.is_overload();
+        let level = if is_flood { Level::Debug } else { Level::Warn };
         log!(level, "[{}] {:?}: peer {}: {error}; fall back", self.name, key.text, owner.name());
     }
 }
 
-/// Whether the answer, or none, is a peer's own.
+/// Whether the peer was asked.
 fn was_attempted(answer: &Result<Option<Loaded>, PeerError>) -> bool {
     answer.as_ref().map_or_else(PeerError::was_attempted, |_| true)
 }
 
-/// Does `work`, and tells how long it took.
+/// Does `work`; returns how long it took as well.
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     let done = work();
     (done, start.elapsed())
 }
 
-/// Does `work` on all items at the same time, on a thread for each but the last; where no thread
-/// can be had, here as well.
+/// Does `work` on all items at the same time, each but the last on a thread of its own, or, if no
+/// thread can be started, on this one.
 fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let Some((last, others)) = items.split_last() else { return Vec::new() };
     let work = &work;
@@ -414,9 +442,14 @@ fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
     })
 }
 
-fn text_of(panic: &(dyn Any + Send)) -> String {
+fn failed(key: &Key<'_>, source: SharedError) -> Error {
+    Error::Getter { key: key.text.into(), source }
+}
+
+fn panicked(key: &Key<'_>, panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").into()
+    let text = text.or(panic.downcast_ref::<String>().map(String::as_str));
+    Error::GetterPanicked { key: key.text.into(), message: text.unwrap_or("no message").into() }
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Removal: a key, or all, leaves every node.
+//! Removal: a key, or all of them, leaves every node.
 //!
-//! A value changes at the origin; who then calls [`Group::remove`] wants no get that starts
-//! afterwards to see the old one. Dropping entries is not enough. What could bring one back:
+//! A value has changed at the origin, and after [`Group::remove`] no get that starts may see the old
+//! one. To drop entries is not enough. What could bring an old value back:
 //!
-//! - *A load that began before.* It holds a lease from before the removal, so what it brings is
-//!   not kept (see [`Lease`](crate::cache::Lease)); and the flights forget it, so nobody joins
+//! - *A load that began before.* It holds a lease from before the removal, so its value is not
+//!   kept (see [`Lease`](crate::cache::Lease)); and the flights forget it, so that no caller joins
 //!   it any more. Its own callers may get the old value: they asked before.
 //! - *A copy of a copy.* So the owner is told first, and all others after it. If all were told at
 //!   the same time:
@@ -12,13 +12,13 @@
 //!   1. node C drops its copy;
 //!   2. C is asked for the key, asks the owner, which has not been told yet, and keeps the old
 //!      value;
-//!   3. the owner drops the value, `remove` returns, and C still serves what it should not.
+//!   3. the owner drops the value, `remove` returns, and C still serves the old one.
 //!
-//! What stays: a node that could not be reached serves its copy until that expires,
+//! What remains: a node that could not be reached serves its copy until that expires, after
 //! [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the latest, or, if it is the owner, until the
 //! value itself expires or is evicted. [`Error::RemoveIncomplete`] names it. And while the lists of
-//! nodes disagree on the owner, an old copy can be copied on between two nodes' removals; it too
-//! ends with its `hot_ttl`.
+//! nodes disagree on the owner, an old copy can be copied between two nodes' removals; it too
+//! ends after its `hot_ttl`.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl Group {
         let mut others = self.peers.others();
         others.retain(|peer| owner.as_ref().is_none_or(|owner| owner.name() != peer.name()));
         failed.extend(ask_all(&others, remove));
-        // What came from the owner between the first line and its answer.
+        // A copy may have come from the owner between the first line and its removal there.
         self.remove_here(&key);
         complete(failed)
     }
@@ -57,7 +57,7 @@ impl Group {
         let others = self.peers.others();
         let clear = |peer: &dyn PeerGetter| peer.clear(&self.name);
         // Each node owns some keys and has copies of others, so none can be first. The second
-        // round drops the copies that were made of what was not dropped yet in the first.
+        // round drops the copies that were made of values which the first had not dropped yet.
         self.answer_clear();
         let failed = ask_all(&others, clear);
         let reached =
@@ -77,7 +77,7 @@ impl Group {
         Ok(())
     }
 
-    /// Answers a peer that clears the group: drops all that this node keeps of it.
+    /// Answers a peer that clears the group: drops everything that this node keeps of it.
     pub fn answer_clear(&self) {
         self.main.clear();
         self.hot.clear();
@@ -86,7 +86,7 @@ impl Group {
     }
 
     fn remove_here(&self, key: &Key<'_>) {
-        // The caches first: a get that misses them and then leads anew has a new lease.
+        // The caches first: a get that misses them and then leads anew takes a new lease.
         self.main.remove(key);
         self.hot.remove(key);
         self.asking.forget(key.text);

@@ -1,6 +1,7 @@
 //! The flow of a get with peers written by hand; the same over HTTP is in `tests/it`.
 
 use super::*;
+use crate::BoxError;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, Weak};

@@ -1,4 +1,4 @@
-//! `Trace`: the way of one get, as a reader of a log or of a page wants to know it.
+//! `Trace`: how one get was answered, for a log or a page.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,8 +7,9 @@ use crate::PeerError;
 
 /// How one get was answered: which branches of the [flow](crate#one-get) it took.
 ///
-/// What a get did not do is `None`. An owner that was asked and did not answer stands beside what
-/// was done in its place. [`Display`](fmt::Display) gives the text of the log line.
+/// A step that a get did not take is `None`. If an owner was asked and did not answer, `asked` says
+/// why, beside the fields that say what was done instead. [`Display`](fmt::Display) gives the text of
+/// the log line.
 ///
 /// ```
 /// use geecache::{Group, Tier};
@@ -24,13 +25,13 @@ use crate::PeerError;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Trace {
-    /// The cache that had the answer: at once, or when this get was about to load.
+    /// The cache that had the answer, at the start or when this get was about to load.
     pub hit: Option<Tier>,
-    /// The owner that was asked, or [left alone](PeerError::was_attempted).
+    /// The owner that was asked, or was [not asked](PeerError::was_attempted), since it cools down.
     pub asked: Option<Asked>,
     /// How long this process's own getter took.
     pub loaded: Option<Duration>,
-    /// How long this get waited for another one that was at the same key.
+    /// How long this get waited for another one that was loading the same key.
     pub waited: Option<Duration>,
 }
 
@@ -51,7 +52,7 @@ pub struct Asked {
     pub peer: String,
     /// How long the question took.
     pub took: Duration,
-    /// Why the owner did not answer, so that this process fell back; `None` if it did.
+    /// Why the owner did not answer, so that this process fell back; `None` if it answered.
     pub error: Option<PeerError>,
 }
 

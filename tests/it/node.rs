@@ -564,7 +564,10 @@ fn the_front_traces_a_get_here_and_at_the_other_fronts() {
 
     // The owner loads, then it has a hit; the other asks it.
     let first = trace(0, &format!("key={own}"));
-    assert_eq!((&first["key"], &first["place"]), (&own.as_str().into(), &ring.place(&own).into()));
+    assert_eq!(
+        (&first["key"], &first["place"]),
+        (&own.as_str().into(), &ring.position(&own).into())
+    );
     assert_eq!((&first["node"], &first["owner"]), (&first["owner"], &urls[0].as_str().into()));
     let value = own.trim_start_matches("user:").parse::<u32>().unwrap().to_string();
     assert_eq!(first["answer"], serde_json::json!({ "value": value, "bytes": value.len() }));

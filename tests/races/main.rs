@@ -50,9 +50,9 @@ mod stats;
 
 use byte_view::ByteView;
 use clock::Clock;
-use errors::{Error, PeerError};
+use errors::{Error, MAX_KEY_BYTES, PeerError};
 use getter::{BoxError, Getter, Loaded};
-use group::{Group, GroupBuilder, MAX_KEY_BYTES};
+use group::{Group, GroupBuilder};
 use peer::{PeerGetter, PeerPicker};
 
 mod scenarios;

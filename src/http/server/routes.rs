@@ -61,10 +61,14 @@ impl Routes {
         let (group, key) = wire::parse(path).ok()?;
         let group = self.groups.get(&group)?;
         match (request.method(), key) {
-            (Method::Get, Some(key)) => group.answer_peer_at_hand(&key).map(value_or_absent),
+            (Method::Get, Some(key)) => match group.answer_peer_cached(&key).ok()? {
+                Told::Value(value, ttl) => Some(value_or_absent(Some((value, ttl)))),
+                Told::Absent => Some(value_or_absent(None)),
+                Told::NotCached => None,
+            },
             (Method::Post, None) if is_only_if_cached(request) => {
                 let keys = frame::read_question(body).ok()?;
-                let is_short = group.bytes_at_hand(&keys) <= MOST_AT_HAND;
+                let is_short = group.cached_bytes(&keys) <= MOST_AT_HAND;
                 is_short.then(|| batch(&group.answer_batch(&keys, true)))
             }
             _ => None,
