@@ -243,13 +243,22 @@ impl Group {
     /// As [`get`](Self::get).
     #[doc(alias = "ServeHTTP")]
     pub fn answer_peer(&self, key: &str) -> Result<Option<(ByteView, Option<Duration>)>, Error> {
+        self.answer_peer_traced(key).map(|(found, _)| found)
+    }
+
+    /// As [`answer_peer`](Self::answer_peer), and whether the answer was cached.
+    #[allow(clippy::type_complexity)]
+    pub(crate) fn answer_peer_traced(
+        &self,
+        key: &str,
+    ) -> Result<(Option<(ByteView, Option<Duration>)>, bool), Error> {
         let key = self.key(key)?;
         self.counters.peer_requests.add_one();
-        let record = match self.look_up(&key) {
-            Some((record, _)) => record,
-            None => self.load_for_peer(&key)?,
+        let (record, was_cached) = match self.look_up(&key) {
+            Some((record, _)) => (record, true),
+            None => (self.load_for_peer(&key)?, false),
         };
-        Ok(self.with_remaining_ttl(record))
+        Ok((self.with_remaining_ttl(record), was_cached))
     }
 
     fn load_for_peer(&self, key: &Key<'_>) -> Answer {

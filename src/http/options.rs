@@ -8,7 +8,7 @@ use ureq::http::Uri;
 use super::wire::DEFAULT_BASE_PATH;
 use crate::{Error, MAX_GROUP_BYTES, MAX_KEY_BYTES, RingHash};
 
-/// How an [`HttpPool`] places and asks its peers.
+/// How an [`HttpPool`](crate::HttpPool) places and asks its peers.
 ///
 /// ```
 /// # use geecache::PoolOptions;
@@ -106,7 +106,7 @@ impl fmt::Debug for PoolOptions {
     }
 }
 
-/// How an [`HttpServer`] works.
+/// How an [`HttpServer`](crate::HttpServer) works.
 #[derive(Clone)]
 pub struct ServerOptions {
     /// How many requests are answered at the same time; each may wait for the origin. Hits are

@@ -1,25 +1,28 @@
-//! The accepting side of the HTTP server: tiny_http 0.12 with its flaws cured.
+//! The accepting side of the HTTP server: tiny_http 0.12 with its flaws cured. Skip it at the first
+//! reading: requests come out of [`Listener::recv`], and nothing else depends on it.
 //!
-//! tiny_http turns a socket into [`Request`]s, one thread per connection. Four things it leaves
-//! to its user, and they are done here.
+//! tiny_http turns a socket into [`Request`]s, with one thread per connection. It leaves four
+//! things to its user, and they are done here.
 //!
 //! **Nothing times out.** A client that sends nothing, or reads nothing, holds its thread for
-//! ever. Linux lets an accepted socket inherit the timeouts of the listening one, so they are set
-//! there. `accept` itself then times out as well, but the knocks (below) never let it come to that.
+//! ever. On Linux an accepted socket inherits the timeouts of the listening one, so they are set
+//! there. `accept` would then time out as well, but the knocks (below) come first.
 //!
 //! **Connections are left without a thread.** tiny_http's pool counts a thread as idle until it
-//! has really woken. Of a burst of connections some are thus queued for threads that are already
-//! taken, and the queue is looked at again only when another connection ends. So we *knock*: we
-//! connect to ourselves and send an empty line, which a pool thread answers with a 400 and is
-//! then free for the queue. A knock that found no idle thread makes the pool start one more; as
-//! long as that happens somebody may be queued, and we knock again. Nobody is queued where nobody
-//! came, so an idle listener only looks at its number of open files, and knocks rarely.
+//! has really woken. So of a burst of connections, some are queued for threads that are already
+//! taken, and the queue is looked at again only when another connection ends. The cure is to
+//! *knock*: to connect to ourselves and send an empty line. A pool thread answers that with a 400,
+//! and then looks into the queue. If a knock finds no idle thread, the pool starts one more. As
+//! long as that happens, connections may still be queued, and we knock again. If the number of open
+//! files has not changed since the last look, no connection has come, and one knock in ten ticks is
+//! enough.
 //!
-//! **The acceptor dies of its first error.** Without file descriptors it ends, or panics and does
-//! not even tell. The process lives on, deaf. But then no knock is answered either, and we put a
+//! **The acceptor ends at its first error.** Without file descriptors it returns, or panics, and
+//! the process lives on and accepts nothing. But then no knock is answered either, and we put a
 //! new [`Server`] on the same socket. Clients of the old one are not forgotten: a thread hands
 //! their requests over, until every connection that is still silent must have timed out.
-//! Whoever was waiting to be accepted is sent away, or the new acceptor would die of them, too.
+//! Connections that were waiting to be accepted are closed, or the new acceptor would fail at them
+//! too.
 //!
 //! **It cannot stop accepting alone.** Dropping a [`Server`] also orphans its open connections.
 //! Shutting the listening socket down ends only the acceptor, and frees the port.
@@ -39,21 +42,20 @@ use tiny_http::{Request, Server};
 
 /// Connections the kernel holds for us until they are accepted; std asks for 128 only.
 const BACKLOG: i32 = 1024;
-/// How long a client may not read while it is answered: somebody waits for it, unlike for one
-/// that is silent between two requests.
+/// How long one write may wait for a client that does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the keeper looks whether somebody came.
+/// How often the keeper looks whether connections have come.
 const TICK: Duration = Duration::from_millis(20);
-/// It knocks this often in any case: as many may have come as have gone.
+/// How often it knocks in any case: as many connections may have come as have gone.
 const ROUND: Duration = Duration::from_millis(100);
 /// Knocks in one round at most, so that threads started elsewhere cannot keep us knocking.
 const KNOCKS: usize = 64;
-/// Time a knock has to be answered. One that takes longer is queued behind somebody.
+/// How long a knock may take. One that takes longer is queued behind other connections.
 const KNOCK_TIMEOUT: Duration = Duration::from_millis(10);
-/// After so many missed knocks in a row, about a second, the acceptor is taken for dead. They are
-/// counted, not timed, so that a process that was suspended does not suspect itself.
+/// After this many knocks in a row without an answer, about a second, the acceptor counts as dead.
+/// Knocks are counted, rather than time, so that a process that was suspended does not count.
 const DEAF: u32 = 30;
-/// How often a thread that waits for a request looks whether its server is still the right one.
+/// How often a thread that waits for a request checks that its server has not been replaced.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long `close` waits for the threads that hand over requests.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,7 +66,7 @@ pub(crate) struct Listener {
     shared: Arc<Shared>,
     /// Requests on connections of replaced servers.
     late: Receiver<Request>,
-    // Guards the keeper until somebody ends it, by the end of the channel beside it.
+    // Guards the keeper, and the channel whose end stops it. `None` once it is stopped.
     keeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
 }
 
@@ -89,7 +91,7 @@ impl Shared {
 }
 
 impl Listener {
-    /// Starts accepting. A client may stay silent for `idle_timeout`.
+    /// Starts accepting. A connection that is silent for `idle_timeout` is closed.
     pub(crate) fn new(socket: TcpListener, idle_timeout: Duration) -> io::Result<Listener> {
         let inherited = SockRef::from(&socket);
         inherited.set_read_timeout(Some(idle_timeout))?;
@@ -122,7 +124,7 @@ impl Listener {
             if let Ok(request) = self.late.try_recv() {
                 return Some(request);
             }
-            // An error is the end of the acceptor; the keeper finds that out by itself.
+            // An error is the end of the acceptor, which the keeper finds out by itself.
             if let Ok(Some(request)) = self.shared.server().recv_timeout(LOOK) {
                 return Some(request);
             }
@@ -138,7 +140,7 @@ impl Listener {
     }
 
     /// Refuses new connections from now on and frees the port. Requests on open connections
-    /// still come out of [`recv`](Self::recv), so that they can be told that we leave.
+    /// still come out of [`recv`](Self::recv), so that they can be told of the shutdown.
     pub(crate) fn stop_accepting(&self) {
         let keeper = self.keeper.lock().unwrap().take();
         if let Some((stop, thread)) = keeper {
@@ -207,7 +209,7 @@ impl Keeper {
                         let _ = self.replace();
                     }
                 }
-                // We could not even knock, for lack of descriptors: that tells nothing of the server.
+                // We could not even knock, for lack of descriptors. That says nothing of the server.
                 Err(error) if !troubled => {
                     troubled = true;
                     log::warn!("{}: newcomers may not be answered: {error}", self.door);
@@ -215,7 +217,7 @@ impl Keeper {
                 Err(_) => {}
             }
         }
-        // Later there is nobody to accept a knock, so the queue is emptied now.
+        // The last knocks that can be accepted: they empty the pool's queue.
         let _ = self.knock_round();
         let _ = SockRef::from(&self.socket).shutdown(Shutdown::Read);
     }
@@ -234,7 +236,7 @@ impl Keeper {
 
     /// Puts a new server in the place of one that does not accept any more.
     fn replace(&self) -> io::Result<()> {
-        // Whoever waits is sent away: all of them at once would use up the descriptors again.
+        // Connections that wait are closed: all of them together would use up the descriptors again.
         self.socket.set_nonblocking(true)?;
         let error = loop {
             if let Err(error) = self.socket.accept() {
@@ -246,7 +248,7 @@ impl Keeper {
             return Err(error);
         }
         let old = self.shared.replace_server(serve(&self.socket)?);
-        // Somebody should wait at the new one at once; the others follow.
+        // The thread that waits at the old one goes to the new one now.
         old.unblock();
 
         let (shared, late) = (self.shared.clone(), self.late.clone());
@@ -282,7 +284,7 @@ fn door(mut addr: SocketAddr) -> SocketAddr {
     addr
 }
 
-/// Has one pool thread say 400 to an empty line.
+/// Makes one pool thread answer 400 to an empty line.
 fn knock(door: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&door, KNOCK_TIMEOUT)?;
     // Closing resets the connection: 50 a second would fill the kernel with TIME_WAITs.

@@ -1,13 +1,50 @@
-//! `HttpServer`: one node's listening side, from the socket to the last answer.
+//! `HttpServer`: the side of a node that answers, from the socket to the last answer.
 //!
-//! Requests come out of the listener, are received one after the other, and answered there or by
-//! the workers. A shutdown goes the other way round: nobody new, then what was accepted, then the
-//! threads.
+//! The way of a question:
+//!
+//! ```text
+//! tiny_http, a thread per connection ──▶ listener ──▶ intake
+//!    an earlier request of this client unanswered? ── yes ─▶ kept in order until that is answered
+//!    body still arriving? ── yes ─▶ slow_clients reads it, and it goes on to the queue
+//!    answer in a cache? ── yes ─▶ replied by the thread that received it
+//!    room in the queue? ── no ─▶ 503
+//!       └─ yes ─▶ worker: routes ─▶ Group::answer_peer ─▶ reply
+//!                            └─▶ the next request of the same client
+//! ```
+//!
+//! So a question that hits is answered by the one thread that receives, however busy the workers
+//! are. One that misses is queued for a worker, which loads the value from the origin. With 16
+//! workers and room for 256 in the queue, the 300th that waits is refused with `503`, and where
+//! answers take long that happens sooner: nobody is let in who would wait for more than 50 ms and
+//! for longer than one answer takes. The peer that gets `503` loads the value by itself.
+//!
+//! An answer of more than 8 KiB may have to wait for its client, so a thread of `slow_clients`
+//! sends it.
+//!
+//! | thread | how many | started by | ends |
+//! |---|---|---|---|
+//! | tiny_http's, without a name | one per connection, and the acceptor | tiny_http | with the connection, or 5 s later |
+//! | `http-keeper` | 1 | [`listener`] | when the server stops accepting |
+//! | `http-late` | one for each acceptor that had died | the keeper | when that one's connections have timed out |
+//! | `geecache-intake` | 1, and one for each that a client holds up | [`intake`] | when the listener is closed, or another has its turn |
+//! | `geecache-standby` | 1 | [`intake`] | when the listener is closed |
+//! | `geecache-worker-0`, … | [`ServerOptions::workers`] | [`workers`] | when the server drains and the queue is empty |
+//! | `geecache-slow-client` | one per client that is being waited for | [`slow_clients`] | 5 s after its last job |
+//!
+//! A shutdown goes the other way round: the listener accepts no more connections, the workers
+//! finish what was let in, then the threads end.
+//!
+//! Read on in `routes`, `workers` and `queue`, then `intake` and `turn`; `request` and `reply` are
+//! what these are written in.
 
 mod intake;
 mod listener;
+mod queue;
+mod reply;
+mod request;
 mod routes;
 mod slow_clients;
+mod turn;
 mod workers;
 
 use std::collections::HashMap;
@@ -17,7 +54,7 @@ use std::time::Duration;
 
 use tiny_http::{Request, ResponseBox};
 
-use self::intake::Receiver;
+use self::intake::Intake;
 use self::listener::Listener;
 use self::routes::Routes;
 use self::workers::Workers;
@@ -45,7 +82,7 @@ use crate::{Error, Group};
 pub struct HttpServer {
     listener: Arc<Listener>,
     workers: Arc<Workers>,
-    receiver: Option<Receiver>,
+    intake: Option<Intake>,
 }
 
 impl HttpServer {
@@ -73,15 +110,16 @@ impl HttpServer {
             shed: shed.clone(),
         });
         let caches = routes.clone();
-        let at_hand = move |request: &Request, body: &[u8]| caches.answer_at_hand(request, body);
+        let from_caches =
+            move |request: &Request, body: &[u8]| caches.answer_from_caches(request, body);
         let handler = move |request: &Request, body: &[u8]| routes.answer(request, body);
-        Self::run(listener, &options, shed, at_hand, handler)
+        Self::run(listener, &options, shed, from_caches, handler)
     }
 
-    /// Serves anything, with the same listener, workers and shutdown: a front of your own, say.
-    /// The handler is given a request with its whole body, which has up to 1 MiB. One that is sent
+    /// Serves anything, with the same listener, workers and shutdown: a front of your own, for
+    /// example. The handler gets a request and its whole body, of up to 1 MiB. A body that was sent
     /// in chunks may have been cut short by its client: tiny_http does not tell.
-    /// `base_path` and `token` are not looked at.
+    /// `base_path` and `token` are ignored.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -97,15 +135,15 @@ impl HttpServer {
         listener: TcpListener,
         options: &ServerOptions,
         shed: Arc<Counter>,
-        at_hand: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
+        from_caches: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         options.check()?;
         let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
         let workers = Arc::new(Workers::start(options.workers, options.queue, shed, handler)?);
-        let receiver = Receiver::start(listener.clone(), workers.clone(), at_hand)
+        let intake = Intake::start(listener.clone(), workers.clone(), from_caches)
             .inspect_err(|_| listener.close())?;
-        Ok(Self { listener, workers, receiver: Some(receiver) })
+        Ok(Self { listener, workers, intake: Some(intake) })
     }
 
     /// The address that is listened on.
@@ -114,18 +152,17 @@ impl HttpServer {
     }
 
     /// Accepts no more connections, answers new requests with `503`, finishes what is in flight
-    /// for up to `grace`, and ends the threads. Whether all that was accepted has been answered;
-    /// a worker whose getter takes longer ends when that returns.
+    /// for up to `grace`, and ends the threads. Returns whether everything that was accepted has
+    /// been answered. A worker whose getter takes longer ends when that returns.
     pub fn shutdown(mut self, grace: Duration) -> bool {
         self.stop(grace)
     }
 
     fn stop(&mut self, grace: Duration) -> bool {
-        let Some(mut receiver) = self.receiver.take() else { return true };
+        let Some(mut intake) = self.intake.take() else { return true };
         self.listener.stop_accepting();
         let finished = self.workers.drain(grace);
-        self.listener.close();
-        receiver.close();
+        intake.close();
         finished
     }
 }

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tiny_http::{Header, Method, Request, ResponseBox};
+use tiny_http::{Method, Request, ResponseBox};
 
-use super::workers::{bytes, first, header, text};
+use super::reply::{bytes, header, text};
+use super::request::{first, header_bytes, path_of};
 use crate::group::Told;
 use crate::http::{frame, wire};
 use crate::metrics::{head, prometheus};
@@ -19,7 +20,7 @@ use crate::{ByteView, Error, Group};
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
 /// The most bytes of values that are copied where requests are received.
-const MOST_AT_HAND: usize = 64 << 10;
+const MOST_COPIED: usize = 64 << 10;
 
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -33,27 +34,27 @@ pub(super) struct Routes {
 impl Routes {
     pub(super) fn answer(&self, request: &Request, body: &[u8]) -> ResponseBox {
         if header_bytes(request) > MAX_HEADER_BYTES {
-            return text(431, &format!("a header has up to {MAX_HEADER_BYTES} bytes\n"));
+            return text(431, format!("a header has up to {MAX_HEADER_BYTES} bytes"));
         }
         let path = path_of(request);
         match path.strip_prefix(&*self.base_path) {
             Some(_) if !self.may_ask(request) => {
-                text(401, "a token is required\n").with_header(header("WWW-Authenticate", "Bearer"))
+                text(401, "a token is required").with_header(header("WWW-Authenticate", "Bearer"))
             }
             Some(rest) => self.answer_peer(request, rest, body),
             None => match path {
-                "/healthz" => text(200, "ok\n"),
+                "/healthz" => text(200, "ok"),
                 "/metrics" => {
                     bytes(200, self.metrics()).with_header(header("Content-Type", PROMETHEUS_TYPE))
                 }
-                _ => text(404, "no such page\n"),
+                _ => text(404, "no such page"),
             },
         }
     }
 
     /// The answer to a peer that asks for what the caches hold: it waits for nobody, and takes no
     /// longer than some tens of microseconds.
-    pub(super) fn answer_at_hand(&self, request: &Request, body: &[u8]) -> Option<ResponseBox> {
+    pub(super) fn answer_from_caches(&self, request: &Request, body: &[u8]) -> Option<ResponseBox> {
         let path = path_of(request).strip_prefix(&*self.base_path)?;
         if !self.may_ask(request) || header_bytes(request) > MAX_HEADER_BYTES {
             return None;
@@ -68,7 +69,7 @@ impl Routes {
             },
             (Method::Post, None) if is_only_if_cached(request) => {
                 let keys = frame::read_question(body).ok()?;
-                let is_short = group.cached_bytes(&keys) <= MOST_AT_HAND;
+                let is_short = group.cached_bytes(&keys) <= MOST_COPIED;
                 is_short.then(|| batch(&group.answer_batch(&keys, true)))
             }
             _ => None,
@@ -78,27 +79,27 @@ impl Routes {
     fn answer_peer(&self, request: &Request, path: &str, body: &[u8]) -> ResponseBox {
         let (group, key) = match wire::parse(path) {
             Ok(parts) => parts,
-            Err(what) => return text(400, &format!("{what}\n")),
+            Err(what) => return text(400, what),
         };
         let Some(group) = self.groups.get(&group) else {
-            return text(404, &format!("no such group: {group}\n"))
+            return text(404, format!("no such group: {group}"))
                 .with_header(header(wire::ERROR, wire::NO_GROUP));
         };
         match (request.method(), key) {
             (Method::Get, Some(key)) => answer_get(group, &key),
             (Method::Delete, Some(key)) => match group.answer_removal(&key) {
                 Ok(()) => bytes(204, ""),
-                Err(error) => text(400, &format!("{error}\n")),
+                Err(error) => text(400, error),
             },
             (Method::Delete, None) => {
                 group.answer_clear();
                 bytes(204, "")
             }
             (Method::Post, None) => answer_batch(group, body, is_only_if_cached(request)),
-            (Method::Get, None) => text(400, "a key is required: {group}/{key}\n"),
+            (Method::Get, None) => text(400, "a key is required: {group}/{key}"),
             (_, key) => {
                 let allowed = if key.is_some() { "GET, DELETE" } else { "POST, DELETE" };
-                text(405, "not allowed here\n").with_header(header("Allow", allowed))
+                text(405, "not allowed here").with_header(header("Allow", allowed))
             }
         }
     }
@@ -118,13 +119,11 @@ impl Routes {
 }
 
 fn answer_get(group: &Group, key: &str) -> ResponseBox {
-    if let Some(found) = group.answer_peer_at_hand(key) {
-        return value_or_absent(found);
-    }
-    match group.answer_peer(key) {
-        Ok(found) => value_or_absent(found).with_header(header(wire::CACHE, wire::MISS)),
-        Err(error @ Error::KeyLength(_)) => text(400, &format!("{error}\n")),
-        Err(error) => text(502, &format!("{error}\n")),
+    match group.answer_peer_traced(key) {
+        Ok((found, was_cached)) if was_cached => value_or_absent(found),
+        Ok((found, _)) => value_or_absent(found).with_header(header(wire::CACHE, wire::MISS)),
+        Err(error @ Error::KeyLength(_)) => text(400, error),
+        Err(error) => text(502, error),
     }
 }
 
@@ -142,7 +141,7 @@ fn value_or_absent(found: Option<(ByteView, Option<Duration>)>) -> ResponseBox {
 fn answer_batch(group: &Group, body: &[u8], only_cached: bool) -> ResponseBox {
     match frame::read_question(body) {
         Ok(keys) => batch(&group.answer_batch(&keys, only_cached)),
-        Err(what) => text(400, &format!("{what}\n")),
+        Err(what) => text(400, what),
     }
 }
 
@@ -150,19 +149,10 @@ fn batch(answers: &[Result<Told, Error>]) -> ResponseBox {
     bytes(200, frame::write_answer(answers)).with_header(header("Content-Type", wire::BATCH_TYPE))
 }
 
-fn path_of(request: &Request) -> &str {
-    request.url().split('?').next().unwrap_or_default()
-}
-
 fn is_only_if_cached(request: &Request) -> bool {
     request.headers().iter().any(|header| {
         header.field.equiv("Cache-Control") && header.value.as_str() == wire::ONLY_IF_CACHED
     })
-}
-
-fn header_bytes(request: &Request) -> usize {
-    let bytes = |header: &Header| header.field.as_str().as_str().len() + header.value.len();
-    request.headers().iter().map(bytes).sum()
 }
 
 /// Compares without telling by the time it takes how much of a guess is right.

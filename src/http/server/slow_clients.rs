@@ -1,9 +1,9 @@
-//! `SlowClients`: threads that wait for clients, as many as there are clients to be waited for.
+//! `SlowClients`: threads that wait for clients, as many as there are clients to wait for.
 //!
-//! Who reads a body that arrives byte by byte, and who writes to a client that does not read?
-//! Neither a worker nor the thread that receives the requests: a few such clients would hold
+//! Which thread reads a body that arrives byte by byte, and which writes to a client that does not
+//! read? Neither a worker nor the thread that receives requests: a few such clients would hold
 //! all of them. A connection has a thread of tiny_http's in any case; one that makes us wait
-//! costs a second one, and nobody else anything.
+//! costs a second thread, and nobody else anything.
 
 use std::time::Duration;
 use std::{mem, thread};
@@ -16,7 +16,7 @@ const IDLE: Duration = Duration::from_secs(5);
 type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) struct SlowClients {
-    // A rendezvous: a job goes only to a thread that waits for one.
+    // Without room: a job goes only to a thread that is waiting for one.
     jobs: Sender<Job>,
     waiting: Receiver<Job>,
 }
@@ -27,7 +27,7 @@ impl SlowClients {
         Self { jobs, waiting }
     }
 
-    /// Runs `job` on a thread that has nothing else to do. Never waits.
+    /// Runs `job` on an idle thread, or on a new one. Never waits.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
         let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
             self.jobs.try_send(Box::new(job))
@@ -47,7 +47,7 @@ impl SlowClients {
             Ok(_) => drop(first.send(job)),
             Err(error) => {
                 log::error!("no thread for a client: {error}");
-                // To drop a request means to wait for its client.
+                // To drop a request would mean to wait for its client.
                 mem::forget(job);
             }
         }
