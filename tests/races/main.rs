@@ -45,8 +45,12 @@ mod getter;
 mod group;
 #[path = "../../src/peer.rs"]
 mod peer;
+#[path = "../../src/http/server/queue.rs"]
+mod queue;
 #[path = "../../src/stats.rs"]
 mod stats;
+#[path = "../../src/http/server/turn.rs"]
+mod turn;
 
 use byte_view::ByteView;
 use clock::Clock;

@@ -49,6 +49,15 @@ impl Condvar {
         Self::default()
     }
 
+    pub fn wait_while<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        condition: impl FnMut(&mut T) -> bool,
+    ) -> LockResult<MutexGuard<'a, T>> {
+        let (guard, _) = self.wait_timeout_while(guard, Duration::MAX, condition).unwrap();
+        Ok(guard)
+    }
+
     /// There is no time here. A wait lasts until it is notified, or, with no patience to speak of,
     /// ends when it comes to its turn again; since others run before that as long as the scheduler
     /// likes, it stands for every moment at which patience can end.

@@ -5,6 +5,8 @@ mod cluster;
 mod combine;
 mod flight;
 mod group;
+mod queue;
+mod turn;
 
 use std::any::type_name;
 use std::env;
@@ -23,10 +25,18 @@ const NONE: Duration = Duration::ZERO;
 const ANY_TIME: Duration = Duration::from_nanos(1);
 
 pub(crate) fn all() -> Vec<Trial> {
-    [flight::all(), cache::all(), group::all(), cluster::all(), combine::all()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        flight::all(),
+        cache::all(),
+        group::all(),
+        cluster::all(),
+        combine::all(),
+        turn::all(),
+        queue::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Runs `work` on so many threads. This one only waits for them: shuttle wakes it, whatever it waits
