@@ -167,6 +167,24 @@ impl PeerError {
     pub(crate) fn is_of_origin(&self) -> bool {
         matches!(self, Self::Status { code: 502, .. })
     }
+
+    /// A word for the kind of error, for logs and metrics.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Transport(_) => "connection",
+            Self::Timeout => "timeout",
+            Self::OutOfTime => "out_of_time",
+            Self::CoolingDown => "cooling_down",
+            Self::Status { code: 401, .. } => "401",
+            Self::Status { code: 404, .. } => "404",
+            Self::Status { code: 502, .. } => "502",
+            Self::Status { code: 503, .. } => "503",
+            Self::Status { .. } => "status",
+            Self::Stranger(_) => "stranger",
+            Self::Unsupported => "unsupported",
+            Self::TooLarge { .. } => "too_large",
+        }
+    }
 }
 
 impl fmt::Display for PeerError {

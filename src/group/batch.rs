@@ -192,29 +192,16 @@ impl Group {
         zip(zip(keys, leases), loaded).map(fill).collect()
     }
 
-    /// The bytes of those values of `keys` that are cached. Looks without using: no hit is counted.
-    pub(crate) fn cached_bytes(&self, keys: &[&str]) -> usize {
-        let value = |text: &&str| self.peek(&self.key(text).ok()?)?.0.into_value();
-        keys.iter().filter_map(value).map(|value| value.len()).sum()
-    }
-
-    /// Answers a peer that takes this node for the owner of all `keys`; with `only_cached`, from the
-    /// caches alone.
-    pub(crate) fn answer_batch(
-        &self,
-        keys: &[&str],
-        only_cached: bool,
-    ) -> Vec<Result<Told, Error>> {
+    /// Answers a peer that takes this node for the owner of all `keys`.
+    pub(crate) fn answer_batch(&self, keys: &[&str]) -> Vec<Result<Told, Error>> {
         let mut missing = Vec::new();
         let found: Vec<_> = keys
             .iter()
             .map(|text| {
                 let key = self.key(text)?;
+                self.counters.peer_requests.add_one();
                 let record = self.look_up(&key);
-                if record.is_some() || !only_cached {
-                    self.counters.peer_requests.add_one();
-                }
-                if record.is_none() && !only_cached {
+                if record.is_none() {
                     self.counters.misses.add_one();
                     missing.push(key);
                 }
@@ -225,9 +212,30 @@ impl Group {
         let mut loaded = self.load_many_locally(&missing, Tier::Main).into_iter();
         let mut tell = |found: Result<Option<_>, Error>| match found? {
             Some(record) => Ok(self.tell(record)),
-            None if only_cached => Ok(Told::NotCached),
             None => Ok(self.tell(loaded.next().expect("one answer for each missing key")?)),
         };
         found.into_iter().map(&mut tell).collect()
+    }
+
+    /// The same from the caches alone, and only values that `fit`, which is given their lengths. The
+    /// other keys count as not cached, and not as asked for.
+    pub(crate) fn answer_batch_cached(
+        &self,
+        keys: &[&str],
+        mut fit: impl FnMut(usize) -> bool,
+    ) -> Vec<Result<Told, Error>> {
+        let mut answer = |text: &&str| {
+            let key = self.key(text)?;
+            let fits = match self.peek(&key) {
+                Some((record, _)) => record.into_value().is_none_or(|value| fit(value.len())),
+                None => false,
+            };
+            let Some((record, _)) = fits.then(|| self.look_up(&key)).flatten() else {
+                return Ok(Told::NotCached);
+            };
+            self.counters.peer_requests.add_one();
+            Ok(self.tell(record))
+        };
+        keys.iter().map(&mut answer).collect()
     }
 }

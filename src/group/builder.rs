@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::doorkeeper::Doorkeeper;
+use super::fallback_log::FallbackLog;
 use super::{Group, Hasher, MAX_GROUP_BYTES};
 use crate::cache::{Cache, Eviction};
 use crate::flight::Flight;
@@ -156,6 +157,7 @@ impl GroupBuilder {
             load_timeout: self.load_timeout,
             clock: self.clock,
             counters: Counters::default(),
+            fallback_log: FallbackLog::default(),
         }))
     }
 }

@@ -31,10 +31,11 @@
 mod batch;
 mod builder;
 mod doorkeeper;
+mod fallback_log;
 mod remove;
 mod trace;
 
-use log::{Level, debug, log, max_level};
+use log::{Level, debug, max_level, warn};
 use std::any::Any;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -49,6 +50,7 @@ use crate::stats::{Counters, PeerCounters, Stats};
 use crate::{ByteView, Error, Getter, Loaded, MAX_KEY_BYTES, PeerError, PeerGetter, PeerPicker};
 pub use builder::GroupBuilder;
 use doorkeeper::Doorkeeper;
+use fallback_log::{FallbackLog, Shown};
 pub use trace::{Asked, Tier, Trace};
 
 /// The longest name of a group in bytes. Also, it has at least one.
@@ -92,6 +94,7 @@ pub struct Group {
     load_timeout: Duration,
     clock: Clock,
     counters: Counters,
+    fallback_log: FallbackLog,
 }
 
 type Answer = Result<Record, Error>;
@@ -141,7 +144,7 @@ impl Group {
         self.counters.misses.add_one();
         let mut trace = Trace::default();
         let answer = self.load(key, &mut trace);
-        debug!("[{}] {:?}: {trace}", self.name, key.text);
+        debug!("[{}] {}: {trace}", self.name, Shown(key.text));
         (answer, trace)
     }
 
@@ -265,7 +268,7 @@ impl Group {
         self.counters.misses.add_one();
         let mut trace = Trace::default();
         let answer = self.load_locally(key, Tier::Main, &mut trace);
-        debug!("[{}] {:?}: {trace}, for a peer", self.name, key.text);
+        debug!("[{}] {}: {trace}, for a peer", self.name, Shown(key.text));
         answer
     }
 
@@ -333,7 +336,7 @@ impl Group {
 
     #[cold]
     fn log_hit(&self, key: &Key<'_>, tier: Tier) {
-        debug!("[{}] {:?}: {tier} hit", self.name, key.text);
+        debug!("[{}] {}: {tier} hit", self.name, Shown(key.text));
     }
 
     /// As [`look_up`](Self::look_up), but not counted as a get, and promotes no entry.
@@ -415,10 +418,13 @@ impl Group {
 
     fn note_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {
         self.counters.fallbacks.add_one();
+        let (peer, key) = (owner.name(), key.text);
         // While a peer is down or overloaded these come by the thousand.
-        let is_flood = *error == PeerError::CoolingDown || error.is_overload();
-        let level = if is_flood { Level::Debug } else { Level::Warn };
-        log!(level, "[{}] {:?}: peer {}: {error}; fall back", self.name, key.text, owner.name());
+        if *error == PeerError::CoolingDown || error.is_overload() {
+            debug!("[{}] {}: peer {peer}: {error}; falls back", self.name, Shown(key));
+        } else if let Some(line) = self.fallback_log.line(peer, key, error, self.clock.now()) {
+            warn!("[{}] {line}", self.name);
+        }
     }
 }
 

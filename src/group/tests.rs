@@ -696,10 +696,12 @@ fn a_batch_falls_back_for_those_keys_that_its_owner_did_not_answer() {
 fn a_batch_of_a_peer_may_ask_for_what_is_cached_only() {
     let (group, calls) = batches();
     group.get("a").unwrap();
-    let told = group.answer_batch(&["a", "b"], true);
+    let told = group.answer_batch_cached(&["a", "b"], |_| true);
     assert!(matches!(told[..], [Ok(Told::Value(..)), Ok(Told::NotCached)]));
+    let told = group.answer_batch_cached(&["a", "b"], |length| length > 1);
+    assert!(matches!(told[..], [Ok(Told::NotCached), Ok(Told::NotCached)]));
     assert_eq!((calls.len(), group.stats().peer_requests, group.stats().gets), (1, 1, 2));
-    let told = group.answer_batch(&["a", "b", "b", "kkk"], false);
+    let told = group.answer_batch(&["a", "b", "b", "kkk"]);
     assert!(matches!(
         told[..],
         [Ok(Told::Value(..)), Ok(Told::Value(..)), Ok(Told::Value(..)), Ok(Told::Absent)]

@@ -30,6 +30,10 @@ pub(super) const MAX_KEYS: usize = 1024;
 pub(super) const MAX_QUESTION_BYTES: usize = 1 << 20;
 /// The most bytes of values in one answer; what does not fit is asked for singly.
 pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
+/// The most bytes of values in an answer from the caches alone, and of one value in it. Small values
+/// do not wait for large ones, and the answer is made where questions are received.
+const MAX_CACHED_BYTES: usize = 256 << 10;
+const MAX_CACHED_VALUE_BYTES: usize = 16 << 10;
 /// The most bytes of an error's text; what is longer is cut.
 pub(super) const MAX_TEXT_BYTES: usize = 1 << 10;
 /// The longest body of an answer.
@@ -63,6 +67,19 @@ pub(super) fn fitting(keys: &[&str]) -> usize {
         fit(i + 1, bytes)
     };
     keys.iter().enumerate().take_while(fits).count().max(1)
+}
+
+/// Decides which values, by their lengths, fit into an answer from the caches alone. The others are
+/// asked for singly.
+pub(super) fn cached_budget() -> impl FnMut(usize) -> bool {
+    let mut room = MAX_CACHED_BYTES;
+    move |length| {
+        let fits = length <= MAX_CACHED_VALUE_BYTES.min(room);
+        if fits {
+            room -= length;
+        }
+        fits
+    }
 }
 
 pub(super) fn write_question(keys: &[impl AsRef<str>]) -> Vec<u8> {
@@ -219,6 +236,14 @@ mod tests {
         let heard = read_answer(&body, 3).unwrap();
         assert!(matches!(heard[..], [Heard::Value(_), Heard::NotHere, Heard::Absent]));
         assert!(body.len() <= MAX_ANSWER_BYTES);
+    }
+
+    #[test]
+    fn an_answer_from_the_caches_has_room_for_small_values() {
+        let mut fits = cached_budget();
+        assert!(!fits(MAX_CACHED_VALUE_BYTES + 1), "a large value makes small ones wait");
+        assert!((0..16).all(|_| fits(MAX_CACHED_VALUE_BYTES)));
+        assert!(!fits(1) && fits(0));
     }
 
     #[test]

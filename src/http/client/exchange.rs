@@ -244,7 +244,6 @@ fn status(answer: &mut Response<Body>) -> PeerError {
     }
     let mut text = Vec::new();
     let _ = answer.body_mut().as_reader().take(frame::MAX_TEXT_BYTES as u64).read_to_end(&mut text);
-    let text = String::from_utf8_lossy(&text);
-    let is_control = |c: char| if c.is_control() { ' ' } else { c };
-    PeerError::Status { code, text: text.trim_end().chars().map(is_control).collect() }
+    let text = String::from_utf8_lossy(&text).trim_end().into();
+    PeerError::Status { code, text }
 }

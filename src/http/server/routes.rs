@@ -19,9 +19,6 @@ use crate::{ByteView, Error, Group};
 /// The most bytes in the names and values of a header.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
-/// The most bytes of values that are copied where requests are received.
-const MOST_COPIED: usize = 64 << 10;
-
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) struct Routes {
@@ -69,8 +66,7 @@ impl Routes {
             },
             (Method::Post, None) if is_only_if_cached(request) => {
                 let keys = frame::read_question(body).ok()?;
-                let is_short = group.cached_bytes(&keys) <= MOST_COPIED;
-                is_short.then(|| batch(&group.answer_batch(&keys, true)))
+                Some(batch(&group.answer_batch_cached(&keys, frame::cached_budget())))
             }
             _ => None,
         }
@@ -140,7 +136,8 @@ fn value_or_absent(found: Option<(ByteView, Option<Duration>)>) -> ResponseBox {
 
 fn answer_batch(group: &Group, body: &[u8], only_cached: bool) -> ResponseBox {
     match frame::read_question(body) {
-        Ok(keys) => batch(&group.answer_batch(&keys, only_cached)),
+        Ok(keys) if only_cached => batch(&group.answer_batch_cached(&keys, frame::cached_budget())),
+        Ok(keys) => batch(&group.answer_batch(&keys)),
         Err(what) => text(400, what),
     }
 }
