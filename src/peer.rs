@@ -14,6 +14,13 @@ pub trait PeerPicker: Send + Sync {
     #[doc(alias = "PickPeer")]
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>>;
 
+    /// Takes a function that is to be called after each change of the list of peers, without locks,
+    /// for as long as it returns `true`. By it a group learns that it has to limit the life of values
+    /// whose keys it no longer owns. Default: it is dropped, as is right if the list never changes.
+    fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
+        drop(changed);
+    }
+
     /// All peers except this process, which a removal has to reach. Default: none.
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
         Vec::new()
@@ -63,6 +70,10 @@ pub trait PeerGetter: Send + Sync {
 impl<P: PeerPicker + ?Sized> PeerPicker for Arc<P> {
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
         (**self).pick(key)
+    }
+
+    fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
+        (**self).on_change(changed);
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {

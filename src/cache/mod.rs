@@ -204,6 +204,18 @@ impl Cache {
         }
     }
 
+    /// Visits, in no order and without locks, all records that are there throughout; of those that
+    /// come or go meanwhile, some.
+    pub(crate) fn visit(&self, mut visit: impl FnMut(&Record)) {
+        for Padded(shard) in &self.shards {
+            let mut end = usize::MAX;
+            while end > 0 {
+                let records = shard.lock().unwrap().records_below(&mut end);
+                records.iter().for_each(&mut visit);
+            }
+        }
+    }
+
     pub(crate) fn stats(&self) -> CacheStats {
         let mut stats = CacheStats {
             rejected: self.rejected.load(Ordering::Relaxed),

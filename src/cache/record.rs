@@ -52,6 +52,12 @@ impl Record {
         Self(bytes)
     }
 
+    /// The same key and value, with another end.
+    pub(crate) fn until(&self, expires: Duration) -> Self {
+        let value = self.clone().into_value();
+        Self::new(self.key(), value.as_deref(), Some(expires))
+    }
+
     /// When the entry expires, in the group's time.
     #[inline]
     pub(crate) fn expires(&self) -> Option<Duration> {
@@ -59,9 +65,9 @@ impl Record {
         (millis != NEVER).then(|| Duration::from_millis(millis))
     }
 
-    #[cfg(test)]
-    pub(crate) fn key(&self) -> &[u8] {
-        &self.0[HEAD..self.value_start()]
+    pub(crate) fn key(&self) -> &str {
+        let key = &self.0[HEAD..self.value_start()];
+        std::str::from_utf8(key).expect("it was made of a str")
     }
 
     #[inline]
@@ -103,7 +109,7 @@ mod tests {
             for expires in [None, Some(Duration::ZERO), Some(Duration::from_millis(1 << 47))] {
                 let record = Record::new(key, Some(value.as_bytes()), expires);
                 let overhead = OVERHEAD + if expires.is_some() { EXPIRY_OVERHEAD } else { 0 };
-                assert_eq!(record.key(), key.as_bytes());
+                assert_eq!(record.key(), key);
                 assert_eq!(record.expires(), expires);
                 assert_eq!(record.cost(), key.len() + value.len() + overhead);
                 assert_eq!(record.into_value().unwrap(), value);
@@ -114,7 +120,7 @@ mod tests {
     #[test]
     fn an_absent_key_is_not_an_empty_value() {
         assert_eq!(Record::new("kkk", None, None).into_value(), None);
-        assert_eq!(Record::new("kkk", None, None).key(), b"kkk");
+        assert_eq!(Record::new("kkk", None, None).key(), "kkk");
         assert_eq!(Record::new("kkk", Some(b""), None).into_value().unwrap(), "");
     }
 

@@ -119,6 +119,15 @@ impl Shard {
         Ok(replaced)
     }
 
+    /// The records in some slots below `end`, which is set to the first of these slots.
+    pub(crate) fn records_below(&self, end: &mut usize) -> Vec<Record> {
+        const SLOTS: usize = 256;
+        let entries = self.table.slab.entries();
+        let below = &entries[..entries.len().min(*end)];
+        *end = below.len().saturating_sub(SLOTS);
+        below[*end..].iter().filter_map(|entry| entry.record.clone()).collect()
+    }
+
     /// Takes the entry out and ends the leases on its key.
     pub(crate) fn remove(&mut self, key: &Key<'_>) -> Option<Record> {
         let removals = &mut self.removals[Self::leased_as(key)];
@@ -186,7 +195,7 @@ impl Shard {
         let expiries = records().filter_map(|(slot, record)| Some((record.expires()?, slot)));
         assert_eq!(self.expiries, expiries.collect());
         for (slot, record) in records() {
-            let found = self.table.find(slab[slot].hash(), record.key());
+            let found = self.table.find(slab[slot].hash(), record.key().as_bytes());
             assert_eq!(found.map(|(slot, _)| slot), Some(slot));
         }
     }

@@ -106,6 +106,11 @@ impl Slab {
         record
     }
 
+    /// The entries of all slots.
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
     /// The filled slots and their entries.
     pub(crate) fn filled(&mut self) -> impl Iterator<Item = (u32, &mut Entry)> {
         let entries = (0..).zip(&mut self.entries);

@@ -115,13 +115,13 @@ mod tests {
         let slots: Vec<u32> = (0..1_000).map(|i| put(&mut table, i)).collect();
         let has = |table: &Table, i: u32| {
             let found = table.find(hash(i), key(i).as_bytes());
-            found.map(|(slot, record)| (slot, record.key().to_vec()))
+            found.map(|(slot, record)| (slot, record.key().to_string()))
         };
         for i in (0..1_000).step_by(3) {
-            assert_eq!(table.take(slots[i as usize]).key(), key(i).as_bytes());
+            assert_eq!(table.take(slots[i as usize]).key(), key(i));
         }
         for i in 0..1_000 {
-            let expected = (i % 3 != 0).then(|| (slots[i as usize], key(i).into_bytes()));
+            let expected = (i % 3 != 0).then(|| (slots[i as usize], key(i)));
             assert_eq!(has(&table, i), expected);
         }
         assert_eq!(table.len(), 666);

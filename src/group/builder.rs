@@ -89,7 +89,8 @@ impl GroupBuilder {
         Self { negative_ttl: Some(ttl), ..self }
     }
 
-    /// How long a copy of another node's key lives at the most. Default: 30 seconds.
+    /// How long a copy of another node's key lives at the most, and a value whose key this node no
+    /// longer owns, counted from that change. Default: 30 seconds.
     pub fn hot_ttl(self, hot_ttl: Duration) -> Self {
         Self { hot_ttl, ..self }
     }
@@ -140,7 +141,7 @@ impl GroupBuilder {
         };
         let hasher = Hasher::default();
         let cache = |bytes| Cache::new(bytes, self.eviction, self.clock.clone());
-        Ok(Arc::new(Group {
+        let group = Arc::new(Group {
             main: cache(main_bytes),
             hot: cache(hot_bytes),
             name: self.name,
@@ -158,6 +159,13 @@ impl GroupBuilder {
             clock: self.clock,
             counters: Counters::default(),
             fallback_log: FallbackLog::default(),
-        }))
+        });
+        let weak = Arc::downgrade(&group);
+        group.peers.on_change(Arc::new(move || {
+            let group = weak.upgrade();
+            group.iter().for_each(|group| group.limit_disowned());
+            group.is_some()
+        }));
+        Ok(group)
     }
 }

@@ -30,6 +30,7 @@
 
 mod batch;
 mod builder;
+mod disowned;
 mod doorkeeper;
 mod fallback_log;
 mod remove;
@@ -233,6 +234,9 @@ impl Group {
         let record = self.record(tier, key, loaded.as_ref(), ttl);
         if loaded.is_some() || self.negative_ttl.is_some() {
             self.cache(tier).insert(key, record.clone(), lease);
+            if tier == Tier::Main {
+                self.limit_if_disowned(key);
+            }
         }
         Ok(record)
     }

@@ -762,3 +762,104 @@ fn a_trace_tells_that_another_caller_did_the_work() {
         assert!(trace.waited.is_some() && trace.loaded.is_none(), "{trace}");
     });
 }
+
+/// Owns every key, until it is told that the owner does.
+struct Turning {
+    owner: Arc<Owner>,
+    is_other: AtomicBool,
+    on_change: Mutex<Vec<Arc<dyn Fn() -> bool + Send + Sync>>>,
+}
+
+impl Turning {
+    fn to(answers: impl IntoIterator<Item = Result<Option<Loaded>, PeerError>>) -> Arc<Self> {
+        let owner = Owner::answering(answers);
+        Arc::new(Self { owner, is_other: AtomicBool::new(false), on_change: Mutex::default() })
+    }
+
+    fn turn(&self) {
+        self.is_other.store(true, Ordering::SeqCst);
+        assert!(self.on_change.lock().unwrap().iter().all(|changed| changed()));
+    }
+}
+
+impl PeerPicker for Turning {
+    fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+        let owner = self.is_other.load(Ordering::SeqCst).then(|| self.owner.clone());
+        owner.map(|owner| owner as Arc<dyn PeerGetter>)
+    }
+
+    fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
+        self.on_change.lock().unwrap().push(changed);
+    }
+}
+
+#[test]
+fn a_value_whose_key_goes_to_another_node_lives_for_the_hot_ttl_from_then_on() {
+    let clock = Clock::by_hand();
+    let picker = Turning::to([Ok(Some("from the owner".into()))]);
+    let group = Group::builder("scores", scores(&Arc::default()))
+        .peers(picker.clone())
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    assert_eq!(group.get("Tom").unwrap().unwrap(), "630");
+    clock.advance(Duration::from_secs(1_000));
+    picker.turn();
+    let told = group.answer_peer("Tom").unwrap().unwrap();
+    assert_eq!(told, (ByteView::from("630"), Some(Duration::from_secs(30))));
+    clock.advance(Duration::from_millis(29_999));
+    assert_eq!(group.get("Tom").unwrap().unwrap(), "630");
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(group.get("Tom").unwrap().unwrap(), "from the owner");
+    check_identities(&group.stats());
+    // A group that is gone is told so to the picker.
+    drop(group);
+    assert!(!picker.on_change.lock().unwrap()[0]());
+}
+
+#[test]
+fn a_value_that_comes_after_its_key_has_gone_lives_for_the_hot_ttl() {
+    let (getter, calls, open) = gated();
+    let picker = Turning::to([]);
+    let group = Group::builder("scores", getter)
+        .peers(picker.clone())
+        .ttl(Duration::from_secs(10))
+        .hot_ttl(Duration::from_secs(5))
+        .clock(Clock::by_hand())
+        .build()
+        .unwrap();
+    let remaining = |key| group.answer_peer(key).unwrap().unwrap().1.unwrap().as_secs();
+    thread::scope(|scope| {
+        let get = scope.spawn(|| group.get("Tom"));
+        calls.recv_timeout(Duration::from_secs(30)).unwrap();
+        picker.turn();
+        open.send_timeout("630", Duration::from_secs(30)).unwrap();
+        get.join().unwrap().unwrap();
+        assert_eq!(remaining("Tom"), 5);
+        // A peer with another list takes this node for the owner.
+        let peer = scope.spawn(|| group.answer_peer("Jack"));
+        open.send_timeout("589", Duration::from_secs(30)).unwrap();
+        peer.join().unwrap().unwrap();
+        assert_eq!(remaining("Jack"), 5);
+    });
+}
+
+#[test]
+fn when_the_list_changes_each_of_many_values_is_limited_and_those_that_end_sooner_are_not() {
+    let clock = Clock::by_hand();
+    let picker = Turning::to([]);
+    let brief = |key: &str| {
+        let ttl = if key.ends_with('7') { 1 } else { 1_000 };
+        Ok::<_, Fails>(Some(Loaded::from(key).ttl(Duration::from_secs(ttl))))
+    };
+    let group = Group::builder("scores", brief).peers(picker.clone()).clock(clock).build().unwrap();
+    let keys: Vec<_> = (0..10_000).map(|i| i.to_string()).collect();
+    keys.iter().for_each(|key| drop(group.get(key).unwrap()));
+    picker.turn();
+    for key in &keys {
+        let remaining = group.answer_peer(key).unwrap().unwrap().1.unwrap();
+        assert_eq!(remaining.as_secs(), if key.ends_with('7') { 1 } else { 30 });
+    }
+    let stats = group.stats();
+    assert_eq!((stats.main.entries, stats.misses), (10_000, 10_000));
+}

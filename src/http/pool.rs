@@ -41,7 +41,11 @@ pub struct HttpPool {
     options: Arc<PoolOptions>,
     // Guards the ring and the getters together, so that an owner always has its getter.
     nodes: Mutex<Nodes>,
+    // Guards the list of functions to be called after a change; they are called without it.
+    on_change: Mutex<Vec<Arc<OnChange>>>,
 }
+
+type OnChange = dyn Fn() -> bool + Send + Sync;
 
 struct Nodes {
     ring: Arc<Ring>,
@@ -80,10 +84,12 @@ impl HttpPool {
         let options = Arc::new(options);
         let ring = ring_of([self_url.clone()], &options);
         let nodes = Mutex::new(Nodes { ring, getters: HashMap::new(), swept: Instant::now() });
-        Ok(Arc::new(Self { self_url, options, nodes }))
+        Ok(Arc::new(Self { self_url, options, nodes, on_change: Mutex::default() }))
     }
 
-    /// Replaces the list of nodes, this one among them. May be called at any time.
+    /// Replaces the list of nodes, this one among them. May be called at any time. Looks through the
+    /// main caches of this pool's groups for keys that this node no longer owns, which may take some
+    /// tenths of a second for a million entries.
     ///
     /// # Errors
     /// [`Error::Config`] if a URL is not like `http://host:port` or this node's own is missing;
@@ -119,6 +125,10 @@ impl HttpPool {
             (mem::replace(&mut nodes.ring, ring), mem::replace(&mut nodes.getters, getters));
         drop(nodes);
         drop((before, unused));
+        let all = self.on_change.lock().unwrap().clone();
+        let gone: Vec<_> = all.iter().filter(|changed| !changed()).collect();
+        let is_gone = |changed: &Arc<OnChange>| gone.iter().any(|g| Arc::ptr_eq(g, changed));
+        self.on_change.lock().unwrap().retain(|changed| !is_gone(changed));
         Ok(())
     }
 
@@ -159,6 +169,10 @@ impl PeerPicker for HttpPool {
             getters.iter().for_each(|getter| getter.sweep());
         }
         Some(getter?)
+    }
+
+    fn on_change(&self, changed: Arc<OnChange>) {
+        self.on_change.lock().unwrap().push(changed);
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {

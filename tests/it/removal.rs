@@ -244,6 +244,30 @@ fn a_node_that_was_not_reached_has_its_copy_until_the_hot_ttl_ends() {
 }
 
 #[test]
+fn a_former_owner_that_was_not_reached_has_the_value_until_the_hot_ttl_ends() {
+    let (changing, clock) = (Changing::default(), Clock::by_hand());
+    let mut nodes: [Node; 3] = Cluster::over(&changing.origin())
+        .timeout(DEADLINE)
+        .settings({
+            let clock = clock.clone();
+            move |_, group| group.hot_ttl(LONG).clock(clock.clone())
+        })
+        .start();
+    let urls = nodes.each_ref().map(|node| node.url.clone());
+    let key = nodes[0].key_of(&urls[1]);
+    // The last node is alone for a while, owns all, and has the value without an end.
+    nodes[2].pool.set_peers([&urls[2]]).unwrap();
+    assert_eq!(nodes[2].get(&key), value(0));
+    nodes[2].pool.set_peers(&urls).unwrap();
+    nodes[2].take_server().shutdown(LONG);
+    changing.turn_to(1);
+    assert!(nodes[0].group().remove(&key).is_err());
+    assert_eq!((nodes[0].get(&key), nodes[2].get(&key)), (value(1), value(0)));
+    clock.advance(LONG);
+    assert_eq!(nodes[2].get(&key), value(1));
+}
+
+#[test]
 fn a_removal_passes_where_a_token_is_asked_for() {
     let changing = Changing::default();
     let nodes: [Node; 3] = Cluster::over(&changing.origin()).token("secret").start();

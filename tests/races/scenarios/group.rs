@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread;
 
 use libtest_mimic::Trial;
 
 use super::{LONG, NONE, many, together};
-use crate::{BoxError, Error, Group, GroupBuilder, Loaded};
+use crate::{BoxError, Error, Group, GroupBuilder, Loaded, PeerError, PeerGetter, PeerPicker};
 
 pub(super) fn all() -> Vec<Trial> {
     vec![
@@ -22,6 +22,7 @@ pub(super) fn all() -> Vec<Trial> {
         many(a_getter_that_panics_releases_all::<4>),
         many(batches_that_cross_load_each_key_once),
         many(getters_that_ask_for_each_others_keys_end),
+        many(a_value_whose_key_goes_to_another_node_has_an_end),
     ]
 }
 
@@ -150,4 +151,50 @@ fn getters_that_ask_for_each_others_keys_end() {
     // On one thread it is a recursion; with two, each may wait for the other until it has waited
     // long enough.
     together(2, |i| assert!(group.get(["a", "b"][i]).is_err()));
+}
+
+/// A node that owns all keys until it owns none.
+#[derive(Default)]
+struct Turning {
+    is_other: Mutex<bool>,
+    on_change: OnceLock<Arc<dyn Fn() -> bool + Send + Sync>>,
+}
+
+impl PeerPicker for Turning {
+    fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+        self.is_other.lock().unwrap().then(|| Arc::new(Dead) as Arc<dyn PeerGetter>)
+    }
+
+    fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
+        self.on_change.set(changed).ok();
+    }
+}
+
+struct Dead;
+
+impl PeerGetter for Dead {
+    fn name(&self) -> &str {
+        "dead"
+    }
+
+    fn get(&self, _group: &str, _key: &str) -> Result<Option<Loaded>, PeerError> {
+        Err(PeerError::Timeout)
+    }
+}
+
+fn a_value_whose_key_goes_to_another_node_has_an_end() {
+    let picker = Arc::new(Turning::default());
+    let group = Origin::at(1).group().peers(picker.clone()).build().unwrap();
+    together(3, |i| {
+        if i > 0 {
+            // Not as a batch, whose keys may go to two owners: shuttle wakes a thread that waits when one that
+            // it has started ends.
+            assert_eq!(ask(&group, 2 * (i - 1)), 1);
+            return;
+        }
+        *picker.is_other.lock().unwrap() = true;
+        picker.on_change.get().unwrap()();
+    });
+    let (_, remaining) = group.answer_peer("k").unwrap().unwrap();
+    assert!(remaining.is_some(), "would stay for ever");
 }
