@@ -20,6 +20,7 @@
 //! | `mixed` | nodes of Go's GeeCache in the same cluster |
 //! | `processes` | a node that is killed, and an environment that names a proxy |
 //! | `tls` | peers behind `https://`, with the feature `tls` |
+//! | `far` | owners behind that relay: forgotten connections, slow keys, strangers |
 //! | `network` | the relay that stands for a network between nodes |
 //! | `examples` | the programs of `examples` that are one file |
 //! | `node` | the program of `examples/node` |
@@ -36,6 +37,7 @@ mod clients;
 mod combining;
 mod docs;
 mod examples;
+mod far;
 mod fresh;
 mod fuzz;
 mod gets;
