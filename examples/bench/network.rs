@@ -29,7 +29,7 @@ use rand_distr::{Distribution, Exp};
 mod relay;
 
 use self::relay::{Lateness, Relay};
-use crate::remote::{Bare, Caller, KEY_BYTES, KEYS, MISS_PREFIX, Owner, histogram};
+use crate::remote::{Bare, Caller, KEY_BYTES, MISS_PREFIX, Owner, histogram};
 use crate::table::{Cell, Report, Table};
 use crate::workload::rng;
 use crate::{Settings, progress};
@@ -42,11 +42,12 @@ pub(crate) const LARGE: &str = "large";
 
 /// Each asks for one large value after the other, beside the callers that are measured.
 const LARGE_CALLERS: usize = 8;
-const LARGE_KEYS: usize = 16;
+const LARGE_KEYS: usize = 2 * LARGE_CALLERS;
 /// Bytes per second in each direction, beside large values.
 const BANDWIDTH: NonZeroU64 = NonZeroU64::new(100_000_000).unwrap();
-/// So many that hardly any is asked for twice at the same time.
-const MISSED_KEYS: usize = 20_000;
+/// So many, of those that are there and of those that are missed, that few are asked for twice at
+/// the same time: such gets share one question anyway.
+const KEYS: usize = 10_000;
 
 /// Which rows are measured.
 #[derive(clap::Args, Default)]
@@ -452,7 +453,7 @@ impl Asker {
             let group = Group::builder(name, getter).peers(pool.clone()).hot_bytes(0);
             group.build().expect("a group")
         };
-        let (keys, missed) = (keys("", KEYS), keys(MISS_PREFIX, MISSED_KEYS));
+        let (keys, missed) = (keys("", KEYS), keys(MISS_PREFIX, KEYS));
         let (small, large) = (SMALL.map(group).into(), group(LARGE));
         let asker = Self { small, large, keys, missed };
         // For the owner to have them.
@@ -492,7 +493,8 @@ impl Asker {
             for caller in 0..if load == Load::Large { LARGE_CALLERS } else { 0 } {
                 let (is_over, large_bytes) = (&is_over, &large_bytes);
                 scope.spawn(move || {
-                    let keys = (caller..).map(|key| key % LARGE_KEYS);
+                    // Two of its own: who asks for the same key at the same time shares the answer.
+                    let keys = [caller, caller + LARGE_CALLERS].into_iter().cycle();
                     for key in keys.take_while(|_| !is_over.load(Ordering::Relaxed)) {
                         self.get_large(key);
                         large_bytes.fetch_add(LARGE_BYTES, Ordering::Relaxed);
