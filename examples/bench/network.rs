@@ -233,7 +233,7 @@ impl Row {
         let time = match settings.network.seconds {
             Some(seconds) => Duration::from_secs_f64(seconds),
             None => {
-                // Some 200 gets where that takes no longer than 4 s, or a tenth of that.
+                // Some 200 gets where that takes no longer than 3 s, or a tenth of that.
                 let gets = self.rtt.time() * settings.pick(20, 200) / self.callers as u32;
                 gets.clamp(settings.pick(short / 4, short), settings.pick(SHORT, 4 * SHORT))
             }
@@ -242,7 +242,7 @@ impl Row {
     }
 }
 
-const SHORT: Duration = Duration::from_secs(1);
+const SHORT: Duration = Duration::from_millis(750);
 
 struct Bench {
     owner: Owner,
