@@ -33,7 +33,7 @@ pub(super) const PAUSE: Duration = Duration::from_micros(100);
 /// And at most; in multiples of the shortest.
 const LONGEST_PAUSE: u32 = 10;
 /// For how long the shortest round trip is remembered.
-const REMEMBERED: Duration = Duration::from_secs(10);
+const REMEMBERED: Duration = Duration::from_secs(1);
 /// The most batches that are out at the same time. Beyond it gets gather until one returns.
 const MOST_OUT: usize = 16;
 
@@ -506,7 +506,7 @@ mod tests {
         assert!(note(&mut pace, 200_000, 1) < 300);
         assert_eq!(note(&mut pace, 200_000, 100), 1_000);
         // The shortest is forgotten after two windows: the way has become longer.
-        note(&mut pace, 20_000, 2 * REMEMBERED.as_millis() as u32);
+        note(&mut pace, 20_000, 2 * REMEMBERED.as_millis() as u32 + 1);
         assert_eq!(note(&mut pace, 20_000, 1_000), 100);
     }
 
