@@ -110,7 +110,7 @@
 //!
 //! | Request | Answer | The asking node |
 //! |---|---|---|
-//! | `GET {base}{group}/{key}` | `200`, the bytes; `Geecache-Ttl-Ms: n` where the value expires in n ms | has the value |
+//! | `GET {base}{group}/{key}` | `200`, `application/octet-stream`, the bytes; `Geecache-Ttl-Ms: n` if the value expires in n ms; `Geecache-Cache: miss` if it was loaded for this question | has the value |
 //! | | `404` with `Geecache-Result: absent` | "no such key", final |
 //! | | `404` without it: no such group there (`Geecache-Error: no-group`), or a stranger | falls back |
 //! | | `502` with the error's text: the owner's own load failed | falls back, logs the text |
@@ -153,6 +153,9 @@
 //! | an owner refuses connections, or its host is gone without a word | one caller pays one connect timeout for each cool-down, the others fall back at once; after it one caller tries | `owners::an_owner_that_is_gone_leaves_the_get_to_the_origin`, `owners::an_owner_whose_host_says_nothing_leaves_the_get_to_the_origin`, `owners::after_the_cool_down_one_caller_tries_and_finds_the_owner_back` |
 //! | an owner accepts and stays mute, or drips bytes | the deadline of the whole question ends it, fall back | `owners::silence_falls_back_to_the_origin`, `owners::a_head_that_drips_falls_back_to_the_origin`, `owners::a_body_that_drips_falls_back_to_the_origin`, `owners::a_mute_owner_costs_one_deadline_and_not_one_each` |
 //! | an owner is killed in the middle of an answer | fall back; it is asked again when it is back | `processes::an_owner_that_is_killed_in_mid_request_leaves_the_get_to_the_origin_and_returns` |
+//! | the network forgets connections | a question that fails on an old connection before a byte of the answer is sent once more on a new one; after silence one deadline is paid, and the other old connections are closed | `far::connections_that_are_reset_cost_no_get_anything`, `far::connections_that_fall_silent_cost_one_deadline_and_one_cool_down`, `far::no_question_is_sent_twice_on_new_connections`, `far::a_removal_reaches_the_owner_at_once_after_resets_and_at_the_second_attempt_after_silence` |
+//! | an owner is slow for some keys | those fall back; it is asked for all others, and a batch gets what the owner has | `far::slow_keys_do_not_make_their_owner_seem_dead`, `far::a_slow_key_in_a_batch_leaves_the_others_their_answers` |
+//! | an owner's address leads to a stranger | fall back, nothing of it is kept | `far::an_answer_that_no_node_writes_is_a_strangers` |
 //! | an owner answers something that is no answer | fall back | `owners::what_is_not_http_falls_back_to_the_origin`, `owners::status_500_falls_back_to_the_origin`, `batches::an_owner_whose_answer_is_malformed_falls_back` |
 //! | lists of nodes disagree, or a node lists itself under another name | every get is answered; a list without the node itself is refused | `gets::two_nodes_that_each_take_the_other_for_the_owner_both_answer`, `gets::a_node_that_lists_itself_under_another_name_asks_itself_and_is_answered` |
 //! | the list changes under load, and nodes are killed, frozen and restarted | no get fails, no answer is wrong | `gets::no_get_fails_while_the_list_of_peers_changes`, `restarts::no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes` |

@@ -17,7 +17,7 @@
 //! | 2, the owner's load failed | 2 bytes: the length of the text; the text |
 //! | 3, not here | nothing: not cached and only cached values were asked for, or the answer is full; ask singly |
 //!
-//! A length is compared with what was received before anything is made of it.
+//! A length is compared with what was received before it is used.
 
 use std::time::Duration;
 
@@ -54,12 +54,12 @@ pub(super) enum Heard {
     NotHere,
 }
 
-/// Whether so many keys of so many bytes together fit into one question.
+/// Whether this many keys, with this many bytes together, fit into one question.
 pub(super) fn fit(keys: usize, key_bytes: usize) -> bool {
     keys <= MAX_KEYS && 4 + 2 * keys + key_bytes <= MAX_QUESTION_BYTES
 }
 
-/// Into how many of `keys` the next question fits, at least one.
+/// How many of `keys` fit into one question; at least one.
 pub(super) fn fitting(keys: &[&str]) -> usize {
     let mut bytes = 0;
     let fits = |&(i, key): &(usize, &&str)| {

@@ -26,9 +26,10 @@ pub struct PoolOptions {
     /// How long connecting to a peer may take, TLS included. Default: 500 ms.
     pub connect_timeout: Duration,
     /// How long a question to a peer may take from beginning to end; then this node loads by
-    /// itself. It should be longer than the origin takes. Default: 3 s.
+    /// itself. It should be longer than a load from the origin takes. Default: 3 s.
     pub timeout: Duration,
-    /// How many idle connections to keep for each peer. Default: 64.
+    /// How many idle connections to keep for each peer. Each is closed after 15 s in which no question
+    /// used it. Default: 64.
     pub max_idle_connections: usize,
     /// The largest value that is taken from a peer, in bytes; above it this node loads by
     /// itself. Default: 16 MiB.
@@ -37,16 +38,16 @@ pub struct PoolOptions {
     pub combine: bool,
     /// The path under which peers answer, of up to 1,024 bytes. Default: `/_geecache/`.
     pub base_path: String,
-    /// The secret that peers ask for, sent as `Authorization: Bearer`: up to 4,096 visible ASCII
+    /// The secret that peers require, sent as `Authorization: Bearer`: up to 4,096 visible ASCII
     /// characters. Default: none.
     pub token: Option<String>,
-    /// The root certificates, in PEM, by which peers behind `https://` are believed. Only with the
-    /// feature `tls`. Default: `None`, those that browsers know.
+    /// The root certificates, in PEM, by which peers behind `https://` are trusted. Only with the
+    /// feature `tls`. Default: `None`, the Mozilla roots.
     #[cfg(feature = "tls")]
     pub root_certificates: Option<Vec<u8>>,
 }
 
-/// The ring has all nodes' points in memory.
+/// The ring keeps the points of all nodes in memory.
 const MAX_POINTS: usize = 10_000;
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_TOKEN_BYTES: usize = 4 << 10;

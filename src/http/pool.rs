@@ -2,7 +2,8 @@
 //!
 //! How does a list of nodes change while a thousand gets are under way? The new ring is built
 //! outside of the lock and swapped inside; getters of peers that stay are kept, with their
-//! connections and cool-downs. Ring and getters stand behind the same Mutex, for with one each:
+//! connections and cool-downs. Ring and getters are behind the same mutex. With a mutex for each, this
+//! could happen:
 //!
 //! 1. A get looks into the old ring: node C owns the key.
 //! 2. `set_peers` swaps the ring and then the getters; C is gone.

@@ -2,23 +2,22 @@
 //!
 //! A key is any UTF-8 text, a path is not. Each of `{group}` and `{key}` is percent-encoded by
 //! itself, every byte but RFC 3986's unreserved ones, so `/`, `+`, `?` and `#` in a key cannot
-//! be mistaken for the path's own. The server splits the raw path first and decodes each part
-//! once: a path that is decoded before it is split, or twice, gives the wrong key.
+//! be mistaken for the path's own. The server splits the raw path first and then decodes each part
+//! once. A path that is decoded before it is split, or decoded twice, gives the wrong key.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-/// Under which path peers are asked, unless told otherwise: `/_geecache/`.
+/// The path under which peers are asked by default.
 pub(crate) const DEFAULT_BASE_PATH: &str = "/_geecache/";
 
-/// On a `404`: the origin has no such key, in distinction to a server that has no such group.
+/// Marks a `404` as "no such key": the origin was asked and has none.
 pub(crate) const RESULT: &str = "Geecache-Result";
 pub(crate) const ABSENT: &str = "absent";
 
-/// On another `404`: that it comes from a node of ours, which has no such group, and not from one
-/// that knows no batches.
+/// Marks a `404` from a node without this group, and not from one that knows no batches.
 pub(crate) const ERROR: &str = "Geecache-Error";
 pub(crate) const NO_GROUP: &str = "no-group";
 
@@ -26,7 +25,7 @@ pub(crate) const NO_GROUP: &str = "no-group";
 pub(crate) const CACHE: &str = "Geecache-Cache";
 pub(crate) const MISS: &str = "miss";
 
-/// On a `200`: for how many milliseconds from now the value lives.
+/// On a `200`: the milliseconds that the value still lives.
 pub(crate) const TTL_MS: &str = "Geecache-Ttl-Ms";
 
 /// The type of a value; Go's GeeCache sends it, too.
@@ -35,7 +34,7 @@ pub(crate) const VALUE_TYPE: &str = "application/octet-stream";
 /// The type of the body of a batch and of its answer.
 pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";
 
-/// In `Cache-Control` of a batch: no key of it may wait for the origin.
+/// In `Cache-Control` of a question: the peer answers from its caches alone.
 pub(crate) const ONLY_IF_CACHED: &str = "only-if-cached";
 
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -50,7 +49,7 @@ pub(crate) fn group_path(base_path: &str, group: &str) -> String {
     format!("{base_path}{}", Segment(group))
 }
 
-/// A part of a path. Dots alone would be taken for "here" and "above" on the way.
+/// A part of a path. Dots alone are escaped too: a proxy would take them for "here" and "above".
 struct Segment<'s>(&'s str);
 
 impl fmt::Display for Segment<'_> {
@@ -63,7 +62,7 @@ impl fmt::Display for Segment<'_> {
 }
 
 /// The group and the key of a raw path behind the base path, or what is wrong with it. A path
-/// without a slash is a whole group's.
+/// without a slash names a whole group.
 ///
 /// A bare `+` is a space, since Go's GeeCache clients encode as for a query.
 pub(crate) fn parse(path: &str) -> Result<(String, Option<String>), &'static str> {

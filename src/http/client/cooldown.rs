@@ -10,8 +10,8 @@
 //! 2. All thirty fail within a millisecond. If each doubled the pause, the peer would be left
 //!    alone for the longest time at once, for a restart that takes one second.
 //!
-//! So only the first failure of a peer that was well counts, and later only that of the one who
-//! tries.
+//! So only the first failure of a peer that was well counts, and later only the failure of the caller
+//! that tries.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -39,7 +39,7 @@ enum State {
     OnTrial { pause: Duration },
 }
 
-/// The permission to ask. It ends with what came of it; dropped, it leaves the peer as it was.
+/// The permission to ask. Its holder says what came of it; dropped, it leaves the peer as it was.
 #[must_use]
 pub(crate) struct Attempt<'c> {
     cooldown: &'c Cooldown,
@@ -98,7 +98,7 @@ impl Attempt<'_> {
 }
 
 impl Drop for Attempt<'_> {
-    /// A trial that unwinds, or ran out of time before it asked, must not keep the peer on trial
+    /// A trial that panics, or that runs out of time before it asks, must not keep the peer on trial
     /// for ever.
     fn drop(&mut self) {
         if self.is_trial && !self.told {
