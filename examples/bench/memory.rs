@@ -3,8 +3,11 @@
 //! Each system is filled in a process of its own, which prints by how much it has grown: in one
 //! process the second system would be given what the first has freed.
 
+use std::convert::Infallible;
 use std::process::Command;
 use std::{env, fs};
+
+use geecache::Group;
 
 use crate::systems::{self, Bound, Size};
 use crate::table::{Cell, Report, Table};
@@ -19,9 +22,13 @@ const BUDGET: usize = 64 << 20;
 /// Under this name a group with [`BUDGET`] is filled.
 const BUDGETED: &str = "budgeted";
 
+/// Under this name it is filled with small entries, and then with values of [`LARGE`] bytes.
+const CHANGED: &str = "changed";
+const LARGE: usize = 100 << 10;
+
 pub(crate) fn run(settings: &Settings) -> Report {
     let rounds = settings.pick(1, 3);
-    let bar = progress("memory", (systems::NAMES.len() + 1) * rounds);
+    let bar = progress("memory", (systems::NAMES.len() + 2) * rounds);
     let growth = |system: &str| {
         let grown = (0..rounds).map(|_| {
             bar.inc(1);
@@ -46,21 +53,29 @@ pub(crate) fn run(settings: &Settings) -> Report {
         ]);
     }
     let mut budget = Table::new(
-        "A group that is given more such entries than its budget has room for",
-        &["max_bytes", "entries", "the process grows by", "growth over budget"],
+        "A group that is given more than its budget has room for: resident memory",
+        &["given", "max_bytes", "entries", "the process grows by", "growth over budget"],
     );
-    let growth = growth(BUDGETED);
-    budget.row([
-        BUDGET.into(),
-        growth.entries.into(),
-        growth.bytes.into(),
-        Cell::Number(growth.bytes as f64 / BUDGET as f64, 3),
-    ]);
+    for (given, system) in
+        [("such entries", BUDGETED), ("such entries, then values of 100 KiB", CHANGED)]
+    {
+        let growth = growth(system);
+        budget.row([
+            given.into(),
+            BUDGET.into(),
+            growth.entries.into(),
+            growth.bytes.into(),
+            Cell::Number(growth.bytes as f64 / BUDGET as f64, 3),
+        ]);
+    }
     Report { topic: "memory", tables: vec![entries, budget] }
 }
 
 /// In the child: fills one system and prints by how much the process has grown.
 pub(crate) fn fill(system: &str) {
+    if system == CHANGED {
+        return change();
+    }
     let keys = Keys::new(SIZE.entries, SIZE.key_bytes);
     let all: Vec<u32> = (0..SIZE.entries as u32).collect();
     let before = resident_bytes();
@@ -74,6 +89,22 @@ pub(crate) fn fill(system: &str) {
     system.replay(&keys, &all);
     let entries = system.entries();
     println!("{} {entries}", resident_bytes() - before);
+}
+
+/// The same for [`CHANGED`].
+fn change() {
+    let before = resident_bytes();
+    let load = |key: &str| {
+        let bytes = if key.starts_with("large") { LARGE } else { SIZE.value_bytes };
+        Ok::<_, Infallible>(Some(vec![1; bytes]))
+    };
+    let group = Group::builder("changed", load).max_bytes(BUDGET).build().expect("a group");
+    let small = (0..SIZE.entries).map(|i| format!("small{i:011}"));
+    let large = (0..4 * BUDGET / LARGE).map(|i| format!("large{i:011}"));
+    for key in small.chain(large) {
+        group.get(&key).expect("a value");
+    }
+    println!("{} {}", resident_bytes() - before, group.stats().main.entries);
 }
 
 struct Growth {

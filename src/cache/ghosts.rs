@@ -21,11 +21,17 @@ impl Ghosts {
         Self { ghosts: Vec::new(), left: 0 }
     }
 
-    /// Notes that the key of this hash leaves, in a table of at least `most` ghosts.
-    pub(crate) fn remember(&mut self, hash: u32, most: usize) {
-        if self.ghosts.len() < most.max(1) {
-            self.ghosts = vec![0; most.next_power_of_two()];
+    /// Makes a table for `ghosts` of them, and forgets all, if the one that is there is smaller or
+    /// much larger.
+    pub(crate) fn make_room(&mut self, ghosts: usize) {
+        let wanted = ghosts.next_power_of_two();
+        if !(wanted..=4 * wanted).contains(&self.ghosts.len()) {
+            self.ghosts = vec![0; wanted];
         }
+    }
+
+    /// Notes that the key of this hash leaves.
+    pub(crate) fn remember(&mut self, hash: u32) {
         self.left += 1;
         let index = self.index(hash);
         self.ghosts[index] = u32::from(Self::fingerprint(hash)) << 16 | u32::from(self.now());
@@ -67,8 +73,9 @@ mod tests {
     fn a_ghost_knows_its_age_and_is_recalled_once() {
         let mut ghosts = Ghosts::new();
         assert_eq!(ghosts.recall(7), None);
-        ghosts.remember(7, 64);
-        (100..110).for_each(|hash| ghosts.remember(hash, 64));
+        ghosts.make_room(64);
+        ghosts.remember(7);
+        (100..110).for_each(|hash| ghosts.remember(hash));
         assert_eq!(ghosts.recall(7), Some(10));
         assert_eq!(ghosts.recall(7), None);
         assert_eq!(ghosts.recall(109), Some(0));
@@ -78,10 +85,22 @@ mod tests {
     fn keys_that_meet_at_an_index_are_told_apart() {
         let mut ghosts = Ghosts::new();
         let (key, other) = (5, 5 | 1 << 20);
-        ghosts.remember(key, 64);
+        ghosts.make_room(64);
+        ghosts.remember(key);
         assert_eq!(ghosts.recall(other), None);
-        ghosts.remember(other, 64);
+        ghosts.remember(other);
         assert_eq!(ghosts.recall(key), None, "overwritten");
         assert_eq!(ghosts.recall(other), Some(0));
+    }
+
+    #[test]
+    fn the_table_grows_as_needed_and_shrinks_when_it_is_much_too_large() {
+        let mut ghosts = Ghosts::new();
+        let mut lengths = Vec::new();
+        for room in [100, 60, 30, 1_000, 250, 100] {
+            ghosts.make_room(room);
+            lengths.push(ghosts.ghosts.len());
+        }
+        assert_eq!(lengths, [128, 128, 128, 1_024, 1_024, 128]);
     }
 }

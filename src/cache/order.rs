@@ -61,6 +61,14 @@ impl Order {
         }
     }
 
+    /// An entry that has moved from one slot to another.
+    pub(crate) fn relink(&mut self, slab: &mut Slab, from: u32, to: u32) {
+        match self {
+            Self::S3Fifo(order) => order.relink(slab, from, to),
+            Self::Lru(list) => list.relink(slab, to),
+        }
+    }
+
     /// The entry to evict; it is still in the order. Never the newest entry, unless it is the only
     /// one, or this is an LRU whose other entries were all hit since.
     pub(crate) fn victim(&mut self, slab: &mut Slab) -> Option<u32> {

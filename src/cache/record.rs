@@ -61,8 +61,14 @@ impl Record {
     /// When the entry expires, in the group's time.
     #[inline]
     pub(crate) fn expires(&self) -> Option<Duration> {
+        self.expires_millis().map(Duration::from_millis)
+    }
+
+    /// The same in milliseconds.
+    #[inline]
+    pub(crate) fn expires_millis(&self) -> Option<u64> {
         let millis = self.head() & NEVER;
-        (millis != NEVER).then(|| Duration::from_millis(millis))
+        (millis != NEVER).then_some(millis)
     }
 
     pub(crate) fn key(&self) -> &str {

@@ -20,7 +20,7 @@
 //! has to earn its growth: each hit in the small queue buys one step.
 
 use super::ghosts::Ghosts;
-use super::slab::{Entry, List, Slab};
+use super::slab::{Entry, List, NONE, Slab};
 
 pub(crate) struct S3Fifo {
     small: Fifo,
@@ -32,7 +32,7 @@ pub(crate) struct S3Fifo {
     small_share: f32,
     // Hits in the small queue that it has not spent on a step yet.
     credit: u32,
-    // The newest slot.
+    // The slot of the newest entry, or `NONE` if it has left.
     last: u32,
 }
 
@@ -71,7 +71,7 @@ impl S3Fifo {
             ghosts: [Ghosts::new(), Ghosts::new()],
             small_share: FIRST_SHARE,
             credit: 0,
-            last: 0,
+            last: NONE,
         }
     }
 
@@ -110,6 +110,16 @@ impl S3Fifo {
     pub(crate) fn remove(&mut self, slab: &mut Slab, slot: u32) {
         self.dequeue(slab, slot);
         self.entries -= 1;
+        if self.last == slot {
+            self.last = NONE;
+        }
+    }
+
+    pub(crate) fn relink(&mut self, slab: &mut Slab, from: u32, to: u32) {
+        self.fifo_of(&slab[to]).list.relink(slab, to);
+        if self.last == from {
+            self.last = to;
+        }
     }
 
     pub(crate) fn victim(&mut self, slab: &mut Slab) -> Option<u32> {
@@ -127,11 +137,9 @@ impl S3Fifo {
                 queue if is_spared => self.requeue(slab, slot, queue, hits),
                 queue => {
                     // Ghosts of main count only while they are young: half as many are enough.
-                    let most = match queue {
-                        Queue::Small => self.entries,
-                        Queue::Main => self.entries / 2,
-                    };
-                    self.ghosts[queue as usize].remember(slab[slot].hash(), most);
+                    self.ghosts[Queue::Small as usize].make_room(self.entries);
+                    self.ghosts[Queue::Main as usize].make_room(self.entries / 2);
+                    self.ghosts[queue as usize].remember(slab[slot].hash());
                     return Some(slot);
                 }
             }
@@ -172,10 +180,14 @@ impl S3Fifo {
     }
 
     fn dequeue(&mut self, slab: &mut Slab, slot: u32) {
-        let is_in_main = slab[slot].flags() & IN_MAIN != 0;
-        let fifo = if is_in_main { &mut self.main } else { &mut self.small };
+        let fifo = self.fifo_of(&slab[slot]);
         fifo.list.remove(slab, slot);
         fifo.bytes -= slab.record(slot).cost();
+    }
+
+    fn fifo_of(&mut self, entry: &Entry) -> &mut Fifo {
+        let is_in_main = entry.flags() & IN_MAIN != 0;
+        if is_in_main { &mut self.main } else { &mut self.small }
     }
 
     /// All slots; checks that queues, flags and sums agree.

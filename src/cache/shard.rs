@@ -14,8 +14,9 @@ use super::table::Table;
 pub(crate) struct Shard {
     table: Table,
     order: Order,
-    // The entries that expire, the next one first.
-    expiries: BTreeSet<(Duration, u32)>,
+    // The slots of the entries that expire, the next one first, by milliseconds: a `Duration` would
+    // take half as much memory again.
+    expiries: BTreeSet<(u64, u32)>,
     // How often keys were removed; each counter serves some of the keys.
     removals: [u32; REMOVAL_COUNTERS],
     pub(crate) bytes: usize,
@@ -109,7 +110,7 @@ impl Shard {
             return Err(record);
         }
         let replaced = self.take_key(key);
-        let (cost, expires) = (record.cost(), record.expires());
+        let (cost, expires) = (record.cost(), record.expires_millis());
         let slot = self.table.insert(key.short_hash(), record);
         self.bytes += cost;
         self.order.push(&mut self.table.slab, slot);
@@ -119,7 +120,8 @@ impl Shard {
         Ok(replaced)
     }
 
-    /// The records in some slots below `end`, which is set to the first of these slots.
+    /// The records in some slots below `end`, which is set to the first of these slots. Entries move
+    /// to lower slots alone, so none is missed.
     pub(crate) fn records_below(&self, end: &mut usize) -> Vec<Record> {
         const SLOTS: usize = 256;
         let entries = self.table.slab.entries();
@@ -157,7 +159,7 @@ impl Shard {
     #[doc(alias = "RemoveOldest")]
     pub(crate) fn evict(&mut self, now: impl FnOnce() -> Duration) -> Option<Record> {
         if let Some(&(at, slot)) = self.expiries.first()
-            && at <= now()
+            && Duration::from_millis(at) <= now()
         {
             self.counts.expirations += 1;
             return Some(self.take(slot));
@@ -169,9 +171,16 @@ impl Shard {
 
     fn take(&mut self, slot: u32) -> Record {
         self.order.remove(&mut self.table.slab, slot);
-        let record = self.table.take(slot);
-        if let Some(at) = record.expires() {
+        let (record, moved_from) = self.table.take(slot);
+        if let Some(at) = record.expires_millis() {
             self.expiries.remove(&(at, slot));
+        }
+        if let Some(from) = moved_from {
+            self.order.relink(&mut self.table.slab, from, slot);
+            if let Some(at) = self.table.slab.record(slot).expires_millis() {
+                self.expiries.remove(&(at, from));
+                self.expiries.insert((at, slot));
+            }
         }
         self.bytes -= record.cost();
         record
@@ -192,7 +201,8 @@ impl Shard {
         assert_eq!(ordered, filled, "each record is in the order once");
         let records = || filled.iter().map(|&slot| (slot, slab.record(slot)));
         assert_eq!(self.bytes, records().map(|(_, record)| record.cost()).sum::<usize>());
-        let expiries = records().filter_map(|(slot, record)| Some((record.expires()?, slot)));
+        let expiries =
+            records().filter_map(|(slot, record)| Some((record.expires_millis()?, slot)));
         assert_eq!(self.expiries, expiries.collect());
         for (slot, record) in records() {
             let found = self.table.find(slab[slot].hash(), record.key().as_bytes());

@@ -3,12 +3,17 @@
 //! An entry has a record, a link of a chain in the [`Table`](super::table::Table), two links of a
 //! list in the [`Order`](super::order::Order), and a few bits for that order. With a vector for each
 //! of these, an eviction would wait for memory once for each; so they lie together, on half a cache
-//! line. An entry stays in its *slot*, a 32-bit index, and chains and lists link slots: safe code,
-//! where pointers would not be, and half as large.
+//! line. An entry is in a *slot*, a 32-bit index, and chains and lists link slots: safe code, where
+//! pointers would not be, and half as large.
+//!
+//! A slot that becomes vacant is filled by the next new entry. If a second one becomes vacant, the last
+//! entry moves there, and the links to it are set anew. So a cache that held millions of small entries
+//! gives their memory back when it turns to large ones.
 //!
 //! Eviction needs an order from which any entry can be taken out in constant time: a [`List`]. An
 //! entry is in at most one list.
 
+use std::mem;
 use std::ops::{Index, IndexMut};
 
 use super::key::SHORT_HASH_BITS;
@@ -19,17 +24,17 @@ pub(crate) const NONE: u32 = u32::MAX;
 
 pub(crate) struct Slab {
     entries: Vec<Entry>,
-    // The first vacant slot; vacant slots form a chain.
+    // The vacant slot; there is at most one.
     vacant: u32,
 }
 
 #[repr(align(32))]
 pub(crate) struct Entry {
-    /// `None` in a vacant slot.
+    /// `None` in the vacant slot.
     pub(crate) record: Option<Record>,
     // The short hash above three bits of flags.
     hash_and_flags: u32,
-    /// The next slot in the chain of the table, or of vacant slots.
+    /// The next slot in the chain of the table.
     pub(crate) next: u32,
     /// The neighbours in the list of the order.
     pub(crate) newer: u32,
@@ -71,7 +76,7 @@ impl Slab {
         self[slot].record.as_ref().expect("a filled slot")
     }
 
-    /// Puts a record into a vacant slot, which is returned; `next` is its link in the chain.
+    /// Puts a record into a slot, which is returned; `next` is its link in the chain.
     pub(crate) fn fill(&mut self, hash: u32, record: Record, next: u32) -> u32 {
         let entry = Entry {
             record: Some(record),
@@ -81,14 +86,12 @@ impl Slab {
             older: NONE,
         };
         if self.vacant != NONE {
-            let slot = self.vacant;
-            self.vacant = self[slot].next;
+            let slot = mem::replace(&mut self.vacant, NONE);
             self[slot] = entry;
             return slot;
         }
-        // Grows by an eighth, not to twice the size: `max_bytes` should mean what it says.
         if self.entries.len() == self.entries.capacity() {
-            self.entries.reserve_exact(self.entries.len() / 8 + 16);
+            self.entries.reserve_exact(Self::spare(self.entries.len()));
         }
         let slot = u32::try_from(self.entries.len()).ok().filter(|&slot| slot < NONE);
         let slot = slot.expect("fewer than 2^32 entries per shard");
@@ -96,14 +99,32 @@ impl Slab {
         slot
     }
 
-    /// Takes the record out of a filled slot, which then is vacant.
-    pub(crate) fn vacate(&mut self, slot: u32) -> Record {
-        let vacant = self.vacant;
-        let entry = &mut self[slot];
-        let record = entry.record.take().expect("a filled slot");
-        entry.next = vacant;
-        self.vacant = slot;
-        record
+    /// Takes the record out of a filled slot. If another entry has moved into the slot, the slot where
+    /// it was is returned as well: the links to that one are to be set anew.
+    pub(crate) fn vacate(&mut self, slot: u32) -> (Record, Option<u32>) {
+        let record = self[slot].record.take().expect("a filled slot");
+        if self.vacant == NONE {
+            self.vacant = slot;
+            return (record, None);
+        }
+        let last = self.entries.pop().expect("two vacant slots");
+        let last_slot = self.entries.len() as u32;
+        if self.entries.len() < self.entries.capacity() / 2 {
+            self.entries.shrink_to(self.entries.len() + Self::spare(self.entries.len()));
+        }
+        if last_slot == self.vacant {
+            self.vacant = slot;
+        } else if last_slot != slot {
+            self[slot] = last;
+            return (record, Some(last_slot));
+        }
+        (record, None)
+    }
+
+    /// Room for so many more entries is made at a time: an eighth, not as many again, since
+    /// `max_bytes` should mean what it says.
+    fn spare(entries: usize) -> usize {
+        entries / 8 + 16
     }
 
     /// The entries of all slots.
@@ -125,15 +146,14 @@ impl Slab {
         slots.take(self.entries.len() + 1).collect()
     }
 
-    /// The filled slots; checks that all others are in the chain of vacant slots.
+    /// The filled slots; checks that at most one other is there, and little memory for more.
     #[cfg(test)]
     pub(crate) fn slots(&self) -> Vec<u32> {
         let is_filled = |&slot: &u32| self[slot].record.is_some();
-        let (filled, expected): (Vec<u32>, Vec<u32>) =
+        let (filled, vacant): (Vec<u32>, Vec<u32>) =
             (0..self.entries.len() as u32).partition(is_filled);
-        let mut vacant = self.walk(self.vacant, |entry| entry.next);
-        vacant.sort_unstable();
-        assert_eq!(vacant, expected);
+        assert!(vacant.is_empty() && self.vacant == NONE || vacant == [self.vacant]);
+        assert!(self.entries.capacity() <= 2 * (self.entries.len() + Self::spare(0)));
         filled
     }
 }
@@ -195,6 +215,19 @@ impl List {
         match older {
             NONE => self.oldest = newer,
             older => slab[older].newer = newer,
+        }
+    }
+
+    /// Sets the links to an entry of this list that has moved to `slot`.
+    pub(crate) fn relink(&mut self, slab: &mut Slab, slot: u32) {
+        let (newer, older) = (slab[slot].newer, slab[slot].older);
+        match newer {
+            NONE => self.newest = slot,
+            newer => slab[newer].older = slot,
+        }
+        match older {
+            NONE => self.oldest = slot,
+            older => slab[older].newer = slot,
         }
     }
 

@@ -45,7 +45,7 @@ impl Table {
     /// Adds a record whose key is not in the table; returns its slot.
     pub(crate) fn insert(&mut self, hash: u32, record: Record) -> u32 {
         if self.len == self.heads.len() {
-            self.double_heads();
+            self.resize_heads(2 * self.heads.len());
         }
         let chain = self.chain(hash);
         let slot = self.slab.fill(hash, record, self.heads[chain]);
@@ -54,21 +54,32 @@ impl Table {
         slot
     }
 
-    /// Takes the record out of a filled slot.
-    pub(crate) fn take(&mut self, slot: u32) -> Record {
-        let next = self.slab[slot].next;
-        let chain = self.chain(self.slab[slot].hash());
-        if self.heads[chain] == slot {
-            self.heads[chain] = next;
-        } else {
-            let mut before = self.heads[chain];
-            while self.slab[before].next != slot {
-                before = self.slab[before].next;
-            }
-            self.slab[before].next = next;
+    /// Takes the record out of a filled slot, as [`Slab::vacate`] does.
+    pub(crate) fn take(&mut self, slot: u32) -> (Record, Option<u32>) {
+        self.relink(slot, self.slab[slot].hash(), self.slab[slot].next);
+        let (record, moved_from) = self.slab.vacate(slot);
+        if let Some(from) = moved_from {
+            self.relink(from, self.slab[slot].hash(), slot);
         }
         self.len -= 1;
-        self.slab.vacate(slot)
+        if self.len < self.heads.len() / 4 {
+            self.resize_heads(self.heads.len() / 2);
+        }
+        (record, moved_from)
+    }
+
+    /// Turns the link that leads to `slot`, in the chain of `hash`, to another slot.
+    fn relink(&mut self, slot: u32, hash: u32, to: u32) {
+        let chain = self.chain(hash);
+        let mut before = self.heads[chain];
+        if before == slot {
+            self.heads[chain] = to;
+            return;
+        }
+        while self.slab[before].next != slot {
+            before = self.slab[before].next;
+        }
+        self.slab[before].next = to;
     }
 
     /// The filled slots; checks that each is in its chain, and that no chain has another.
@@ -84,6 +95,7 @@ impl Table {
         assert_eq!(slots, self.slab.slots());
         assert_eq!(self.len, slots.len());
         assert!(self.len <= self.heads.len() && self.heads.len().is_power_of_two());
+        assert!(self.heads.len() <= 4 * self.len.max(4));
         slots
     }
 
@@ -92,8 +104,8 @@ impl Table {
         hash as usize & (self.heads.len() - 1)
     }
 
-    fn double_heads(&mut self) {
-        self.heads = vec![NONE; 2 * self.heads.len()];
+    fn resize_heads(&mut self, heads: usize) {
+        self.heads = vec![NONE; heads];
         let mask = self.heads.len() - 1;
         for (slot, entry) in self.slab.filled() {
             entry.next = mem::replace(&mut self.heads[entry.hash() as usize & mask], slot);
@@ -112,22 +124,42 @@ mod tests {
         // Four chains, and in each some keys of the very same hash.
         let hash = |i: u32| i % 12;
         let put = |table: &mut Table, i| table.insert(hash(i), Record::new(&key(i), None, None));
-        let slots: Vec<u32> = (0..1_000).map(|i| put(&mut table, i)).collect();
-        let has = |table: &Table, i: u32| {
+        for i in 0..1_000 {
+            put(&mut table, i);
+        }
+        let find = |table: &Table, i: u32| {
             let found = table.find(hash(i), key(i).as_bytes());
             found.map(|(slot, record)| (slot, record.key().to_string()))
         };
         for i in (0..1_000).step_by(3) {
-            assert_eq!(table.take(slots[i as usize]).key(), key(i));
+            let (slot, _) = find(&table, i).unwrap();
+            assert_eq!(table.take(slot).0.key(), key(i));
         }
         for i in 0..1_000 {
-            let expected = (i % 3 != 0).then(|| (slots[i as usize], key(i)));
-            assert_eq!(has(&table, i), expected);
+            assert_eq!(find(&table, i).map(|found| found.1), (i % 3 != 0).then(|| key(i)));
         }
-        assert_eq!(table.len(), 666);
-        let again: Vec<u32> = (0..1_000).step_by(3).map(|i| put(&mut table, i)).collect();
-        assert!(again.iter().all(|&slot| slot < 1_000), "vacant slots are filled first");
-        assert!((0..1_000).all(|i| has(&table, i).is_some()));
+        assert_eq!((table.len(), table.slots().len()), (666, 666));
+        for i in (0..1_000).step_by(3) {
+            put(&mut table, i);
+        }
+        assert!((0..1_000).all(|i| find(&table, i).is_some_and(|found| found.1 == key(i))));
         assert_eq!(table.slots().len(), 1_000);
+    }
+
+    #[test]
+    fn what_is_taken_out_leaves_little_behind() {
+        let mut table = Table::new();
+        for i in 0..10_000 {
+            table.insert(i, Record::new("k", None, None));
+        }
+        for i in 0..9_997 {
+            let hash = i * 7_919 % 10_000; // any order will do
+            let (slot, _) = table.find(hash, b"k").unwrap();
+            table.take(slot);
+            if i % 100 == 0 {
+                table.slots(); // checks that no more memory is held than needed
+            }
+        }
+        assert_eq!((table.slots().len(), table.heads.len()), (3, 8));
     }
 }
