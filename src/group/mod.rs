@@ -126,6 +126,34 @@ impl Group {
         Ok(record.into_value())
     }
 
+    /// What the caches of this process have, as [`get`](Self::get) would return it; `None` if they do
+    /// not have the key.
+    ///
+    /// Loads nothing, asks nobody and waits for nothing, so an async program can call it on the spot,
+    /// and only if it returns `None` call `get` on a thread that may block. Counted as a get if it
+    /// finds something, else not at all.
+    ///
+    /// ```
+    /// # use geecache::Group;
+    /// # let load = |key: &str| Ok::<_, std::io::Error>((key == "Tom").then_some("630"));
+    /// let scores = Group::builder("scores", load).build()?;
+    /// assert_eq!(scores.get_cached("Tom")?, None);
+    /// scores.get("Tom")?;
+    /// let score = match scores.get_cached("Tom")? {
+    ///     Some(score) => score,
+    ///     None => scores.get("Tom")?, // by `spawn_blocking`
+    /// };
+    /// assert_eq!(score.unwrap(), "630");
+    /// # Ok::<(), geecache::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::KeyLength`] for a key that is empty or too long.
+    pub fn get_cached(&self, key: &str) -> Result<Option<Option<ByteView>>, Error> {
+        let found = self.look_up(&self.key(key)?);
+        Ok(found.map(|(record, _)| record.into_value()))
+    }
+
     /// As [`get`](Self::get), and how the answer came about.
     pub fn get_traced(&self, key: &str) -> (Result<Option<ByteView>, Error>, Trace) {
         let key = match self.key(key) {

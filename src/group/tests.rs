@@ -863,3 +863,46 @@ fn when_the_list_changes_each_of_many_values_is_limited_and_those_that_end_soone
     let stats = group.stats();
     assert_eq!((stats.main.entries, stats.misses), (10_000, 10_000));
 }
+
+#[test]
+fn what_is_cached_is_told_and_used_without_a_load_or_a_question() {
+    let loads = Arc::default();
+    let owner = Owner::answering(["1", "1"].map(|value| Ok(Some(value.into()))));
+    let picker = PickOwner(owner);
+    let own = Group::builder("scores", scores(&loads)).negative_ttl(Duration::from_secs(5));
+    let own = own.build().unwrap();
+    assert_eq!(own.get_cached("Tom").unwrap(), None);
+    assert_eq!(own.stats(), Group::builder("g", scores(&loads)).build().unwrap().stats());
+    for key in ["Tom", "kkk"] {
+        own.get(key).unwrap();
+    }
+    assert_eq!(own.get_cached("Tom").unwrap().unwrap().unwrap(), "630");
+    assert_eq!(own.get_cached("kkk").unwrap(), Some(None), "it is known to be absent");
+    assert!(matches!(own.get_cached(""), Err(Error::KeyLength(0))));
+    assert_eq!((loads.load(Ordering::SeqCst), own.stats().main.hits), (2, 2));
+    check_identities(&own.stats());
+
+    // A copy of another node's key, once it is kept.
+    let group = Group::builder("scores", scores(&loads)).peers(picker).build().unwrap();
+    for kept in [false, true] {
+        group.get("Tom").unwrap();
+        assert_eq!(group.get_cached("Tom").unwrap().is_some(), kept);
+    }
+    assert_eq!((loads.load(Ordering::SeqCst), group.stats().hot.hits), (2, 1));
+    check_identities(&group.stats());
+}
+
+#[test]
+fn what_is_asked_for_as_cached_stays_as_what_is_got() {
+    // Two fit, and the least recently used is evicted.
+    let group = Group::builder("scores", |_: &str| Ok::<_, Fails>(Some("x")))
+        .max_bytes(2 * 82)
+        .eviction(crate::cache::Eviction::Lru)
+        .build()
+        .unwrap();
+    group.get_many(&["a", "b"]);
+    group.get_cached("a").unwrap().unwrap();
+    group.get("c").unwrap();
+    let held = ["a", "b", "c"].map(|key| group.get_cached(key).unwrap().is_some());
+    assert_eq!(held, [true, false, true]);
+}
