@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::{env, fs};
 
-use geecache::{BoxError, Error, Ring, RingHash};
+use geecache::{BoxError, ByteView, Error, Ring, RingHash};
 
 use crate::mixed::{go_get, go_node, go_value_of, owner_in_go};
 use crate::node::urls;
@@ -152,11 +152,13 @@ fn nodes_of_the_one_file_of_the_library_and_of_go_stand_in_one_cluster() {
         Ok::<_, BoxError>(Some(score.map_or_else(|| value_of(key), |(_, score)| score.to_string())))
     });
     let [library] = Cluster::over(&origin).peer(&go.url).start();
-    // The one file has the scores alone, so it must own one of them: Tom.
-    let [url, api] = loop {
+    // The one file has the scores alone, so it must own one of them.
+    let (score, [url, api]) = loop {
         let addresses = urls::<2>("127.0.0.28");
-        if owner_in_go(&[&library.url, &go.url, &addresses[0]], "Tom") == addresses[0] {
-            break addresses;
+        let nodes = [&*library.url, &*go.url, &*addresses[0]];
+        let mut scores = SCORES.iter();
+        if let Some(score) = scores.find(|(key, _)| owner_in_go(&nodes, key) == addresses[0]) {
+            break (score, addresses);
         }
     };
     let peers = [&*library.url, &*go.url, &*url];
@@ -169,9 +171,9 @@ fn nodes_of_the_one_file_of_the_library_and_of_go_stand_in_one_cluster() {
     };
     let (of_library, of_go) = (key_of(&library.url), key_of(&go.url));
     for (key, value) in [
-        ("Tom", b"630".to_vec()),
-        (&*of_library, value_of(&of_library).into()),
-        (&*of_go, go_value_of(&of_go)),
+        (score.0, score.1.into()),
+        (&of_library, value_of(&of_library).into()),
+        (&of_go, go_value_of(&of_go)),
     ] {
         let owner = owner_in_go(&peers, key);
         assert_eq!(library.pool.owner(key), owner);
@@ -183,12 +185,16 @@ fn nodes_of_the_one_file_of_the_library_and_of_go_stand_in_one_cluster() {
     }
     assert_eq!((library.stats().peer_loads, library.stats().peer_errors), (2, 0));
     assert_eq!(origin.loads(), 1);
-    assert!(asked.lock().unwrap().iter().all(|key| *key == of_go));
+    assert_eq!(*asked.lock().unwrap(), [&*of_go; 2]);
 
     // The one file knows no batches, and no removals.
-    let scores = library.group().get_many(&["Tom"; 2]);
-    assert!(scores.iter().all(|score| score.as_ref().is_ok_and(|s| s.as_ref().unwrap() == "630")));
-    let Err(Error::RemoveIncomplete { failed }) = library.group().remove("Tom") else { panic!() };
+    let scores = library.group().get_many(&[score.0; 2]);
+    let is_right = |got: &Result<Option<ByteView>, _>| {
+        got.as_ref().is_ok_and(|got| got.as_ref().is_some_and(|got| got == score.1))
+    };
+    assert!(scores.iter().all(is_right), "{scores:?}");
+    assert_eq!(library.stats().fallbacks, 0);
+    let Err(Error::RemoveIncomplete { failed }) = library.group().remove(score.0) else { panic!() };
     assert!(failed.iter().any(|(name, _)| *name == url), "{failed:?}");
 
     // A key that it cannot take: whoever is asked finds the value.
@@ -197,5 +203,17 @@ fn nodes_of_the_one_file_of_the_library_and_of_go_stand_in_one_cluster() {
     assert_eq!(library.get(&odd), Some(value_of(&odd)));
     assert_eq!(library.stats().fallbacks, 1);
     assert!(library.pool.peers().iter().all(|(_, is_up)| *is_up));
-    assert_eq!(one_file.searched(), ["Tom"]);
+
+    // It agrees on the owner of every key. Those that it owns itself are no scores.
+    together(3, |i| {
+        for key in (i..100).step_by(3).map(|i| format!("other-{i}")) {
+            let owner = owner_in_go(&peers, &key);
+            let expected = match owner {
+                _ if owner == library.url => (200, value_of(&key).into()),
+                _ if owner == go.url => (200, go_value_of(&key)),
+                _ => (500, format!("{key} not exist\n").into()),
+            };
+            assert_eq!(one_file.get(&key), expected, "owned by {owner}");
+        }
+    });
 }
