@@ -208,7 +208,7 @@ pub use clock::Clock;
 pub use error::{Error, MAX_KEY_BYTES, PeerError};
 pub use getter::{BoxError, Getter, Loaded};
 pub use group::{Asked, Group, GroupBuilder, MAX_GROUP_BYTES, Tier, Trace};
-pub use http::{HttpPool, HttpServer, PoolOptions, ServerOptions};
+pub use http::{Following, HttpPool, HttpServer, PoolOptions, ServerOptions};
 pub use metrics::prometheus;
 pub use peer::{PeerGetter, PeerPicker};
 pub use ring::{Ring, RingHash};

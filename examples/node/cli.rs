@@ -17,8 +17,18 @@ pub(crate) struct Options {
     pub(crate) self_url: String,
 
     /// All nodes of the cluster, this one among them, written alike everywhere
-    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
+    #[arg(required_unless_present = "peers_dns", conflicts_with = "peers_dns")]
     pub(crate) peers: Vec<String>,
+
+    /// In place of --peers: all addresses that this name leads to, as of a headless service
+    #[arg(long, value_name = "NAME:PORT", conflicts_with = "fronts")]
+    pub(crate) peers_dns: Option<String>,
+
+    /// How often that name is looked up
+    #[arg(long, value_name = "TIME", default_value = "5s", requires = "peers_dns")]
+    #[arg(value_parser = humantime::parse_duration)]
+    pub(crate) peers_every: Duration,
 
     /// Where to listen for peers [default: the host and port of --self-url]
     #[arg(long, value_name = "ADDR")]
@@ -87,6 +97,9 @@ and then, in a browser, http://localhost:9999/, or
   curl \"http://localhost:9999/api?key=Tom\"
   curl \"http://localhost:9999/api?key=Tom&key=kkk\"        {\"Tom\":\"630\",\"kkk\":null}
   curl -X DELETE \"http://localhost:9999/api?key=Tom\"      leaves all nodes
+
+Where nodes come and go, each is started with an address of its own, and finds the others by a name:
+  node --self-url http://$POD_IP:8001 --peers-dns cache.default.svc.cluster.local:8001
 
 Of several keys the answer is a JSON object: null where there is no such key, {\"base64\":…} where
 a value is not UTF-8, {\"error\":…} where it could not be found out. A removal is answered by 204,

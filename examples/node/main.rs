@@ -33,6 +33,9 @@ use page::Page;
 /// How long requests in flight may take when the node is told to end.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long a node waits for the first look-up of the others before it serves.
+const LOOK_UP: Duration = Duration::from_secs(2);
+
 fn main() -> ExitCode {
     let ended = match Options::try_parse() {
         Ok(options) => run(&options).map_err(|error| error.to_string()),
@@ -61,7 +64,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let pool_options =
         PoolOptions { root_certificates: root_certificates(options)?, ..pool_options };
     let pool = HttpPool::with_options(&options.self_url, pool_options)?;
-    pool.set_peers(&options.peers)?;
+    if options.peers_dns.is_none() {
+        pool.set_peers(&options.peers)?;
+    }
     let listener = bind(options.listen()?)?;
     let front_listener = options.api.as_deref().map(bind).transpose()?;
     let database = Database::open(&options.db, options.origin_delay)
@@ -83,6 +88,11 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         && token::is_open_to_all(file)
     {
         warn!("every user of this machine can read the token in {}", file.display());
+    }
+    let follow = |name: &String| pool.follow(name, options.peers_every);
+    let following = options.peers_dns.as_ref().map(follow).transpose()?;
+    if following.as_ref().is_some_and(|following| !following.wait(LOOK_UP)) {
+        warn!("the other nodes are not looked up yet; until then this node is alone");
     }
     let server_options = ServerOptions {
         workers: options.workers.into(),
@@ -107,6 +117,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
 
     signals.forever().next();
     info!("ending");
+    // So that no list changes while the last requests are answered.
+    drop(following);
     // The front first: what it has in flight may need the other side's answers.
     let all_answered = front.is_none_or(|front| front.shutdown(GRACE)) & server.shutdown(GRACE);
     if !all_answered {

@@ -41,7 +41,8 @@ use std::any::Any;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::thread::{self, ScopedJoinHandle};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cache::{Cache, Hasher, Key, Lease, Record};
@@ -472,21 +473,33 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     (done, start.elapsed())
 }
 
-/// Does `work` on all items at the same time, each but the last on a thread of its own, or, if no
-/// thread can be started, on this one.
+/// How many peers are asked at the same time, by one removal or one batch.
+const AT_ONCE: usize = 16;
+
+/// Does `work` on all items, on this thread and others beside it: [`AT_ONCE`] in all, or fewer if no
+/// more can be started. Each takes the next item when it has done one.
 fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let Some((last, others)) = items.split_last() else { return Vec::new() };
-    let work = &work;
-    thread::scope(|scope| {
-        let start = |item| thread::Builder::new().spawn_scoped(scope, move || work(item));
-        let started: Vec<_> = others.iter().map(|item| (item, start(item).ok())).collect();
-        let last = work(last);
-        let result = |(item, thread): (&T, Option<ScopedJoinHandle<'_, R>>)| match thread {
-            Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            None => work(item),
-        };
-        started.into_iter().map(result).chain([last]).collect()
-    })
+    let next = AtomicUsize::new(0);
+    let take_items = || {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(index) else { return done };
+            done.push((index, work(item)));
+        }
+    };
+    let mut done = thread::scope(|scope| {
+        let start = |_| thread::Builder::new().spawn_scoped(scope, take_items).ok();
+        let helpers = items.len().min(AT_ONCE).saturating_sub(1);
+        let helpers: Vec<_> = (0..helpers).map_while(start).collect();
+        let mut done = take_items();
+        for helper in helpers {
+            done.extend(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        done
+    });
+    done.sort_unstable_by_key(|&(index, _)| index);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 fn failed(key: &Key<'_>, source: SharedError) -> Error {

@@ -27,7 +27,7 @@ use crate::cache::Key;
 use crate::{Error, PeerError, PeerGetter};
 
 impl Group {
-    /// Removes `key` from all nodes: here, at its owner, and then at all others at the same time.
+    /// Removes `key` from all nodes: here, at its owner, and then at all others, 16 at a time.
     /// A get that starts after this has returned sees no value from before, on any node reached.
     ///
     /// # Errors
@@ -94,7 +94,7 @@ impl Group {
     }
 }
 
-/// Asks all peers at the same time; returns those that failed.
+/// Asks all peers, many at the same time; returns those that failed.
 fn ask_all(
     peers: &[Arc<dyn PeerGetter>],
     ask: impl Fn(&dyn PeerGetter) -> Result<(), PeerError> + Sync,

@@ -4,7 +4,7 @@ use super::*;
 use crate::BoxError;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, Weak};
+use std::sync::{Condvar, Mutex, OnceLock, Weak};
 use std::thread;
 use std::time::Instant;
 
@@ -590,6 +590,65 @@ fn peers_that_cannot_be_reached_are_named_after_all_others_were() {
     assert_eq!(asked.load(Ordering::SeqCst), 3);
     assert_eq!(group.stats().hot.entries, 0);
     assert!(error.to_string().contains("deaf owner (no answer within the deadline)"), "{error}");
+}
+
+/// Two hundred peers, and how many of them are asked at the same time.
+#[derive(Default)]
+struct Crowd {
+    busy: Mutex<(usize, usize)>,
+    is_full: Condvar,
+    told: AtomicUsize,
+}
+
+struct OfCrowd(String, Arc<Crowd>);
+
+impl PeerGetter for OfCrowd {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    fn get(&self, _group: &str, _key: &str) -> Result<Option<Loaded>, PeerError> {
+        unreachable!()
+    }
+
+    /// Holds the first until as many are here as ever will be.
+    fn remove(&self, _group: &str, _key: &str) -> Result<(), PeerError> {
+        let mut busy = self.1.busy.lock().unwrap();
+        busy.0 += 1;
+        busy.1 = busy.1.max(busy.0);
+        self.1.is_full.notify_all();
+        let is_filling = |busy: &mut (usize, usize)| busy.1 < AT_ONCE;
+        let patience = Duration::from_secs(30);
+        let (mut busy, _) = self.1.is_full.wait_timeout_while(busy, patience, is_filling).unwrap();
+        busy.0 -= 1;
+        self.1.told.fetch_add(1, Ordering::SeqCst);
+        if self.0.ends_with("7") { Err(PeerError::Timeout) } else { Ok(()) }
+    }
+}
+
+struct PickCrowd(Arc<Crowd>);
+
+impl PeerPicker for PickCrowd {
+    fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+        None
+    }
+
+    fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
+        let peer = |i| Arc::new(OfCrowd(format!("{i:03}"), self.0.clone())) as _;
+        (0..200).map(peer).collect()
+    }
+}
+
+#[test]
+fn a_removal_tells_two_hundred_peers_sixteen_at_a_time() {
+    let crowd = Arc::<Crowd>::default();
+    let builder = Group::builder("scores", scores(&Arc::default()));
+    let group = builder.peers(PickCrowd(crowd.clone())).build().unwrap();
+    let Err(Error::RemoveIncomplete { failed }) = group.remove("Tom") else { panic!("some fail") };
+    assert_eq!(*crowd.busy.lock().unwrap(), (0, 16), "as many at the same time");
+    assert_eq!(crowd.told.load(Ordering::SeqCst), 200);
+    let names: Vec<_> = (0..20).map(|i| format!("{:03}", 10 * i + 7)).collect();
+    assert_eq!(failed.iter().map(|(name, _)| name).collect::<Vec<_>>(), Vec::from_iter(&names));
 }
 
 /// A getter that answers each batch by one call.

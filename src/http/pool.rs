@@ -12,10 +12,13 @@
 //!
 //! A get that has C's getter in hand when C leaves asks it once more, which does no harm.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::mem;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::client::HttpGetter;
 use super::options::{PoolOptions, check_url};
@@ -44,6 +47,8 @@ pub struct HttpPool {
     nodes: Mutex<Nodes>,
     // Guards the list of functions to be called after a change; they are called without it.
     on_change: Mutex<Vec<Arc<OnChange>>>,
+    /// Never sent to: what receives from it learns that the pool is gone.
+    end: (Sender<Infallible>, Receiver<Infallible>),
 }
 
 type OnChange = dyn Fn() -> bool + Send + Sync;
@@ -85,7 +90,8 @@ impl HttpPool {
         let options = Arc::new(options);
         let ring = ring_of([self_url.clone()], &options);
         let nodes = Mutex::new(Nodes { ring, getters: HashMap::new(), swept: Instant::now() });
-        Ok(Arc::new(Self { self_url, options, nodes, on_change: Mutex::default() }))
+        let (on_change, end) = (Mutex::default(), bounded(0));
+        Ok(Arc::new(Self { self_url, options, nodes, on_change, end }))
     }
 
     /// Replaces the list of nodes, this one among them. May be called at any time. Looks through the
@@ -100,7 +106,15 @@ impl HttpPool {
         &self,
         urls: impl IntoIterator<Item = U>,
     ) -> Result<(), Error> {
-        let urls: Vec<String> = urls.into_iter().map(Into::into).collect();
+        self.replace(urls.into_iter().map(Into::into).collect(), || true).map(drop)
+    }
+
+    /// Replaces the list of nodes, if `holds` is `true` when it is about to be replaced.
+    pub(super) fn replace(
+        &self,
+        urls: Vec<String>,
+        holds: impl Fn() -> bool,
+    ) -> Result<Change, Error> {
         urls.iter().try_for_each(|url| check_url(url))?;
         if !urls.contains(&self.self_url) {
             return Err(Error::Config(format!(
@@ -108,15 +122,23 @@ impl HttpPool {
                 self.self_url
             )));
         }
-        let mut getters: HashMap<String, Arc<HttpGetter>> = urls
-            .iter()
-            .filter(|&url| *url != self.self_url)
-            .map(|url| (url.clone(), Arc::new(HttpGetter::new(url.clone(), self.options.clone()))))
-            .collect();
         let ring = ring_of(urls, &self.options);
+        let change = Change::between(&self.ring(), &ring);
+        if change.is_empty() {
+            return Ok(change);
+        }
+        let mut getters: HashMap<String, Arc<HttpGetter>> = ring
+            .nodes()
+            .filter(|&url| *url != self.self_url)
+            .map(|url| (url.into(), Arc::new(HttpGetter::new(url.into(), self.options.clone()))))
+            .collect();
         // What is dropped closes connections, and is not dropped under the lock.
         let mut unused = Vec::new();
         let mut nodes = self.nodes.lock().unwrap();
+        if !holds() {
+            drop(nodes);
+            return Ok(Change::default());
+        }
         for (url, getter) in &mut getters {
             if let Some(kept) = nodes.getters.get(url) {
                 unused.push(mem::replace(getter, kept.clone()));
@@ -130,7 +152,12 @@ impl HttpPool {
         let gone: Vec<_> = all.iter().filter(|changed| !changed()).collect();
         let is_gone = |changed: &Arc<OnChange>| gone.iter().any(|g| Arc::ptr_eq(g, changed));
         self.on_change.lock().unwrap().retain(|changed| !is_gone(changed));
-        Ok(())
+        Ok(change)
+    }
+
+    /// Is disconnected when the pool is dropped.
+    pub(super) fn end(&self) -> Receiver<Infallible> {
+        self.end.1.clone()
     }
 
     /// The URL of this node.
@@ -179,6 +206,32 @@ impl PeerPicker for HttpPool {
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
         let nodes = self.nodes.lock().unwrap();
         nodes.getters.values().map(|getter| getter.clone() as Arc<dyn PeerGetter>).collect()
+    }
+}
+
+/// What is different in a new list of nodes.
+#[derive(Default)]
+pub(super) struct Change {
+    pub(super) came: Vec<String>,
+    pub(super) went: Vec<String>,
+    /// How many there are now.
+    pub(super) nodes: usize,
+}
+
+impl Change {
+    fn between(before: &Ring, after: &Ring) -> Self {
+        let (old, new): (BTreeSet<_>, BTreeSet<_>) =
+            (before.nodes().collect(), after.nodes().collect());
+        let names = |nodes: Vec<&&str>| nodes.into_iter().map(|node| node.to_string()).collect();
+        Self {
+            came: names(new.difference(&old).collect()),
+            went: names(old.difference(&new).collect()),
+            nodes: new.len(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.came.is_empty() && self.went.is_empty()
     }
 }
 

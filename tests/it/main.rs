@@ -25,6 +25,7 @@
 //! | `examples` | the programs of `examples` that are one file |
 //! | `node` | the program of `examples/node` |
 //! | `page` | its page, in a browser |
+//! | `discovery` | nodes that find each other by a name |
 //! | `docs` | what the docs say of all these |
 //!
 //! `support` has the nodes, the stand-ins, the relay between nodes and the ways to wait; `child` a node in a process of its
@@ -35,6 +36,7 @@ mod browser;
 mod child;
 mod clients;
 mod combining;
+mod discovery;
 mod docs;
 mod examples;
 mod far;

@@ -57,7 +57,7 @@ pub(crate) fn urls<const N: usize>(host: &str) -> [String; N] {
     listeners.map(|listener| url_of(listener.local_addr().unwrap()))
 }
 
-fn program() -> Command {
+pub(crate) fn program() -> Command {
     let mut command = example("node");
     command.env_remove("GEECACHE_TOKEN");
     command
@@ -66,17 +66,23 @@ fn program() -> Command {
 /// A node that runs, with its front.
 pub(crate) struct Process {
     child: Child,
-    lines: Lines,
+    pub(crate) lines: Lines,
     front: String,
 }
 
 impl Process {
-    fn spawn(arguments: &[&str], environment: &[(&str, &str)]) -> (Child, Lines) {
+    pub(crate) fn spawn(arguments: &[&str], environment: &[(&str, &str)]) -> (Child, Lines) {
         let mut command = program();
         command.args(arguments).envs(environment.iter().copied()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let lines = Lines::of(child.stderr.take().unwrap());
         (child, lines)
+    }
+
+    /// A node that was started otherwise. `wait_until_up` is to follow.
+    pub(crate) fn of(mut child: Child) -> Self {
+        let lines = Lines::of(child.stderr.take().unwrap());
+        Self { child, lines, front: String::new() }
     }
 
     /// Starts the node at `url`. `wait_until_up` is to follow.
@@ -107,11 +113,11 @@ impl Process {
         self
     }
 
-    fn ask(&self, request: &str) -> Answer {
+    pub(crate) fn ask(&self, request: &str) -> Answer {
         ask(&self.front, request, &[])
     }
 
-    fn get(&self, key: &str) -> (u16, String) {
+    pub(crate) fn get(&self, key: &str) -> (u16, String) {
         let answer = self.ask(&format!("GET /api?key={}", key.replace(' ', "%20")));
         (answer.status, answer.text().into())
     }
@@ -133,7 +139,7 @@ impl Drop for Process {
 }
 
 /// What the node at `url` has counted until now, of all peers together.
-fn counted(url: &str, what: &str) -> u64 {
+pub(crate) fn counted(url: &str, what: &str) -> u64 {
     let metrics = ask(url, "GET /metrics", &[]);
     let name = format!("geecache_{what}_total{{");
     let lines = metrics.text().lines().filter(|line| line.starts_with(&name));
