@@ -101,6 +101,9 @@ const GROUP_METRICS: &[Metric<Stats, u64>] = &[
     ("geecache_gets_total", "counter", "Keys asked for, by callers here and by peers.", |s| s.gets),
     ("geecache_peer_requests_total", "counter", "Keys that peers asked for.", |s| s.peer_requests),
     ("geecache_misses_total", "counter", "Gets that no cache could answer.", |s| s.misses),
+    ("geecache_handed_over_total", "counter", "Keys that an earlier owner gave.", |s| {
+        s.handed_over
+    }),
     ("geecache_fallbacks_total", "counter", "Loads in place of an owner.", |s| s.fallbacks),
     ("geecache_local_loads_total", "counter", "Keys that the getter answered.", |s| s.local_loads),
     ("geecache_local_load_errors_total", "counter", "Keys for which the getter failed.", |s| {

@@ -5,8 +5,12 @@
 //! without a network.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{Loaded, PeerError};
+
+/// An earlier owner of a key is asked for no longer than this after it was that.
+pub(crate) const LONGEST_HANDOVER: Duration = Duration::from_secs(5 * 60);
 
 /// Knows which peer owns a key.
 pub trait PeerPicker: Send + Sync {
@@ -19,6 +23,15 @@ pub trait PeerPicker: Send + Sync {
     /// whose keys it no longer owns. Default: it is dropped, as is right if the list never changes.
     fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
         drop(changed);
+    }
+
+    /// The peers that owned `key` before the list changed, up to three of them, the last one first.
+    /// Before this process loads a key as its owner, it asks them for what they have in their
+    /// [caches](PeerGetter::get_cached). They may have left the list, but not longer than five
+    /// minutes ago. Default: none.
+    fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
+        let _ = key;
+        Vec::new()
     }
 
     /// All peers except this process, which a removal has to reach. Default: none.
@@ -42,6 +55,15 @@ pub trait PeerGetter: Send + Sync {
     /// The same for many keys, in their order, one answer for each. Default: one after the other.
     fn get_many(&self, group: &str, keys: &[&str]) -> Vec<Result<Option<Loaded>, PeerError>> {
         keys.iter().map(|key| self.get(group, key)).collect()
+    }
+
+    /// What the peer has in its caches of keys that it owned before this process, within `timeout`: see
+    /// [`Group::answer_handover`]. Default: nothing.
+    ///
+    /// [`Group::answer_handover`]: crate::Group::answer_handover
+    fn get_cached(&self, group: &str, keys: &[&str], timeout: Duration) -> Vec<Option<Loaded>> {
+        let _ = (group, timeout);
+        keys.iter().map(|_| None).collect()
     }
 
     /// Whether the peer answered when it was last asked, or was never asked; for
@@ -74,6 +96,10 @@ impl<P: PeerPicker + ?Sized> PeerPicker for Arc<P> {
 
     fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
         (**self).on_change(changed);
+    }
+
+    fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
+        (**self).former(key)
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {

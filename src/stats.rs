@@ -5,7 +5,7 @@
 //! way, and tests check them:
 //!
 //! - `gets = main.hits + hot.hits + misses`
-//! - `misses = peer_loads + local_loads + local_load_errors + shared`
+//! - `misses = peer_loads + handed_over + local_loads + local_load_errors + shared`
 //! - `fallbacks = peer_errors`
 //!
 //! Hits are counted in the shards, under the lock that a hit takes anyway, so that threads share no
@@ -34,6 +34,8 @@ pub struct Stats {
     pub peer_loads: u64,
     /// Misses that the owner did not answer, each followed by a fallback: the sum over `peers`.
     pub peer_errors: u64,
+    /// Keys whose values came from an earlier owner after the list of peers had changed.
+    pub handed_over: u64,
     /// Loads from the origin in place of an owner that did not answer.
     pub fallbacks: u64,
     /// Keys that the getter answered with a value or "no such key".
@@ -107,6 +109,7 @@ const fn ms(millis: u64) -> Duration {
 pub(crate) struct Counters {
     pub(crate) misses: Counter,
     pub(crate) peer_requests: Counter,
+    pub(crate) handed_over: Counter,
     pub(crate) fallbacks: Counter,
     pub(crate) local_loads: Counter,
     pub(crate) local_load_errors: Counter,
@@ -194,6 +197,7 @@ impl Counters {
             misses,
             peer_loads: by_peer.values().map(|peer| peer.loads).sum(),
             peer_errors: by_peer.values().map(|peer| peer.errors).sum(),
+            handed_over: self.handed_over.get(),
             fallbacks: self.fallbacks.get(),
             local_loads: self.local_loads.get(),
             local_load_errors: self.local_load_errors.get(),

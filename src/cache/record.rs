@@ -6,9 +6,10 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 6 | when it expires, in milliseconds of the group's [`Clock`](crate::Clock); all ones: never |
+//! | 6 | when it expires, in milliseconds of the group's [`Clock`](crate::Clock) (47 bits; all ones: never), and a bit for a life that was limited |
 //! | 2 | the length of the key (15 bits), and a bit for "no such key" |
 //! | … | the key |
+//! | 0 or 8 | only if its life was limited: when it would have expired, as above |
 //! | … | the value |
 
 use std::iter::repeat_n;
@@ -18,7 +19,8 @@ use std::time::Duration;
 use crate::ByteView;
 
 const HEAD: usize = 8;
-const NEVER: u64 = (1 << 48) - 1; // 8,900 years of milliseconds
+const NEVER: u64 = (1 << 47) - 1; // 4,400 years of milliseconds
+const LIMITED: u64 = 1 << 47;
 const KEY_LENGTH: u32 = 48;
 const ABSENT: u64 = 1 << 63;
 
@@ -38,24 +40,41 @@ pub(crate) struct Record(Arc<[u8]>);
 impl Record {
     /// `key` must be no longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
     pub(crate) fn new(key: &str, value: Option<&[u8]>, expires: Option<Duration>) -> Self {
-        let millis =
-            |at: Duration| u64::try_from(at.as_millis()).map_or(NEVER - 1, |ms| ms.min(NEVER - 1));
-        let expires = expires.map_or(NEVER, millis);
+        Self::write(key, value, millis(expires), &[])
+    }
+
+    fn write(key: &str, value: Option<&[u8]>, end: u64, would_end: &[u8]) -> Self {
         debug_assert!(key.len() < 1 << 15, "the group checks keys");
         let absent = if value.is_none() { ABSENT } else { 0 };
+        let limited = if would_end.is_empty() { 0 } else { LIMITED };
         let value = value.unwrap_or_default();
-        let mut bytes: Arc<[u8]> = repeat_n(0, HEAD + key.len() + value.len()).collect();
+        let length = HEAD + key.len() + would_end.len() + value.len();
+        let mut bytes: Arc<[u8]> = repeat_n(0, length).collect();
         let (head, rest) = Arc::get_mut(&mut bytes).expect("not shared yet").split_at_mut(HEAD);
-        head.copy_from_slice(&(expires | (key.len() as u64) << KEY_LENGTH | absent).to_le_bytes());
-        rest[..key.len()].copy_from_slice(key.as_bytes());
-        rest[key.len()..].copy_from_slice(value);
+        let flags = limited | absent;
+        head.copy_from_slice(&(end | (key.len() as u64) << KEY_LENGTH | flags).to_le_bytes());
+        let (key_bytes, rest) = rest.split_at_mut(key.len());
+        key_bytes.copy_from_slice(key.as_bytes());
+        let (would_end_bytes, rest) = rest.split_at_mut(would_end.len());
+        would_end_bytes.copy_from_slice(would_end);
+        rest.copy_from_slice(value);
         Self(bytes)
     }
 
-    /// The same key and value, with another end.
+    /// The same key and value, with an earlier end. It [remembers](Self::would_expire) the other.
     pub(crate) fn until(&self, expires: Duration) -> Self {
         let value = self.clone().into_value();
-        Self::new(self.key(), value.as_deref(), Some(expires))
+        let would_end = millis(self.would_expire()).to_le_bytes();
+        Self::write(self.key(), value.as_deref(), millis(Some(expires)), &would_end)
+    }
+
+    /// When the entry would expire if its life had not been limited.
+    pub(crate) fn would_expire(&self) -> Option<Duration> {
+        if self.head() & LIMITED == 0 {
+            return self.expires();
+        }
+        let end = &self.0[HEAD + self.key_length()..];
+        duration(u64::from_le_bytes(*end.first_chunk().expect("a limited record has it")))
     }
 
     /// When the entry expires, in the group's time.
@@ -72,13 +91,13 @@ impl Record {
     }
 
     pub(crate) fn key(&self) -> &str {
-        let key = &self.0[HEAD..self.value_start()];
+        let key = &self.0[HEAD..HEAD + self.key_length()];
         std::str::from_utf8(key).expect("it was made of a str")
     }
 
     #[inline]
     pub(crate) fn has_key(&self, key: &[u8]) -> bool {
-        self.value_start() == HEAD + key.len() && self.0[HEAD..].starts_with(key)
+        self.key_length() == key.len() && self.0[HEAD..].starts_with(key)
     }
 
     /// The value; `None` if the record says that there is none.
@@ -96,13 +115,30 @@ impl Record {
 
     #[inline]
     fn value_start(&self) -> usize {
-        HEAD + ((self.head() & !ABSENT) >> KEY_LENGTH) as usize
+        HEAD + self.key_length() + if self.head() & LIMITED == 0 { 0 } else { 8 }
+    }
+
+    #[inline]
+    fn key_length(&self) -> usize {
+        ((self.head() & !ABSENT) >> KEY_LENGTH) as usize
     }
 
     #[inline]
     fn head(&self) -> u64 {
         u64::from_le_bytes(*self.0.first_chunk().expect("every record has a head"))
     }
+}
+
+/// An end as the record has it: in milliseconds, rounded down.
+fn millis(end: Option<Duration>) -> u64 {
+    let millis =
+        |at: Duration| u64::try_from(at.as_millis()).map_or(NEVER - 1, |ms| ms.min(NEVER - 1));
+    end.map_or(NEVER, millis)
+}
+
+#[inline]
+fn duration(millis: u64) -> Option<Duration> {
+    (millis != NEVER).then(|| Duration::from_millis(millis))
 }
 
 #[cfg(test)]
@@ -112,7 +148,7 @@ mod tests {
     #[test]
     fn a_record_gives_back_what_it_was_made_of() {
         for (key, value) in [("Tom", "630"), ("é", ""), (&*"k".repeat(16_384), "v")] {
-            for expires in [None, Some(Duration::ZERO), Some(Duration::from_millis(1 << 47))] {
+            for expires in [None, Some(Duration::ZERO), Some(Duration::from_millis(1 << 46))] {
                 let record = Record::new(key, Some(value.as_bytes()), expires);
                 let overhead = OVERHEAD + if expires.is_some() { EXPIRY_OVERHEAD } else { 0 };
                 assert_eq!(record.key(), key);
@@ -128,6 +164,23 @@ mod tests {
         assert_eq!(Record::new("kkk", None, None).into_value(), None);
         assert_eq!(Record::new("kkk", None, None).key(), "kkk");
         assert_eq!(Record::new("kkk", Some(b""), None).into_value().unwrap(), "");
+    }
+
+    #[test]
+    fn a_record_whose_life_was_limited_remembers_its_own_end() {
+        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3_600));
+        for own in [None, Some(hour)] {
+            for value in [Some(&b"630"[..]), None] {
+                let record = Record::new("Tom", value, own);
+                assert_eq!(record.would_expire(), own);
+                let limited = record.until(minute).until(minute / 2);
+                assert_eq!(limited.expires(), Some(minute / 2));
+                assert_eq!(limited.would_expire(), own);
+                assert_eq!(limited.key(), "Tom");
+                assert!(limited.has_key(b"Tom") && !limited.has_key(b"To"));
+                assert_eq!(limited.into_value().as_deref(), value);
+            }
+        }
     }
 
     #[test]

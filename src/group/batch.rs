@@ -15,10 +15,11 @@ use std::sync::Arc;
 
 use log::debug;
 
+use super::handover::TakenOver;
 use super::{
     Answer, Group, SharedError, Tier, Told, at_once, failed, panicked, timed, was_attempted,
 };
-use crate::cache::{Key, Record};
+use crate::cache::{Key, Lease, Record};
 use crate::flight::{LeaderGuard, Seat};
 use crate::{BoxError, ByteView, Error, PeerError, PeerGetter};
 
@@ -166,13 +167,37 @@ impl Group {
         answers.into_iter().map(|answer| answer.expect("each key was led or followed")).collect()
     }
 
+    /// Asks the earlier owners, if there are some, and then the getter.
     fn ask_getter_for_many(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        let leases: Vec<_> = keys.iter().map(|key| self.cache(tier).lease(key)).collect();
+        if tier == Tier::Hot {
+            return self.call_getter_for_many(keys, leases, tier);
+        }
+        let taken = self.take_over_many(keys, &leases);
+        let open = zip(zip(keys, leases), &taken).filter(|(_, taken)| taken.is_none());
+        let (keys, leases): (Vec<_>, Vec<_>) = open.map(|(open, _)| open).unzip();
+        let mut loaded = self.call_getter_for_many(&keys, leases, tier).into_iter();
+        let mut answer = |taken: Option<TakenOver>| match taken {
+            Some((record, _)) => Ok(record),
+            None => loaded.next().expect("one answer for each open key"),
+        };
+        taken.into_iter().map(&mut answer).collect()
+    }
+
+    fn call_getter_for_many(
+        &self,
+        keys: &[&Key<'_>],
+        leases: Vec<Lease>,
+        tier: Tier,
+    ) -> Vec<Answer> {
         if keys.is_empty() {
             return Vec::new();
         }
         debug!("[{}] {} keys: loading from the origin", self.name, keys.len());
         let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
-        let leases: Vec<_> = keys.iter().map(|key| self.cache(tier).lease(key)).collect();
         let get_many = AssertUnwindSafe(|| self.getter.get_many(&texts));
         let (loaded, took) = timed(|| catch_unwind(get_many));
         self.counters.getter_times.record(took);

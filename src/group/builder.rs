@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::doorkeeper::Doorkeeper;
 use super::fallback_log::FallbackLog;
+use super::handover::Removed;
 use super::{Group, Hasher, MAX_GROUP_BYTES};
 use crate::cache::{Cache, Eviction};
 use crate::flight::Flight;
@@ -146,6 +147,7 @@ impl GroupBuilder {
             hot: cache(hot_bytes),
             name: self.name,
             getter: self.getter,
+            removed: self.peers.as_ref().map(|_| Removed::default()),
             peers: self.peers.unwrap_or_else(|| Box::new(NoPeers)),
             hasher,
             doorkeeper: Doorkeeper::new(),

@@ -25,14 +25,16 @@
 //! 4. A's question arrives at B and joins B's flight, which waits for A.
 //!
 //! Here a peer's question ([`Group::answer_peer`]) only ever joins `loading`, and a leader there
-//! calls the getter and asks no peer. So no question goes round, and a full worker pool on one node
-//! never waits for a full worker pool on another.
+//! calls the getter; peers it asks only for what earlier owners have in their caches, which waits for
+//! nobody (see [`handover`]). So no question goes round, and a full worker pool on one node never
+//! waits for a full worker pool on another.
 
 mod batch;
 mod builder;
 mod disowned;
 mod doorkeeper;
 mod fallback_log;
+mod handover;
 mod remove;
 mod trace;
 
@@ -53,6 +55,7 @@ use crate::{ByteView, Error, Getter, Loaded, MAX_KEY_BYTES, PeerError, PeerGette
 pub use builder::GroupBuilder;
 use doorkeeper::Doorkeeper;
 use fallback_log::{FallbackLog, Shown};
+use handover::Removed;
 pub use trace::{Asked, Tier, Trace};
 
 /// The longest name of a group in bytes. Also, it has at least one.
@@ -87,6 +90,8 @@ pub struct Group {
     // in place of an owner that did not answer.
     hot: Cache,
     doorkeeper: Doorkeeper,
+    // `None` without peers.
+    removed: Option<Removed>,
     asking: Flight<Answer>,
     loading: Flight<Answer>,
     ttl: Option<Duration>,
@@ -233,6 +238,12 @@ impl Group {
     fn load_locally(&self, key: &Key<'_>, tier: Tier, trace: &mut Trace) -> Answer {
         self.fly(&self.loading, key, trace, |trace| {
             let lease = self.cache(tier).lease(key);
+            if tier == Tier::Main
+                && let Some((record, asked)) = self.take_over(key, lease)
+            {
+                trace.handed_over = Some(asked);
+                return Ok(record);
+            }
             let get = AssertUnwindSafe(|| self.getter.get(key.text));
             let (loaded, took) = timed(|| catch_unwind(get));
             self.counters.getter_times.record(took);
@@ -271,7 +282,8 @@ impl Group {
     }
 
     /// Answers a peer that takes this node for the key's owner: the value and its remaining time
-    /// to live, or `None` if the origin has no such key. Never asks another peer.
+    /// to live, or `None` if the origin has no such key. Asks no other peer but for what it has in its
+    /// caches, and only after the list of peers has changed.
     ///
     /// [`HttpServer`](crate::HttpServer) calls this; a transport of your own would.
     ///

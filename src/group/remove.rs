@@ -14,6 +14,8 @@
 //!      value;
 //!   3. the owner drops the value, `remove` returns, and C still serves the old one.
 //!
+//! - *An earlier owner*, after the list of nodes has changed: see [`handover`](super::handover).
+//!
 //! What remains: a node that could not be reached serves its copy until that expires, after
 //! [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the latest, or, if it is the owner, until the
 //! value itself expires or is evicted. [`Error::RemoveIncomplete`] names it. And while the lists of
@@ -30,20 +32,33 @@ impl Group {
     /// Removes `key` from all nodes: here, at its owner, and then at all others, 16 at a time.
     /// A get that starts after this has returned sees no value from before, on any node reached.
     ///
+    /// While the lists of nodes differ, a node that is not in this one's list keeps what it has. One
+    /// that has left the list a moment ago is told, too, but is not named if it does not answer.
+    ///
     /// # Errors
     /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
     pub fn remove(&self, key: &str) -> Result<(), Error> {
         let key = self.key(key)?;
         self.remove_here(&key);
         let owner = self.peers.pick(key.text);
+        let is_owner =
+            |peer: &Arc<dyn PeerGetter>| owner.as_ref().is_some_and(|o| o.name() == peer.name());
+        let mut others = self.peers.others();
+        others.retain(|peer| !is_owner(peer));
+        // The earlier owners, from which the owner may fetch the value: before it. Those of them that
+        // are still in the list are told once more with the others.
+        let mut former = self.peers.former(key.text);
+        former.retain(|peer| !is_owner(peer) && peer.is_up());
         let remove = |peer: &dyn PeerGetter| peer.remove(&self.name, key.text);
+        ask_all(&former, remove);
         let mut failed = match &owner {
             Some(owner) => ask_all(std::slice::from_ref(owner), remove),
             None => Vec::new(),
         };
-        let mut others = self.peers.others();
-        others.retain(|peer| owner.as_ref().is_none_or(|owner| owner.name() != peer.name()));
         failed.extend(ask_all(&others, remove));
+        former.retain(|peer| others.iter().all(|other| other.name() != peer.name()));
+        former.retain(|peer| peer.is_up());
+        ask_all(&former, remove);
         // A copy may have come from the owner between the first line and its removal there.
         self.remove_here(&key);
         complete(failed)
@@ -79,6 +94,9 @@ impl Group {
 
     /// Answers a peer that clears the group: drops everything that this node keeps of it.
     pub fn answer_clear(&self) {
+        if let Some(removed) = &self.removed {
+            removed.note_all(self.clock.now());
+        }
         self.main.clear();
         self.hot.clear();
         self.asking.forget_all();
@@ -86,6 +104,9 @@ impl Group {
     }
 
     fn remove_here(&self, key: &Key<'_>) {
+        if let Some(removed) = &self.removed {
+            removed.note(key.hash, self.clock.now());
+        }
         // The caches first: a get that misses them and then leads anew takes a new lease.
         self.main.remove(key);
         self.hot.remove(key);

@@ -29,6 +29,8 @@ pub struct Trace {
     pub hit: Option<Tier>,
     /// The owner that was asked, or was [not asked](PeerError::was_attempted), since it cools down.
     pub asked: Option<Asked>,
+    /// The earlier owner that handed the value over, after the list of peers had changed.
+    pub handed_over: Option<Asked>,
     /// How long this process's own getter took.
     pub loaded: Option<Duration>,
     /// How long this get waited for another one that was loading the same key.
@@ -44,7 +46,7 @@ pub enum Tier {
     Hot,
 }
 
-/// A question to a key's owner.
+/// A question to a key's owner, or to an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Asked {
@@ -66,6 +68,9 @@ impl fmt::Display for Trace {
             });
         }
         steps.extend(self.waited.map(|took| format!("waited {took:.1?} for another caller")));
+        if let Some(Asked { peer, took, .. }) = &self.handed_over {
+            steps.push(format!("handed over by {peer} in {took:.1?}"));
+        }
         steps.extend(self.hit.map(|tier| format!("{tier} hit")));
         steps.extend(self.loaded.map(|took| format!("searched the origin in {took:.1?}")));
         f.write_str(&steps.join(", "))
@@ -98,6 +103,8 @@ mod tests {
         let asked = Some(Asked { error: None, ..asked });
         let answered = Trace { asked, ..Trace::default() };
         assert_eq!(answered.to_string(), "asked http://b:8001 in 1.2ms");
+        let handed_over = Trace { handed_over: answered.asked, ..Trace::default() };
+        assert_eq!(handed_over.to_string(), "handed over by http://b:8001 in 1.2ms");
         let hit = Trace { hit: Some(Tier::Hot), ..Trace::default() };
         assert_eq!(hit.to_string(), "hot hit");
     }

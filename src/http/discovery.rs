@@ -198,7 +198,7 @@ fn names(urls: &[String]) -> String {
     let named = urls[..urls.len().min(NAMED)].join(", ");
     match urls.len() {
         0 => "none".into(),
-        ..=NAMED => named,
+        1..=NAMED => named,
         all => format!("{named} and {} more", all - NAMED),
     }
 }

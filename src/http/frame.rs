@@ -72,9 +72,18 @@ pub(super) fn fitting(keys: &[&str]) -> usize {
 /// Decides which values, by their lengths, fit into an answer from the caches alone. The others are
 /// asked for singly.
 pub(super) fn cached_budget() -> impl FnMut(usize) -> bool {
+    budget(MAX_CACHED_VALUE_BYTES)
+}
+
+/// The same for values that are handed over: the others are asked for by another batch.
+pub(super) fn hand_over_budget() -> impl FnMut(usize) -> bool {
+    budget(MAX_CACHED_BYTES)
+}
+
+fn budget(largest: usize) -> impl FnMut(usize) -> bool {
     let mut room = MAX_CACHED_BYTES;
     move |length| {
-        let fits = length <= MAX_CACHED_VALUE_BYTES.min(room);
+        let fits = length <= largest.min(room);
         if fits {
             room -= length;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ureq::http::Uri;
 
 use super::wire::DEFAULT_BASE_PATH;
+use crate::peer::LONGEST_HANDOVER;
 use crate::{Error, MAX_GROUP_BYTES, MAX_KEY_BYTES, RingHash};
 
 /// How an [`HttpPool`](crate::HttpPool) places and asks its peers.
@@ -34,6 +35,11 @@ pub struct PoolOptions {
     /// The largest value that is taken from a peer, in bytes; above it this node loads by
     /// itself. Default: 16 MiB.
     pub max_value_bytes: u64,
+    /// For how long after a change of the list of nodes this node, when it misses a key that it owns
+    /// now, asks those that owned it before, from their caches and for 100 ms at the most, before
+    /// it loads from the origin. Up to 5 minutes; zero turns it off. What a node no longer owns it
+    /// keeps for [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the most. Default: 30 s.
+    pub handover: Duration,
     /// Whether concurrent gets that go to the same peer share requests. Default: `true`.
     pub combine: bool,
     /// The path under which peers answer, of up to 1,024 bytes. Default: `/_geecache/`.
@@ -65,6 +71,7 @@ impl Default for PoolOptions {
             timeout: Duration::from_secs(3),
             max_idle_connections: 64,
             max_value_bytes: 16 << 20,
+            handover: Duration::from_secs(30),
             combine: true,
             base_path: DEFAULT_BASE_PATH.into(),
             token: None,
@@ -81,6 +88,9 @@ impl PoolOptions {
         check_token(self.token.as_deref())?;
         if self.points_per_peer.is_some_and(|points| !(1..=MAX_POINTS).contains(&points)) {
             return Err(Error::Config(format!("a node has 1 to {MAX_POINTS} points on the ring")));
+        }
+        if self.handover > LONGEST_HANDOVER {
+            return Err(Error::Config(format!("a hand-over lasts up to {LONGEST_HANDOVER:?}")));
         }
         let is_wrong = |timeout: Duration| timeout.is_zero() || timeout > LONGEST_TIMEOUT;
         if is_wrong(self.timeout) || is_wrong(self.connect_timeout) {
@@ -100,6 +110,7 @@ impl fmt::Debug for PoolOptions {
             .field("timeout", &self.timeout)
             .field("max_idle_connections", &self.max_idle_connections)
             .field("max_value_bytes", &self.max_value_bytes)
+            .field("handover", &self.handover)
             .field("combine", &self.combine)
             .field("base_path", &self.base_path)
             .field("token", &self.token.as_ref().map(|_| "…"))
@@ -312,6 +323,7 @@ mod tests {
         assert_eq!(options.connect_timeout, Duration::from_millis(500));
         assert_eq!(options.timeout, Duration::from_secs(3));
         assert_eq!((options.max_idle_connections, options.max_value_bytes), (64, 16 << 20));
+        assert_eq!(options.handover, Duration::from_secs(30));
         assert!(options.combine);
         assert_eq!((&*options.base_path, options.token), ("/_geecache/", None));
     }
@@ -330,6 +342,7 @@ mod tests {
         assert!(refused(PoolOptions { points_per_peer: Some(0), ..PoolOptions::default() }));
         assert!(refused(PoolOptions { timeout: Duration::ZERO, ..PoolOptions::default() }));
         assert!(refused(PoolOptions { timeout: Duration::MAX, ..PoolOptions::default() }));
+        assert!(refused(PoolOptions { handover: Duration::MAX, ..PoolOptions::default() }));
         for token in ["", "from a file\n", "two words", "ключ"] {
             assert!(refused(PoolOptions { token: Some(token.into()), ..PoolOptions::default() }));
         }

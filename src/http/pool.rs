@@ -12,11 +12,11 @@
 //!
 //! A get that has C's getter in hand when C leaves asks it once more, which does no harm.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
-use std::mem;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use std::{iter, mem};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -58,9 +58,24 @@ struct Nodes {
     // All nodes but this one.
     #[doc(alias = "httpGetters")]
     getters: HashMap<String, Arc<HttpGetter>>,
+    /// The last lists before this one, the newest first.
+    earlier: VecDeque<Earlier>,
     /// When the connections to all of them were last looked through.
     swept: Instant,
 }
+
+/// A list of nodes that was replaced a moment ago.
+struct Earlier {
+    ring: Arc<Ring>,
+    /// All nodes but this one, also those that have left since.
+    getters: HashMap<String, Arc<HttpGetter>>,
+    /// Until then they are asked for what they owned.
+    until: Instant,
+}
+
+/// So many lists are remembered at the most, and so many owners of one key.
+const EARLIER_LISTS: usize = 16;
+const EARLIER_OWNERS: usize = 3;
 
 /// How often connections that were idle for too long are closed, also those to peers that nobody asks.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -88,8 +103,9 @@ impl HttpPool {
         options.check()?;
         super::client::check(&options)?;
         let options = Arc::new(options);
-        let ring = ring_of([self_url.clone()], &options);
-        let nodes = Mutex::new(Nodes { ring, getters: HashMap::new(), swept: Instant::now() });
+        let ring = Arc::new(ring_of([self_url.clone()], &options));
+        let (getters, earlier, swept) = (HashMap::new(), VecDeque::new(), Instant::now());
+        let nodes = Mutex::new(Nodes { ring, getters, earlier, swept });
         let (on_change, end) = (Mutex::default(), bounded(0));
         Ok(Arc::new(Self { self_url, options, nodes, on_change, end }))
     }
@@ -122,11 +138,14 @@ impl HttpPool {
                 self.self_url
             )));
         }
-        let ring = ring_of(urls, &self.options);
+        let ring = Arc::new(ring_of(urls, &self.options));
         let change = Change::between(&self.ring(), &ring);
         if change.is_empty() {
             return Ok(change);
         }
+        // Whoever was alone has just been started: the others have owned what it owns now.
+        let others = ring.nodes().filter(|&url| *url != self.self_url).map(String::from);
+        let ring_of_others = ring_of(others, &self.options);
         let mut getters: HashMap<String, Arc<HttpGetter>> = ring
             .nodes()
             .filter(|&url| *url != self.self_url)
@@ -140,14 +159,30 @@ impl HttpPool {
             return Ok(Change::default());
         }
         for (url, getter) in &mut getters {
-            if let Some(kept) = nodes.getters.get(url) {
-                unused.push(mem::replace(getter, kept.clone()));
+            let mut earlier = nodes.earlier.iter().map(|earlier| &earlier.getters);
+            let kept = nodes.getters.get(url).or_else(|| earlier.find_map(|all| all.get(url)));
+            if let Some(kept) = kept.cloned() {
+                unused.push(mem::replace(getter, kept));
             }
         }
-        let before =
-            (mem::replace(&mut nodes.ring, ring), mem::replace(&mut nodes.getters, getters));
+        let ring_before = mem::replace(&mut nodes.ring, ring);
+        let getters_before = mem::replace(&mut nodes.getters, getters);
+        let now = Instant::now();
+        let mut forgotten = nodes.forget_earlier(now, EARLIER_LISTS - 1);
+        let was_alone = ring_before.nodes().len() == 1;
+        let (ring, getters) = if was_alone {
+            (Arc::new(ring_of_others), nodes.getters.clone())
+        } else {
+            (ring_before, getters_before)
+        };
+        let earlier = Earlier { ring, getters, until: now + self.options.handover };
+        if self.options.handover.is_zero() {
+            forgotten.push_back(earlier);
+        } else {
+            nodes.earlier.push_front(earlier);
+        }
         drop(nodes);
-        drop((before, unused));
+        drop((forgotten, unused));
         let all = self.on_change.lock().unwrap().clone();
         let gone: Vec<_> = all.iter().filter(|changed| !changed()).collect();
         let is_gone = |changed: &Arc<OnChange>| gone.iter().any(|g| Arc::ptr_eq(g, changed));
@@ -192,8 +227,10 @@ impl PeerPicker for HttpPool {
         let getter = nodes.ring.owner(key).and_then(|owner| nodes.getters.get(owner)).cloned();
         if nodes.swept.elapsed() > SWEEP_EVERY {
             nodes.swept = Instant::now();
+            let forgotten = nodes.forget_earlier(Instant::now(), EARLIER_LISTS);
             let getters: Vec<_> = nodes.getters.values().cloned().collect();
             drop(nodes);
+            drop(forgotten);
             getters.iter().for_each(|getter| getter.sweep());
         }
         Some(getter?)
@@ -203,9 +240,42 @@ impl PeerPicker for HttpPool {
         self.on_change.lock().unwrap().push(changed);
     }
 
+    /// Also the owner of a key that this node does not own: whoever takes this node for the owner may
+    /// have a newer list.
+    fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
+        let mut found: Vec<Arc<dyn PeerGetter>> = Vec::new();
+        if self.options.handover.is_zero() {
+            return found;
+        }
+        let (nodes, now) = (self.nodes.lock().unwrap(), Instant::now());
+        let earlier = nodes.earlier.iter().filter(|earlier| now < earlier.until);
+        let earlier = earlier.map(|earlier| (&earlier.ring, &earlier.getters));
+        for (ring, getters) in iter::once((&nodes.ring, &nodes.getters)).chain(earlier) {
+            let Some(getter) = ring.owner(key).and_then(|owner| getters.get(owner)) else {
+                continue; // this node
+            };
+            if found.iter().all(|other| other.name() != getter.name()) {
+                found.push(getter.clone());
+            }
+            if found.len() == EARLIER_OWNERS {
+                break;
+            }
+        }
+        found
+    }
+
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
         let nodes = self.nodes.lock().unwrap();
         nodes.getters.values().map(|getter| getter.clone() as Arc<dyn PeerGetter>).collect()
+    }
+}
+
+impl Nodes {
+    /// Takes out the lists whose time is over, and those beyond the first `most`: to be dropped without
+    /// the lock.
+    fn forget_earlier(&mut self, now: Instant, most: usize) -> VecDeque<Earlier> {
+        let kept = self.earlier.iter().take(most).take_while(|e| now < e.until).count();
+        self.earlier.split_off(kept)
     }
 }
 
@@ -235,9 +305,9 @@ impl Change {
     }
 }
 
-fn ring_of(urls: impl IntoIterator<Item = String>, options: &PoolOptions) -> Arc<Ring> {
+fn ring_of(urls: impl IntoIterator<Item = String>, options: &PoolOptions) -> Ring {
     let points = options.points_per_peer.unwrap_or(options.hash.default_points());
-    Arc::new(Ring::new(urls, points, options.hash))
+    Ring::new(urls, points, options.hash)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `gets` | what a get gives, whichever node is asked; lists of peers that differ or change |
 //! | `owners` | owners that fail, each in its own way, and what it costs; their return |
+//! | `handover` | what a new owner gets from the one before, after the list has changed |
 //! | `keys` | every key and group name travels exactly |
 //! | `values` | sizes, budgets, times to live |
 //! | `limits` | the largest of everything, and one above |
@@ -43,6 +44,7 @@ mod far;
 mod fresh;
 mod fuzz;
 mod gets;
+mod handover;
 mod keys;
 mod limits;
 mod load;

@@ -193,6 +193,12 @@ impl Cluster {
         self
     }
 
+    /// After a change of the list, nobody asks those who owned a key before.
+    pub(crate) fn without_handover(mut self) -> Self {
+        self.pool.handover = Duration::ZERO;
+        self
+    }
+
     /// The path under which all nodes ask and answer.
     pub(crate) fn base_path(mut self, path: &str) -> Self {
         (self.pool.base_path, self.server.base_path) = (path.into(), path.into());
@@ -365,8 +371,8 @@ pub(crate) fn check_identities<'n>(nodes: impl IntoIterator<Item = &'n Node>) {
     for node in nodes {
         let stats = node.stats();
         assert_eq!(stats.gets, stats.main.hits + stats.hot.hits + stats.misses, "{stats:?}");
-        let outcomes =
-            stats.peer_loads + stats.local_loads + stats.local_load_errors + stats.shared;
+        let loads = stats.local_loads + stats.local_load_errors;
+        let outcomes = stats.peer_loads + stats.handed_over + loads + stats.shared;
         assert_eq!(stats.misses, outcomes, "{stats:?}");
         assert_eq!(stats.fallbacks, stats.peer_errors, "{stats:?}");
     }

@@ -18,6 +18,17 @@ use crate::http::frame::{self, Heard};
 use crate::http::wire;
 use crate::{Loaded, PeerError, PoolOptions};
 
+/// For which keys a peer is to answer a batch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// For all.
+    All,
+    /// For those that it has in its caches.
+    Cached,
+    /// The same, and it owned them before this node.
+    HandedOver,
+}
+
 /// What a peer says about one key.
 pub(super) type Answer = Result<Option<Loaded>, PeerError>;
 
@@ -68,14 +79,9 @@ impl Exchange {
             request.config().timeout_global(Some(left)).build().call()
         })?;
         let was_cached = header(&answer, wire::CACHE) != Some(wire::MISS);
-        let ttl = header(&answer, wire::TTL_MS).and_then(wire::ttl_from_header);
         let is_absent = header(&answer, wire::RESULT) == Some(wire::ABSENT);
         match answer.status().as_u16() {
-            200 => {
-                check_origin(&answer, wire::VALUE_TYPE)?;
-                let value = body(&mut answer, self.options.max_value_bytes)?;
-                Ok((Some(self.since(asked, Loaded { value, ttl })), was_cached))
-            }
+            200 => Ok((Some(self.value(asked, &mut answer)?), was_cached)),
             404 if is_absent => {
                 // An empty body; reading it gives the connection back.
                 let _ = body(&mut answer, 0);
@@ -85,14 +91,47 @@ impl Exchange {
         }
     }
 
-    /// Asks for several keys; with `only_cached`, for those that the peer has in its caches. `None`
-    /// for the keys that are not in the answer; [`PeerError::Unsupported`] if the peer knows no
-    /// batches, as a Go node.
+    /// Asks for one key that the peer owned before, and may have in its caches. Go nodes must not be
+    /// asked: to them it is a question like any other.
+    pub(super) fn get_cached(
+        &self,
+        group: &str,
+        key: &str,
+        timeout: Duration,
+    ) -> Result<Option<Loaded>, PeerError> {
+        let asked = self.clock.now();
+        let url = self.url(&wire::path(&self.options.base_path, group, key));
+        let mut answer = self.send(timeout, |left| {
+            let request = self.with_token(self.agent.get(&url));
+            let request = request.header("Cache-Control", wire::ONLY_IF_CACHED);
+            request.config().timeout_global(Some(left)).build().call()
+        })?;
+        let is_elsewhere = header(&answer, wire::RESULT) == Some(wire::NOT_CACHED);
+        match answer.status().as_u16() {
+            200 => self.value(asked, &mut answer).map(Some),
+            404 if is_elsewhere => {
+                let _ = body(&mut answer, 0);
+                Ok(None)
+            }
+            _ => Err(status(&mut answer)),
+        }
+    }
+
+    /// The value that a `200` brings.
+    fn value(&self, asked: Duration, answer: &mut Response<Body>) -> Result<Loaded, PeerError> {
+        let ttl = header(answer, wire::TTL_MS).and_then(wire::ttl_from_header);
+        check_origin(answer, wire::VALUE_TYPE)?;
+        let value = body(answer, self.options.max_value_bytes)?;
+        Ok(self.since(asked, Loaded { value, ttl }))
+    }
+
+    /// Asks for several keys. `None` for the keys that are not in the answer;
+    /// [`PeerError::Unsupported`] if the peer knows no batches, as a Go node.
     pub(super) fn get_batch(
         &self,
         group: &str,
         keys: &[impl AsRef<str>],
-        only_cached: bool,
+        wanted: Wanted,
         timeout: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
         let asked = self.clock.now();
@@ -100,8 +139,11 @@ impl Exchange {
         let question = frame::write_question(keys);
         let mut answer = self.send(timeout, |left| {
             let mut request = self.with_token(self.agent.post(&url)).content_type(wire::BATCH_TYPE);
-            if only_cached {
+            if wanted != Wanted::All {
                 request = request.header("Cache-Control", wire::ONLY_IF_CACHED);
+            }
+            if wanted == Wanted::HandedOver {
+                request = request.header(wire::HAND_OVER, "1");
             }
             request.config().timeout_global(Some(left)).build().send(&question[..])
         })?;

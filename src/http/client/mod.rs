@@ -22,7 +22,7 @@ mod transport;
 
 use std::collections::HashMap;
 use std::iter::zip;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -30,11 +30,11 @@ use log::{info, warn};
 
 use self::combine::{Brought, Combine};
 use self::cooldown::Cooldown;
-use self::exchange::{Answer, Exchange};
+use self::exchange::{Answer, Exchange, Wanted};
 pub(super) use self::transport::check;
 use super::frame;
 use crate::clock::Clock;
-use crate::{PeerError, PeerGetter, PoolOptions};
+use crate::{Loaded, PeerError, PeerGetter, PoolOptions};
 
 /// Asks the peer at one base URL.
 #[doc(alias = "httpGetter")]
@@ -47,6 +47,11 @@ pub(crate) struct HttpGetter {
     groups: Mutex<HashMap<String, Arc<OfGroup>>>,
     // Guards when the peer last turned out not to support batches (a Go node).
     no_batches: Mutex<Option<Duration>>,
+    /// So it is no Go node.
+    has_answered_batches: AtomicBool,
+    /// Questions for what it owned before have less time than others, and one that was too slow for
+    /// them is not down.
+    handover_cooldown: Cooldown,
     clock: Clock,
     options: Arc<PoolOptions>,
 }
@@ -89,6 +94,8 @@ impl HttpGetter {
             answered: AtomicU64::new(0),
             groups: Mutex::default(),
             no_batches: Mutex::default(),
+            has_answered_batches: AtomicBool::new(false),
+            handover_cooldown: Cooldown::default(),
             clock,
             options,
         }
@@ -127,13 +134,17 @@ impl HttpGetter {
         &self,
         group: &str,
         keys: &[impl AsRef<str>],
-        only_cached: bool,
+        wanted: Wanted,
         end: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
-        match self.within(end, |left| self.exchange.get_batch(group, keys, only_cached, left)) {
+        match self.within(end, |left| self.exchange.get_batch(group, keys, wanted, left)) {
             Err(PeerError::Unsupported) => {
                 *self.no_batches.lock().unwrap() = Some(self.clock.now());
                 Ok(keys.iter().map(|_| None).collect())
+            }
+            Ok(answers) => {
+                self.has_answered_batches.store(true, Ordering::Relaxed);
+                Ok(answers)
             }
             answers => answers,
         }
@@ -141,7 +152,7 @@ impl HttpGetter {
 
     /// Asks for those of several keys that the peer has in its caches.
     fn ask_cached(&self, group: &str, keys: &[String], end: Duration) -> Brought<Answer> {
-        match self.ask_batch(group, keys, true, end) {
+        match self.ask_batch(group, keys, Wanted::Cached, end) {
             Ok(answers) => {
                 let group = self.of_group(group);
                 answers.iter().for_each(|answer| group.note(answer.is_some()));
@@ -161,15 +172,36 @@ impl HttpGetter {
         end: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
         let reserve = self.options.timeout / 8;
-        match self.ask_batch(group, keys, false, end.saturating_sub(reserve)) {
+        match self.ask_batch(group, keys, Wanted::All, end.saturating_sub(reserve)) {
             // A key or two wait for the owner's origin, or its workers do. What it has in its caches
             // it gives at once.
             Err(error @ (PeerError::Timeout | PeerError::Status { code: 503, .. })) => {
-                let cached = self.ask_batch(group, keys, true, end).map_err(|_| error.clone())?;
+                let cached =
+                    self.ask_batch(group, keys, Wanted::Cached, end).map_err(|_| error.clone())?;
                 let or_error = |answer: Option<_>| answer.or_else(|| Some(Err(error.clone())));
                 Ok(cached.into_iter().map(or_error).collect())
             }
             answers => answers,
+        }
+    }
+
+    /// Asks for keys that the peer owned before. `None` for those that it does not give.
+    fn ask_former(
+        &self,
+        group: &str,
+        keys: &[&str],
+        end: Duration,
+    ) -> Result<Vec<Option<Loaded>>, PeerError> {
+        match keys {
+            // A Go node would load it.
+            [key] if self.has_answered_batches.load(Ordering::Relaxed) => {
+                let ask = |left| self.exchange.get_cached(group, key, left);
+                Ok(vec![self.within(end, ask)?])
+            }
+            keys => {
+                let answers = self.ask_batch(group, keys, Wanted::HandedOver, end)?;
+                Ok(answers.into_iter().map(|answer| answer?.ok().flatten()).collect())
+            }
         }
     }
 
@@ -250,8 +282,16 @@ impl HttpGetter {
         let timeout = if is_well { timeout } else { timeout.min(REMOVAL_WHILE_DOWN) };
         let began = self.clock.now();
         let removed = self.note(began, self.exchange.remove(group, key, timeout));
-        if removed.is_ok() && self.cooldown.answered() {
-            self.log_return();
+        match &removed {
+            Ok(()) if self.cooldown.answered() => self.log_return(),
+            // The next removal has less patience with it. A trial would be too short for gets.
+            Err(error) if error.is_transport() && is_well && !self.has_answered_since(began) => {
+                let now = self.clock.now();
+                if let Some(pause) = self.cooldown.attempt(now).and_then(|a| a.failed(now)) {
+                    warn!("peer {}: {error}; not asked again for {pause:?}", self.name());
+                }
+            }
+            _ => {}
         }
         removed
     }
@@ -315,6 +355,40 @@ impl PeerGetter for HttpGetter {
             }
         }
         answers.into_iter().map(|answer| answer.expect("no key is open")).collect()
+    }
+
+    fn get_cached(&self, group: &str, keys: &[&str], timeout: Duration) -> Vec<Option<Loaded>> {
+        let mut found: Vec<Option<Loaded>> = vec![None; keys.len()];
+        let began = self.clock.now();
+        if !self.is_up() || !self.knows_batches() {
+            return found;
+        }
+        let Some(attempt) = self.handover_cooldown.attempt(began) else { return found };
+        let mut open: Vec<usize> = (0..keys.len()).collect();
+        while !open.is_empty() {
+            let texts: Vec<&str> = open.iter().map(|&index| keys[index]).collect();
+            let texts = &texts[..frame::fitting(&texts)];
+            let brought = match self.ask_former(group, texts, began + timeout) {
+                Ok(brought) => brought,
+                // It owned the key before: there is no time to wait for a slow one.
+                Err(error) if error.is_transport() || error == PeerError::OutOfTime => {
+                    attempt.failed(self.clock.now());
+                    return found;
+                }
+                Err(_) => break,
+            };
+            let part: Vec<usize> = open.drain(..texts.len()).collect();
+            let has_brought_something = brought.iter().any(Option::is_some);
+            for (index, loaded) in zip(part, brought) {
+                found[index] = loaded;
+                // The answer may have been full.
+                if found[index].is_none() && has_brought_something {
+                    open.push(index);
+                }
+            }
+        }
+        attempt.succeeded();
+        found
     }
 
     fn is_up(&self) -> bool {

@@ -59,6 +59,7 @@ impl Routes {
         let (group, key) = wire::parse(path).ok()?;
         let group = self.groups.get(&group)?;
         match (request.method(), key) {
+            (Method::Get, Some(key)) if is_only_if_cached(request) => Some(hand_over(group, &key)),
             (Method::Get, Some(key)) => match group.answer_peer_cached(&key).ok()? {
                 Told::Value(value, ttl) => Some(value_or_absent(Some((value, ttl)))),
                 Told::Absent => Some(value_or_absent(None)),
@@ -66,7 +67,7 @@ impl Routes {
             },
             (Method::Post, None) if is_only_if_cached(request) => {
                 let keys = frame::read_question(body).ok()?;
-                Some(batch(&group.answer_batch_cached(&keys, frame::cached_budget())))
+                Some(batch_from_caches(group, &keys, request))
             }
             _ => None,
         }
@@ -82,6 +83,7 @@ impl Routes {
                 .with_header(header(wire::ERROR, wire::NO_GROUP));
         };
         match (request.method(), key) {
+            (Method::Get, Some(key)) if is_only_if_cached(request) => hand_over(group, &key),
             (Method::Get, Some(key)) => answer_get(group, &key),
             (Method::Delete, Some(key)) => match group.answer_removal(&key) {
                 Ok(()) => bytes(204, ""),
@@ -91,7 +93,7 @@ impl Routes {
                 group.answer_clear();
                 bytes(204, "")
             }
-            (Method::Post, None) => answer_batch(group, body, is_only_if_cached(request)),
+            (Method::Post, None) => answer_batch(group, body, request),
             (Method::Get, None) => text(400, "a key is required: {group}/{key}"),
             (_, key) => {
                 let allowed = if key.is_some() { "GET, DELETE" } else { "POST, DELETE" };
@@ -123,6 +125,15 @@ fn answer_get(group: &Group, key: &str) -> ResponseBox {
     }
 }
 
+/// The answer to the key's new owner. It asks nobody.
+fn hand_over(group: &Group, key: &str) -> ResponseBox {
+    match group.answer_handover(key) {
+        Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::NOT_CACHED)),
+        Ok(found) => value_or_absent(found),
+        Err(error) => text(400, error),
+    }
+}
+
 fn value_or_absent(found: Option<(ByteView, Option<Duration>)>) -> ResponseBox {
     let Some((value, ttl)) = found else {
         return bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT));
@@ -134,12 +145,19 @@ fn value_or_absent(found: Option<(ByteView, Option<Duration>)>) -> ResponseBox {
     }
 }
 
-fn answer_batch(group: &Group, body: &[u8], only_cached: bool) -> ResponseBox {
+fn answer_batch(group: &Group, body: &[u8], request: &Request) -> ResponseBox {
     match frame::read_question(body) {
-        Ok(keys) if only_cached => batch(&group.answer_batch_cached(&keys, frame::cached_budget())),
+        Ok(keys) if is_only_if_cached(request) => batch_from_caches(group, &keys, request),
         Ok(keys) => batch(&group.answer_batch(&keys)),
         Err(what) => text(400, what),
     }
+}
+
+fn batch_from_caches(group: &Group, keys: &[&str], request: &Request) -> ResponseBox {
+    batch(&match first(request, wire::HAND_OVER) {
+        Some(_) => group.answer_handover_batch(keys, frame::hand_over_budget()),
+        None => group.answer_batch_cached(keys, frame::cached_budget()),
+    })
 }
 
 fn batch(answers: &[Result<Told, Error>]) -> ResponseBox {

@@ -1,12 +1,14 @@
 //! Several nodes, each a `Group`, that ask each other without a network.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use libtest_mimic::Trial;
 
 use super::group::{Origin, ask};
 use super::{many, together};
-use crate::{Group, Loaded, PeerError, PeerGetter, PeerPicker};
+use crate::{Clock, Group, GroupBuilder, Loaded, PeerError, PeerGetter, PeerPicker};
 
 pub(super) fn all() -> Vec<Trial> {
     vec![
@@ -16,6 +18,15 @@ pub(super) fn all() -> Vec<Trial> {
         many(nothing_from_before_a_removal_is_seen_after_it::<1, false, false>),
         many(nothing_from_before_a_removal_is_seen_after_it::<0, true, true>),
         many(nothing_from_before_a_removal_is_seen_after_it::<1, true, true>),
+        many(what_is_handed_over_is_not_loaded),
+        many(a_removal_wins_against_a_hand_over::<0, STAYS, true>),
+        many(a_removal_wins_against_a_hand_over::<1, STAYS, true>),
+        many(a_removal_wins_against_a_hand_over::<2, STAYS, true>),
+        many(a_removal_wins_against_a_hand_over::<1, LEAVES, true>),
+        many(a_removal_wins_against_a_hand_over::<2, LEAVES, true>),
+        many(a_removal_wins_against_a_hand_over::<2, IS_FORGOTTEN, true>),
+        many(a_removal_wins_against_a_hand_over::<1, STAYS, false>),
+        many(a_removal_wins_against_a_hand_over::<2, STAYS, false>),
     ]
 }
 
@@ -62,6 +73,12 @@ impl PeerGetter for Peer {
         Ok(answer.map(|(value, ttl)| Loaded { ttl, ..value.into() }))
     }
 
+    fn get_cached(&self, _group: &str, keys: &[&str], _time: Duration) -> Vec<Option<Loaded>> {
+        let answer = |key: &&str| self.group.answer_handover(key).unwrap();
+        let answers = keys.iter().map(answer);
+        answers.map(|found| found.map(|(value, ttl)| Loaded { ttl, ..value.into() })).collect()
+    }
+
     fn remove(&self, _group: &str, key: &str) -> Result<(), PeerError> {
         self.group.answer_removal(key).unwrap();
         Ok(())
@@ -74,11 +91,12 @@ impl PeerGetter for Peer {
 }
 
 fn nodes_over(origin: &Arc<Origin>) -> Vec<Arc<Group>> {
+    nodes_with(|own, members| origin.group().peers(Peers { own, members }))
+}
+
+fn nodes_with(builder: impl Fn(usize, Members) -> GroupBuilder) -> Vec<Arc<Group>> {
     let members = Members::default();
-    let node = |own| {
-        let peers = Peers { own, members: members.clone() };
-        origin.group().peers(peers).hot_bytes(5_000).build().unwrap()
-    };
+    let node = |own| builder(own, members.clone()).hot_bytes(5_000).build().unwrap();
     let nodes: Vec<_> = (0..NODES).map(node).collect();
     members.set(nodes.iter().map(Arc::downgrade).collect()).unwrap();
     nodes
@@ -120,6 +138,109 @@ fn nothing_from_before_a_removal_is_seen_after_it<
         }
     });
     for node in &nodes {
+        assert_eq!(ask(node, 0), 2, "was kept");
+    }
+}
+
+/// The first node stays in the list, leaves it, or has left it before all but the new owner came.
+const STAYS: usize = 0;
+const LEAVES: usize = 1;
+const IS_FORGOTTEN: usize = 2;
+
+/// What node `own` knows of the others, whose list changes: node 0 owned every key, then node 1 does.
+struct Changing {
+    peers: Peers,
+    lists: Arc<Lists>,
+}
+
+#[derive(Default)]
+struct Lists {
+    /// Whether each node has the new list.
+    are_new: [AtomicBool; NODES],
+    /// What becomes of the first node.
+    first: usize,
+}
+
+impl Lists {
+    fn is_new(&self, node: usize) -> bool {
+        self.are_new[node].load(Ordering::SeqCst)
+    }
+
+    fn change(&self) {
+        self.are_new.iter().for_each(|is_new| is_new.store(true, Ordering::SeqCst));
+    }
+}
+
+impl PeerPicker for Changing {
+    fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+        let owner = usize::from(self.lists.is_new(self.peers.own));
+        (self.peers.own != owner).then(|| self.peers.peer(owner))
+    }
+
+    /// As `HttpPool` does it.
+    fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
+        let owner = self.pick(key);
+        let knows = self.peers.own == 1 || self.lists.first != IS_FORGOTTEN;
+        let is_new = self.lists.is_new(self.peers.own) && self.peers.own != 0;
+        let former = (is_new && knows).then(|| self.peers.peer(0));
+        owner.into_iter().chain(former).collect()
+    }
+
+    fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
+        let has_left = self.lists.first != STAYS && self.lists.is_new(self.peers.own);
+        let is_other = |&node: &usize| node != self.peers.own && !(has_left && node == 0);
+        (0..NODES).filter(is_other).map(|node| self.peers.peer(node)).collect()
+    }
+}
+
+/// Node 0 has the value, and each node the list, old or new.
+fn nodes_that_change(origin: &Arc<Origin>, first: usize) -> (Vec<Arc<Group>>, Arc<Lists>) {
+    let lists = Arc::new(Lists { first, ..Lists::default() });
+    let nodes = nodes_with(|own, members| {
+        let peers = Peers { own, members };
+        let changing = Changing { peers, lists: lists.clone() };
+        origin.group().peers(changing).clock(Clock::by_hand())
+    });
+    assert_eq!(ask(&nodes[0], 0), 1);
+    (nodes, lists)
+}
+
+fn what_is_handed_over_is_not_loaded() {
+    let origin = Origin::at(1);
+    let (nodes, lists) = nodes_that_change(&origin, LEAVES);
+    together(4, |i| match i {
+        0 => lists.change(),
+        // Not as a batch: see `group::a_value_whose_key_goes_to_another_node_has_an_end`.
+        i => assert_eq!(ask(&nodes[i % NODES], 0), 1),
+    });
+    assert_eq!(ask(&nodes[1], 0), 1);
+    assert_eq!(origin.loads(), 1);
+}
+
+/// The list changes, and then a value and its removal come, while others ask. Where the first node has
+/// left the list, nobody asks it any more.
+fn a_removal_wins_against_a_hand_over<const BY: usize, const FIRST: usize, const BEFORE: bool>() {
+    let origin = Origin::at(1);
+    let (nodes, lists) = nodes_that_change(&origin, FIRST);
+    if BEFORE {
+        lists.change();
+    }
+    let asked = &nodes[usize::from(FIRST != STAYS)..];
+    together(3, |i| {
+        if i > 0 {
+            let node = &asked[i % asked.len()];
+            ask(node, 0);
+            ask(node, 0);
+            return;
+        }
+        lists.change();
+        origin.write(2);
+        nodes[BY].remove("k").unwrap();
+        for node in asked {
+            assert_eq!(ask(node, 0), 2, "while others ask");
+        }
+    });
+    for node in asked {
         assert_eq!(ask(node, 0), 2, "was kept");
     }
 }

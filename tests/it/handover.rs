@@ -1,0 +1,248 @@
+//! After a change of the list of nodes, a new owner has what the earlier one had, and a removal wins.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use geecache::{BoxError, Clock, Loaded};
+
+use crate::support::*;
+
+/// The value that a node holds stays there for so long.
+const TTL: Duration = Duration::from_secs(600);
+
+fn set(nodes: &[&Node]) {
+    let urls: Vec<_> = nodes.iter().map(|node| node.url.clone()).collect();
+    nodes.iter().for_each(|node| node.pool.set_peers(&urls).unwrap());
+}
+
+fn keys() -> Vec<String> {
+    (0..200).map(|i| format!("key {i}")).collect()
+}
+
+fn get_all(nodes: &[&Node], keys: &[String]) {
+    for (i, key) in keys.iter().enumerate() {
+        assert_eq!(nodes[i % nodes.len()].get(key), Some(value_of(key)));
+    }
+}
+
+/// How many of the keys `node` has, by its counters.
+fn handed_over(node: &Node) -> u64 {
+    node.stats().handed_over
+}
+
+#[test]
+fn a_node_that_joins_takes_over_what_it_owns_now_and_the_origin_is_not_asked() {
+    let origin = Origin::of_all();
+    let [a, b, c] = Cluster::over(&origin).start();
+    set(&[&a, &b]);
+    let keys = keys();
+    get_all(&[&a, &b], &keys);
+    assert_eq!(origin.loads(), keys.len());
+
+    set(&[&a, &b, &c]);
+    let own: Vec<_> = keys.iter().filter(|key| a.pool.owner(key) == c.url).cloned().collect();
+    assert!(own.len() > 20);
+    let (single, batch) = own.split_at(own.len() / 2);
+    get_all(&[&a, &b, &c], single);
+    assert_eq!(c.get_many(batch).into_iter().flatten().count(), batch.len());
+    assert_eq!(handed_over(&c), own.len() as u64);
+    get_all(&[&c], &own);
+    assert_eq!(c.stats().main.hits, own.len() as u64, "what was handed over is kept");
+    get_all(&[&a, &b, &c], &keys);
+    assert_eq!(origin.loads(), keys.len());
+    check_identities([&a, &b, &c]);
+    let metrics = ask(&c.url, "GET /metrics", &[]);
+    let line = format!("geecache_handed_over_total{{group=\"scores\"}} {}\n", own.len());
+    assert!(metrics.text().contains(&line));
+}
+
+#[test]
+fn a_node_that_has_left_hands_over_for_as_long_as_it_answers() {
+    let origin = Origin::of_all();
+    let [a, b, c] = Cluster::over(&origin).start();
+    let keys = keys();
+    get_all(&[&a, &b, &c], &keys);
+    set(&[&a, &b]);
+    get_all(&[&a, &b], &keys);
+    assert_eq!(origin.loads(), keys.len());
+    let (_, trace) = {
+        // Removed from the new owner alone, so that it is asked for once more.
+        let [d] = Cluster::over(&origin).start();
+        set(&[&a, &b, &d]);
+        let key = keys.iter().find(|key| a.pool.owner(key) == d.url).unwrap();
+        d.group().get_traced(key)
+    };
+    assert!(trace.to_string().starts_with("handed over by http://127.0.0.1:"), "{trace}");
+    assert_eq!(origin.loads(), keys.len());
+}
+
+#[test]
+fn a_value_keeps_the_life_that_it_had_before_its_key_went_to_another_node() {
+    let clock = Clock::by_hand();
+    let origin =
+        Origin::new(|key: &str| Ok::<_, BoxError>(Some(Loaded::from(value_of(key)).ttl(TTL))));
+    let settings = {
+        let clock = clock.clone();
+        move |_, builder: geecache::GroupBuilder| builder.clock(clock.clone())
+    };
+    let [a, b] = Cluster::over(&origin).settings(settings).start();
+    a.pool.set_peers([&a.url]).unwrap();
+    let key = a.key_of(&b.url.clone());
+    let key = {
+        // The list of `a` has only itself.
+        drop(key);
+        b.key_of(&b.url)
+    };
+    assert_eq!(a.get(&key), Some(value_of(&key)));
+    clock.advance(TTL / 10);
+    set(&[&a, &b]);
+    assert_eq!(b.get(&key), Some(value_of(&key)));
+    assert_eq!((handed_over(&b), origin.loads()), (1, 1));
+    // Longer than the earlier owner may keep it, which is the `hot_ttl`.
+    clock.advance(TTL * 9 / 10 - Duration::from_secs(10));
+    assert_eq!(b.get(&key), Some(value_of(&key)));
+    assert_eq!(origin.loads(), 1);
+    clock.advance(Duration::from_secs(10));
+    assert_eq!(b.get(&key), Some(value_of(&key)));
+    assert_eq!(origin.loads(), 2, "and no longer");
+}
+
+#[test]
+fn only_the_caches_of_an_earlier_owner_are_asked_never_its_origin() {
+    let origin = Origin::of_all();
+    let [node] = Cluster::over(&origin).start();
+    let header = ["Cache-Control: only-if-cached"];
+    // Several at once, so that some reach a worker and not the thread that receives.
+    together(16, |_| {
+        let answer = ask(&node.url, "GET /_geecache/scores/Tom", &header);
+        assert_eq!((answer.status, answer.header("Geecache-Result")), (404, Some("not-cached")));
+    });
+    assert_eq!((origin.loads(), node.stats().gets), (0, 0));
+    node.get("Tom");
+    let answer = ask(&node.url, "GET /_geecache/scores/Tom", &header);
+    assert_eq!((answer.status, answer.text()), (200, "the value of Tom"));
+    assert_eq!(ask(&node.url, "GET /_geecache/none/Tom", &header).status, 404);
+    let batch = [header[0], "Geecache-Hand-Over: 1"];
+    let answer = post(&node.url, "/_geecache/scores", &batch, &batch_of(&["Tom", "Jack"]));
+    assert_eq!(answer.body, [value_frame("the value of Tom"), vec![3]].concat());
+    assert_eq!(origin.loads(), 1);
+}
+
+#[test]
+fn a_batch_of_large_values_is_handed_over_in_several_answers() {
+    let large = |key: &str| format!("{key} {}", "x".repeat(40_000));
+    let origin = Origin::new(move |key: &str| Ok::<_, BoxError>(Some(large(key))));
+    let [a, b] = Cluster::over(&origin).start();
+    let keys: Vec<_> = b.keys_of(&b.url).take(20).collect();
+    a.pool.set_peers([&a.url]).unwrap();
+    a.get_many(&keys);
+    let loads = origin.loads();
+    set(&[&a, &b]);
+    // On a busy machine 100 ms may not do for all of them at once.
+    eventually("all are handed over", || {
+        let values = b.get_many(&keys);
+        assert!(zip_is_right(&keys, &values, large));
+        handed_over(&b) > 6 || {
+            b.group().answer_clear();
+            false
+        }
+    });
+    assert!(origin.loads() < loads + keys.len() - 6);
+}
+
+fn zip_is_right(
+    keys: &[String],
+    values: &[Option<String>],
+    value: impl Fn(&str) -> String,
+) -> bool {
+    std::iter::zip(keys, values).all(|(key, found)| found.as_deref() == Some(&*value(key)))
+}
+
+#[test]
+fn a_mute_or_dead_earlier_owner_costs_a_moment_and_then_nothing_for_a_while() {
+    for (former, is_mute) in [(Stub::mute().url.clone(), true), (dead_url(), false)] {
+        let mute = Stub::mute();
+        let former = if is_mute { mute.url.clone() } else { former };
+        let origin = Origin::of_all();
+        let [node] = Cluster::over(&origin).peer(&former).start();
+        node.pool.set_peers([&node.url]).unwrap();
+        let all: Vec<_> = (0..200).map(|i| format!("key {i}")).collect();
+        let start = Instant::now();
+        get_all(&[&node], &all);
+        // 200 times 100 ms would be 20 s.
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        assert_eq!(origin.loads(), all.len());
+    }
+}
+
+#[test]
+fn go_nodes_are_not_asked_for_a_key_that_they_owned() {
+    let (former, asked) = crate::mixed::go_node();
+    let origin = Origin::of_all();
+    let [node] = Cluster::over(&origin).peer(&former.url).start();
+    node.pool.set_peers([&node.url]).unwrap();
+    get_all(&[&node], &keys());
+    assert_eq!(*asked.lock().unwrap(), Vec::<String>::new());
+    assert_eq!(origin.loads(), keys().len());
+}
+
+/// Each value is a number, which a change makes larger.
+fn numbers() -> (Origin, Arc<AtomicUsize>) {
+    let number = Arc::new(AtomicUsize::new(1));
+    let origin = Origin::new({
+        let number = number.clone();
+        move |_: &str| Ok::<_, BoxError>(Some(number.load(Ordering::SeqCst).to_string()))
+    });
+    (origin, number)
+}
+
+#[test]
+fn what_was_removed_is_not_taken_over_from_a_node_that_no_removal_reached() {
+    for is_batch in [false, true] {
+        let (origin, number) = numbers();
+        let [old, new, other] = Cluster::over(&origin).start();
+        let key = old.key_of(&old.url);
+        assert_eq!(old.get(&key).unwrap(), "1");
+        // The old owner leaves the lists, but does not know: and nobody tells it of the removal.
+        set(&[&new, &other]);
+        let old_list = [&old.url, &new.url, &other.url];
+        old.pool.set_peers(old_list).unwrap();
+        let owner = if new.pool.owner(&key) == new.url { &new } else { &other };
+        number.store(2, Ordering::SeqCst);
+        owner.group().answer_removal(&key).unwrap();
+        let get = |node: &Node| match is_batch {
+            false => node.get(&key),
+            true => node.get_many(&[&key]).pop().unwrap(),
+        };
+        assert_eq!((old.get(&key).unwrap(), get(owner).unwrap()), ("1".into(), "2".into()));
+        assert_eq!(handed_over(owner), 0);
+    }
+}
+
+#[test]
+fn a_removal_reaches_a_node_that_has_left_the_list_a_moment_ago() {
+    let (origin, number) = numbers();
+    let [old, new, other] = Cluster::over(&origin).start();
+    let key = old.key_of(&old.url);
+    assert_eq!(old.get(&key).unwrap(), "1");
+    set(&[&new, &other]);
+    number.store(2, Ordering::SeqCst);
+    new.group().remove(&key).unwrap();
+    for node in [&new, &other, &old] {
+        assert_eq!(node.get(&key).unwrap(), "2");
+    }
+}
+
+#[test]
+fn zero_turns_it_off() {
+    let origin = Origin::of_all();
+    let [a, b] = Cluster::over(&origin).without_handover().start();
+    a.pool.set_peers([&a.url]).unwrap();
+    let keys = keys();
+    get_all(&[&a], &keys);
+    set(&[&a, &b]);
+    get_all(&[&a, &b], &keys);
+    let moved = keys.iter().filter(|key| a.pool.owner(key) == b.url).count();
+    assert_eq!((handed_over(&b), origin.loads()), (0, keys.len() + moved));
+}
