@@ -424,6 +424,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 //   keys that it owns               asked anew for each; get eight at   http/server/intake.rs
 //                                   once, and hits on 8003 wait too,
 //                                   since all its workers do
+// stop 8001, start a web server   its page: whatever answers 200 is     http/client/exchange.rs
+//   there, get Tom                  taken for the owner
 // give two nodes such --peers     3 s and 17 searches: they ask each    group/mod.rs
 //   that each takes the other       other until all workers of both     http/pool.rs
 //   for Tom's owner                 wait
@@ -434,7 +436,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 //                                   large a one evicts all
 // get cached keys on many         they take turns: the cache has one    cache/shard.rs
 //   threads                         lock
-// get 200 missing keys at once    503 to many, and to hits: each        http/server/workers.rs
+// get 200 missing keys at once    503 to many, and to hits: each        http/server/queue.rs
 //                                   request needs one of eight          http/server/intake.rs
 //                                   workers, or one of 64 places
 // announce a body and send none,  nobody is answered: a worker waits    http/server/slow_clients.rs
@@ -446,7 +448,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 //   ulimit -n allows                the first error
 // let search_slow_db panic,       nobody is answered: each panic ended  group/mod.rs
 //   eight times                     a worker
-// strace -f 8003 while it asks    a clone3 for each question: ureq      http/client/transport.rs
+// strace -f 8003 while it asks    a clone3 for each question: ureq      http/client/addresses.rs
 //   8001                            looks names up on a new thread
 // kill a node that is searching   its callers get no answer: nothing    http/server/mod.rs
 //                                   is finished first
