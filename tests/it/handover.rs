@@ -44,7 +44,8 @@ fn a_node_that_joins_takes_over_what_it_owns_now_and_the_origin_is_not_asked() {
     let own: Vec<_> = keys.iter().filter(|key| a.pool.owner(key) == c.url).cloned().collect();
     assert!(own.len() > 20);
     let (single, batch) = own.split_at(own.len() / 2);
-    get_all(&[&a, &b, &c], single);
+    // Not of the earlier owners, which have them for a while yet.
+    get_all(&[&c], single);
     assert_eq!(c.get_many(batch).into_iter().flatten().count(), batch.len());
     assert_eq!(handed_over(&c), own.len() as u64);
     get_all(&[&c], &own);
@@ -87,13 +88,8 @@ fn a_value_keeps_the_life_that_it_had_before_its_key_went_to_another_node() {
         move |_, builder: geecache::GroupBuilder| builder.clock(clock.clone())
     };
     let [a, b] = Cluster::over(&origin).settings(settings).start();
+    let key = b.key_of(&b.url);
     a.pool.set_peers([&a.url]).unwrap();
-    let key = a.key_of(&b.url.clone());
-    let key = {
-        // The list of `a` has only itself.
-        drop(key);
-        b.key_of(&b.url)
-    };
     assert_eq!(a.get(&key), Some(value_of(&key)));
     clock.advance(TTL / 10);
     set(&[&a, &b]);
@@ -242,7 +238,7 @@ fn zero_turns_it_off() {
     let keys = keys();
     get_all(&[&a], &keys);
     set(&[&a, &b]);
-    get_all(&[&a, &b], &keys);
+    get_all(&[&b], &keys);
     let moved = keys.iter().filter(|key| a.pool.owner(key) == b.url).count();
     assert_eq!((handed_over(&b), origin.loads()), (0, keys.len() + moved));
 }
