@@ -39,6 +39,11 @@ fn main() {
     for (node, share) in ring.shares() {
         println!("{:5.1} %  {node}", share * 100.0);
     }
+    let (node, times) = ring.largest_share();
+    if times > 1.5 {
+        let cure = if options.mixed { "more --points even" } else { "--mixed (Crc32Mixed) evens" };
+        println!("{node} owns {times:.1} times as much as a node on average; {cure} that");
+    }
     for key in options.keys {
         println!("{key} is owned by {}", ring.owner(&key).expect("the ring has a node"));
     }

@@ -141,6 +141,14 @@ impl Ring {
         let share = |owned: u64| owned as f64 / (1_u64 << 32) as f64;
         self.nodes().zip(owned.into_iter().map(share)).collect()
     }
+
+    /// The node with the largest share, and how many times the average share that is. 0 if the ring has
+    /// no points.
+    pub fn largest_share(&self) -> (&str, f64) {
+        let shares = self.shares();
+        let largest = shares.iter().max_by(|(_, a), (_, b)| a.total_cmp(b));
+        largest.map_or(("", 0.0), |&(node, share)| (node, share * shares.len() as f64))
+    }
 }
 
 #[cfg(test)]
@@ -207,6 +215,8 @@ mod tests {
     fn an_empty_ring_owns_nothing() {
         assert_eq!(ring(&[]).owner("Tom"), None);
         assert!(ring(&[]).shares().is_empty());
+        assert_eq!(ring(&[]).largest_share(), ("", 0.0));
+        assert_eq!(ring(&["only"]).largest_share(), ("only", 1.0));
     }
 
     #[test]
@@ -238,10 +248,7 @@ mod tests {
     #[test]
     fn mixing_evens_the_shares_of_similar_names() {
         let nodes = || (0..10).map(|i| format!("http://10.0.0.{i}:8001"));
-        let busiest = |hash: RingHash| {
-            let ring = Ring::new(nodes(), 160, hash);
-            ring.shares().iter().map(|(_, share)| share * 10.0).fold(0.0, f64::max)
-        };
+        let busiest = |hash: RingHash| Ring::new(nodes(), 160, hash).largest_share().1;
         assert!(busiest(RingHash::Crc32Mixed) < 1.3);
         assert!(busiest(RingHash::Crc32Mixed) < busiest(RingHash::Crc32));
         assert_eq!(RingHash::Crc32.default_points(), 50);

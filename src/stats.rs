@@ -30,9 +30,10 @@ pub struct Stats {
     pub peer_requests: u64,
     /// Gets that no cache could answer.
     pub misses: u64,
-    /// Misses answered by the key's owner, with a value or with "no such key": the sum over `peers`.
+    /// Misses answered by the key's owner, with a value or with "no such key": the sum over `peers`, and
+    /// over those that left long ago.
     pub peer_loads: u64,
-    /// Misses that the owner did not answer, each followed by a fallback: the sum over `peers`.
+    /// Misses that the owner did not answer, each followed by a fallback: a sum of the same kind.
     pub peer_errors: u64,
     /// Keys whose values came from an earlier owner after the list of peers had changed.
     pub handed_over: u64,
@@ -47,7 +48,7 @@ pub struct Stats {
     pub shared: u64,
     /// How long each call of the getter took; a batch is one call.
     pub getter_times: Histogram,
-    /// The questions to each peer, by its name.
+    /// The questions to each peer, by its name. Those that have left the list are shown for ten minutes.
     pub peers: BTreeMap<String, PeerStats>,
     /// The cache of keys that this process owns.
     pub main: CacheStats,
@@ -115,8 +116,25 @@ pub(crate) struct Counters {
     pub(crate) local_load_errors: Counter,
     pub(crate) shared: Counter,
     pub(crate) getter_times: Times,
-    // Guards the map alone. A peer that leaves the list stays here, so that no sum ever falls.
-    peers: Mutex<BTreeMap<String, Arc<PeerCounters>>>,
+    // Guards the table alone.
+    peers: Mutex<Peers>,
+}
+
+/// How long a peer that has left the list is still shown.
+const SHOWN_AFTER: Duration = Duration::from_secs(10 * 60);
+
+#[derive(Default)]
+struct Peers {
+    by_name: BTreeMap<String, Peer>,
+    /// The loads and errors of those that are not shown any more, so that no sum ever falls.
+    gone: (u64, u64),
+}
+
+#[derive(Default)]
+struct Peer {
+    counters: Arc<PeerCounters>,
+    /// When it was first seen to have left the list.
+    left: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -166,28 +184,24 @@ impl Counter {
 
 impl Counters {
     pub(crate) fn of_peer(&self, name: &str) -> Arc<PeerCounters> {
-        let mut peers = self.peers.lock().unwrap();
+        let peers = &mut self.peers.lock().unwrap().by_name;
         match peers.get(name) {
-            Some(counters) => counters.clone(),
-            None => peers.entry(name.into()).or_default().clone(),
+            Some(peer) => peer.counters.clone(),
+            None => peers.entry(name.into()).or_default().counters.clone(),
         }
     }
 
-    /// `peers` are the current ones, and whether each is up.
+    /// `peers` are the current ones, and whether each is up. `now` is the group's time.
     pub(crate) fn snapshot<'p>(
         &self,
         main: CacheStats,
         hot: CacheStats,
         peers: impl IntoIterator<Item = (&'p str, bool)>,
+        now: Duration,
     ) -> Stats {
-        let mut by_peer: BTreeMap<_, _> = self
-            .peers
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(name, peer)| (name.clone(), peer.snapshot()))
-            .collect();
-        for (name, is_up) in peers {
+        let are_up: BTreeMap<&str, bool> = peers.into_iter().collect();
+        let (mut by_peer, gone) = self.peers.lock().unwrap().snapshot(&are_up, now);
+        for (name, is_up) in are_up {
             by_peer.entry(name.into()).or_default().up = Some(is_up);
         }
         let misses = self.misses.get();
@@ -195,8 +209,8 @@ impl Counters {
             gets: main.hits + hot.hits + misses,
             peer_requests: self.peer_requests.get(),
             misses,
-            peer_loads: by_peer.values().map(|peer| peer.loads).sum(),
-            peer_errors: by_peer.values().map(|peer| peer.errors).sum(),
+            peer_loads: gone.0 + by_peer.values().map(|peer| peer.loads).sum::<u64>(),
+            peer_errors: gone.1 + by_peer.values().map(|peer| peer.errors).sum::<u64>(),
             handed_over: self.handed_over.get(),
             fallbacks: self.fallbacks.get(),
             local_loads: self.local_loads.get(),
@@ -207,6 +221,31 @@ impl Counters {
             main,
             hot,
         }
+    }
+}
+
+impl Peers {
+    /// All that are shown, and the sums of the others. Forgets those that left long ago.
+    fn snapshot(
+        &mut self,
+        current: &BTreeMap<&str, bool>,
+        now: Duration,
+    ) -> (BTreeMap<String, PeerStats>, (u64, u64)) {
+        let Self { by_name, gone } = self;
+        by_name.retain(|name, peer| {
+            peer.left = match current.contains_key(&**name) {
+                true => None,
+                false => peer.left.or(Some(now)),
+            };
+            let is_shown = peer.left.is_none_or(|left| now < left + SHOWN_AFTER);
+            if !is_shown {
+                gone.0 += peer.counters.loads.get();
+                gone.1 += peer.counters.errors.get();
+            }
+            is_shown
+        });
+        let shown = by_name.iter().map(|(name, peer)| (name.clone(), peer.counters.snapshot()));
+        (shown.collect(), *gone)
     }
 }
 
@@ -245,9 +284,20 @@ mod tests {
         counters.of_peer("b").loads.add_one();
         counters.of_peer("c").errors.add_one();
         let caches = CacheStats::default;
-        let stats = counters.snapshot(caches(), caches(), [("c", false), ("d", true)]);
+        let at = |seconds, peers: &[(&'static str, bool)]| {
+            let now = Duration::from_secs(seconds);
+            counters.snapshot(caches(), caches(), peers.iter().copied(), now)
+        };
+        let stats = at(1, &[("c", false), ("d", true)]);
         let up: Vec<_> = stats.peers.iter().map(|(name, peer)| (&**name, peer.up)).collect();
         assert_eq!(up, [("b", None), ("c", Some(false)), ("d", Some(true))]);
         assert_eq!((stats.peer_loads, stats.peer_errors), (1, 1));
+
+        assert_eq!(at(600, &[("c", true)]).peers.len(), 2, "for ten minutes");
+        let stats = at(601, &[("c", true)]);
+        assert_eq!(stats.peers.keys().collect::<Vec<_>>(), ["c"]);
+        assert_eq!((stats.peer_loads, stats.peer_errors), (1, 1), "the sums stay");
+        counters.of_peer("b").loads.add_one();
+        assert_eq!(at(602, &[("b", true)]).peer_loads, 2, "it has returned");
     }
 }

@@ -64,9 +64,6 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let pool_options =
         PoolOptions { root_certificates: root_certificates(options)?, ..pool_options };
     let pool = HttpPool::with_options(&options.self_url, pool_options)?;
-    if options.peers_dns.is_none() {
-        pool.set_peers(&options.peers)?;
-    }
     let listener = bind(options.listen()?)?;
     let front_listener = options.api.as_deref().map(bind).transpose()?;
     let database = Database::open(&options.db, options.origin_delay)
@@ -89,8 +86,13 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     {
         warn!("every user of this machine can read the token in {}", file.display());
     }
-    let follow = |name: &String| pool.follow(name, options.peers_every);
-    let following = options.peers_dns.as_ref().map(follow).transpose()?;
+    let following = match &options.peers_dns {
+        Some(name) => Some(pool.follow(name, options.peers_every)?),
+        None => {
+            pool.set_peers(&options.peers)?;
+            None
+        }
+    };
     if following.as_ref().is_some_and(|following| !following.wait(LOOK_UP)) {
         warn!("the other nodes are not looked up yet; until then this node is alone");
     }

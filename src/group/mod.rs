@@ -349,7 +349,7 @@ impl Group {
     pub fn stats(&self) -> Stats {
         let peers = self.peers.others();
         let peers = peers.iter().map(|peer| (peer.name(), peer.is_up()));
-        self.counters.snapshot(self.main.stats(), self.hot.stats(), peers)
+        self.counters.snapshot(self.main.stats(), self.hot.stats(), peers, self.clock.now())
     }
 
     #[inline]

@@ -19,10 +19,11 @@ use std::time::{Duration, Instant};
 use std::{iter, mem};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use log::warn;
 
 use super::client::HttpGetter;
 use super::options::{PoolOptions, check_url};
-use crate::{Error, PeerGetter, PeerPicker, Ring};
+use crate::{Error, PeerGetter, PeerPicker, Ring, RingHash};
 
 /// The nodes of a cluster as one of them sees it: a [`PeerPicker`] over HTTP.
 ///
@@ -76,6 +77,9 @@ struct Earlier {
 /// So many lists are remembered at the most, and so many owners of one key.
 const EARLIER_LISTS: usize = 16;
 const EARLIER_OWNERS: usize = 3;
+
+/// A node whose share of the keys is so many times the average one is worth a line of the log.
+const UNEVEN: f64 = 1.5;
 
 /// How often connections that were idle for too long are closed, also those to peers that nobody asks.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -159,10 +163,8 @@ impl HttpPool {
             return Ok(Change::default());
         }
         for (url, getter) in &mut getters {
-            let mut earlier = nodes.earlier.iter().map(|earlier| &earlier.getters);
-            let kept = nodes.getters.get(url).or_else(|| earlier.find_map(|all| all.get(url)));
-            if let Some(kept) = kept.cloned() {
-                unused.push(mem::replace(getter, kept));
+            if let Some(kept) = nodes.getters.get(url) {
+                unused.push(mem::replace(getter, kept.clone()));
             }
         }
         let ring_before = mem::replace(&mut nodes.ring, ring);
@@ -183,11 +185,24 @@ impl HttpPool {
         }
         drop(nodes);
         drop((forgotten, unused));
+        self.warn_if_uneven();
         let all = self.on_change.lock().unwrap().clone();
         let gone: Vec<_> = all.iter().filter(|changed| !changed()).collect();
         let is_gone = |changed: &Arc<OnChange>| gone.iter().any(|g| Arc::ptr_eq(g, changed));
         self.on_change.lock().unwrap().retain(|changed| !is_gone(changed));
         Ok(change)
+    }
+
+    fn warn_if_uneven(&self) {
+        let ring = self.ring();
+        let (node, times) = ring.largest_share();
+        if times > UNEVEN {
+            let cure = match self.options.hash {
+                RingHash::Crc32 => "RingHash::Crc32Mixed, on all nodes, evens that",
+                RingHash::Crc32Mixed => "more points_per_peer, on all nodes, even that",
+            };
+            warn!("{node} owns {times:.1} times as many keys as a node on average; {cure}");
+        }
     }
 
     /// Is disconnected when the pool is dropped.
@@ -352,6 +367,66 @@ mod tests {
         let pool = pool();
         pool.set_peers([URLS[0], URLS[1], URLS[1], URLS[0]]).unwrap();
         assert_eq!((pool.ring().nodes().len(), pool.peers().len()), (2, 1));
+    }
+
+    fn former(pool: &HttpPool, key: &str) -> Vec<String> {
+        pool.former(key).iter().map(|peer| peer.name().to_string()).collect()
+    }
+
+    #[test]
+    fn the_earlier_owners_of_a_key_are_remembered_the_newest_first_up_to_three() {
+        let all = ["http://a:1", "http://b:1", "http://c:1", "http://d:1", "http://e:1"];
+        let pool = HttpPool::new(all[0]).unwrap();
+        pool.set_peers(all).unwrap();
+        // The key goes to the next one whenever its owner leaves, and to this node in the end.
+        let mut left = all.to_vec();
+        let key = (0..).map(|i| i.to_string()).find(|key| {
+            left = all.to_vec();
+            while let owner = ring_of(left.iter().map(|s| s.to_string()), &pool.options)
+                .owner(key)
+                .unwrap()
+                .to_string()
+                && owner != all[0]
+            {
+                left.retain(|url| *url != owner);
+            }
+            left.len() == 1
+        });
+        let key = key.unwrap();
+        let mut owners = Vec::new();
+        let mut left = all.to_vec();
+        while left.len() > 1 {
+            owners.insert(0, pool.owner(&key));
+            left.retain(|url| *url != owners[0]);
+            pool.set_peers(left.clone()).unwrap();
+        }
+        assert_eq!(owners.len(), 4);
+        assert_eq!(former(&pool, &key), owners[..3]);
+    }
+
+    #[test]
+    fn a_node_that_was_alone_asks_those_who_would_own_its_keys_without_it() {
+        let pool = pool();
+        let others = ring_of(URLS[1..].iter().map(|url| url.to_string()), &pool.options);
+        for key in (0..100).map(|i| i.to_string()).filter(|key| pool.owner(key) == URLS[0]) {
+            assert_eq!(former(&pool, &key), [others.owner(&key).unwrap()]);
+        }
+    }
+
+    #[test]
+    fn earlier_owners_are_forgotten_in_time_or_at_once() {
+        for handover in [Duration::ZERO, Duration::from_millis(1)] {
+            let options = PoolOptions { handover, ..PoolOptions::default() };
+            let pool = HttpPool::with_options(URLS[0], options).unwrap();
+            pool.set_peers(URLS).unwrap();
+            let key = key_of(&pool, URLS[0]);
+            let start = Instant::now();
+            while !former(&pool, &key).is_empty() {
+                assert!(start.elapsed() < Duration::from_secs(30));
+            }
+            let forgotten = pool.nodes.lock().unwrap().forget_earlier(Instant::now(), 16).len();
+            assert_eq!(forgotten, usize::from(!handover.is_zero()));
+        }
     }
 
     #[test]

@@ -52,12 +52,16 @@ pub(crate) struct HttpGetter {
     /// Questions for what it owned before have less time than others, and one that was too slow for
     /// them is not down.
     handover_cooldown: Cooldown,
+    /// How many questions for what it owned before there were since it last gave something.
+    in_vain: AtomicU32,
     clock: Clock,
     options: Arc<PoolOptions>,
 }
 
 /// After this time a peer that knew no batches is tried again: it may have been replaced.
 const TRY_BATCHES_AGAIN: Duration = Duration::from_secs(60);
+/// An earlier owner that gave nothing so many times in a row is asked only each so-many-th time.
+const OFTEN_IN_VAIN: u32 = 16;
 /// How long a removal waits for a peer that failed before and may still be down.
 const REMOVAL_WHILE_DOWN: Duration = Duration::from_millis(500);
 
@@ -96,6 +100,7 @@ impl HttpGetter {
             no_batches: Mutex::default(),
             has_answered_batches: AtomicBool::new(false),
             handover_cooldown: Cooldown::default(),
+            in_vain: AtomicU32::new(0),
             clock,
             options,
         }
@@ -363,6 +368,11 @@ impl PeerGetter for HttpGetter {
         if !self.is_up() || !self.knows_batches() {
             return found;
         }
+        // When all nodes start together, nobody has anything, and each question costs a round trip.
+        let in_vain = self.in_vain.fetch_add(1, Ordering::Relaxed);
+        if in_vain >= OFTEN_IN_VAIN && !in_vain.is_multiple_of(OFTEN_IN_VAIN) {
+            return found;
+        }
         let Some(attempt) = self.handover_cooldown.attempt(began) else { return found };
         let mut open: Vec<usize> = (0..keys.len()).collect();
         while !open.is_empty() {
@@ -379,6 +389,9 @@ impl PeerGetter for HttpGetter {
             };
             let part: Vec<usize> = open.drain(..texts.len()).collect();
             let has_brought_something = brought.iter().any(Option::is_some);
+            if has_brought_something {
+                self.in_vain.store(0, Ordering::Relaxed);
+            }
             for (index, loaded) in zip(part, brought) {
                 found[index] = loaded;
                 // The answer may have been full.
