@@ -5,7 +5,7 @@ use std::iter::{self, zip};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,8 @@ pub(crate) const FRONT_NODE: &str = URLS[2];
 pub(crate) const FRONT: &str = "localhost:9999";
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// A little more than a node gives its requests in flight: 5 s in the front, 5 s for peers.
-const END_TIMEOUT: Duration = Duration::from_secs(12);
+/// A little more than the 5 s that a node gives its requests in flight.
+const END_TIMEOUT: Duration = Duration::from_secs(7);
 const POLL: Duration = Duration::from_millis(20);
 
 /// The nodes that run. Dropping it ends them all.
@@ -54,6 +54,8 @@ impl Node {
             command.arg("-v");
         }
         let as_typed = as_typed(&command);
+        // Also when we are killed. This is the thread that lives as long as we do, as is required.
+        command.args(["--end-with", &process::id().to_string()]);
         // In a group of its own Ctrl-C does not reach it: we end it, in our own time.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| {

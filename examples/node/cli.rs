@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Parser, value_parser};
 
+use crate::visitors::host_of;
+
 /// One process of a geecache cluster, with a SQLite file as the origin of the group `scores`.
 #[derive(Parser)]
 #[command(name = "node", after_help = AFTER_HELP)]
@@ -17,7 +19,7 @@ pub(crate) struct Options {
     pub(crate) self_url: String,
 
     /// All nodes of the cluster, this one among them, written alike everywhere
-    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
+    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',', value_parser = url)]
     #[arg(required_unless_present = "peers_dns", conflicts_with = "peers_dns")]
     pub(crate) peers: Vec<String>,
 
@@ -39,8 +41,13 @@ pub(crate) struct Options {
     pub(crate) api: Option<String>,
 
     /// The fronts of all nodes, in the order of --peers, so that the page can ask a key of each
-    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
+    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',', value_parser = url)]
     pub(crate) fronts: Vec<String>,
+
+    /// Another name by which the front may be asked, like cache.lan; can be given several times.
+    /// Others than loopback, the host of --api and that of its own URL in --fronts get 421
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    pub(crate) host: Vec<String>,
 
     /// The database; a missing file is created, with Tom, Jack, Sam and 10,000 users
     #[arg(long, value_name = "FILE", default_value = "scores.db")]
@@ -60,7 +67,7 @@ pub(crate) struct Options {
 
     /// Make each search of the database slower by this much
     #[arg(long, value_name = "TIME", default_value = "0ms")]
-    #[arg(value_parser = humantime::parse_duration)]
+    #[arg(value_parser = delay)]
     pub(crate) origin_delay: Duration,
 
     /// Requests answered at the same time, by the peers' side and the front each
@@ -83,10 +90,16 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(crate) root_certificates: Option<PathBuf>,
 
+    /// End as if by SIGTERM when this process, which has started the node, ends
+    #[arg(long, value_name = "PID")]
+    pub(crate) end_with: Option<i32>,
+
     /// Log the story of each get
     #[arg(short, long)]
     pub(crate) verbose: bool,
 }
+
+const LONGEST_DELAY: Duration = Duration::from_secs(60 * 60);
 
 const AFTER_HELP: &str = "\
 A cluster of two, each in a terminal of its own:
@@ -111,8 +124,8 @@ What the page asks for is JSON that others may ask for too:
   /api/trace?key=Tom    a get, how it was answered and in how many milliseconds; up to 4,096
                         bytes of the value. With &node=URL it is asked of that node's front.
 
-Ctrl-C or SIGTERM ends a node once the requests in flight are answered. The status is then 0,
-and 2 if the node could not start.";
+Ctrl-C or SIGTERM ends a node once the requests in flight are answered, after 5 s at the latest;
+a second one ends it at once. The status is 0 after the first, and 2 if the node could not start.";
 
 impl Options {
     /// Where to listen for peers.
@@ -121,6 +134,14 @@ impl Options {
         self.listen.as_deref().or_else(from_url).ok_or_else(|| {
             format!("--listen is required: a proxy listens at {} and asks there", self.self_url)
         })
+    }
+
+    /// The hosts by which the front may be asked, as far as these options name them.
+    pub(crate) fn hosts(&self) -> Result<impl Iterator<Item = String>, String> {
+        let own = self.fronts()?.remove(&self.self_url);
+        let own = own.as_deref().and_then(|url| url.split_once("://")).map(|(_, host)| host);
+        let known = self.api.as_deref().into_iter().chain(own).filter_map(host_of);
+        Ok(known.chain(self.host.iter().cloned()).collect::<Vec<_>>().into_iter())
     }
 
     /// The front of each node, by the node's URL.
@@ -134,11 +155,37 @@ impl Options {
     }
 }
 
+/// One of several URLs; the node's own checks find what else is wrong with it.
+fn url(text: &str) -> Result<String, &'static str> {
+    match text {
+        "" => Err("a comma has no URL before or behind it"),
+        _ if text.contains(char::is_whitespace) => Err("there is a space in the list"),
+        _ => Ok(text.into()),
+    }
+}
+
+fn host_name(text: &str) -> Result<String, &'static str> {
+    let host = host_of(text).filter(|host| host.eq_ignore_ascii_case(text));
+    host.ok_or("a host alone, like cache.lan")
+}
+
+/// Peers wait for so long in addition, and their timeout has a limit.
+fn delay(text: &str) -> Result<Duration, String> {
+    let delay = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if delay > LONGEST_DELAY {
+        return Err("an hour is the most".into());
+    }
+    Ok(delay)
+}
+
 /// The gist of a complaint about options: its first paragraph, as one line.
 pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let gist = text.trim_start_matches("error: ").lines().take_while(|line| !line.is_empty());
-    gist.map(str::trim).collect::<Vec<_>>().join(" ") + "; --help tells more"
+    let gist = gist.map(str::trim).collect::<Vec<_>>().join(" ");
+    let is_of_a_list = gist.starts_with("unexpected argument 'http");
+    let hint = if is_of_a_list { "; a list of URLs has no spaces" } else { "" };
+    format!("{gist}{hint}; --help tells more")
 }
 
 /// Listens on `host:port`. A host with several addresses, such as `localhost`, is listened to on

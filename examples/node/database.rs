@@ -3,16 +3,13 @@
 //! Searches run in parallel, each on a connection of its own; what is idle waits in a pool,
 //! which thus never grows beyond the number of threads that ask.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use geecache::{BoxError, Getter, Loaded};
 use log::debug;
-use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, TransactionBehavior};
 
 /// How long to wait for another process that writes, or creates the file.
@@ -20,8 +17,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// However a score was put in, as a blob, a text or a number: its bytes.
 const SEARCH: &str = "SELECT CAST(score AS BLOB) FROM scores WHERE name = ?1";
-/// The same for many; a table that is a parameter has no limit to its rows, as `IN (?, ?, …)` has.
-const SEARCH_MANY: &str = "SELECT name, CAST(score AS BLOB) FROM scores WHERE name IN rarray(?1)";
 
 pub(crate) struct Database {
     path: PathBuf,
@@ -61,37 +56,31 @@ impl Database {
 impl Getter for Database {
     fn get(&self, name: &str) -> Result<Option<Loaded>, BoxError> {
         debug!("[SlowDB] search key {}", name.escape_debug());
-        let score = self.search(|connection| {
-            let mut search = connection.prepare_cached(SEARCH)?;
-            search.query_row([name], |row| row.get::<_, Vec<u8>>(0)).optional()
-        });
-        Ok(score?.map(Loaded::from))
+        Ok(self.search(|connection| score_of(connection, name))?)
     }
 
+    /// One by one: a question to SQLite crosses no network, so one for all would save little. And
+    /// it would not find what one for each finds: whether `tom` is `Tom`, or `"7"` is 7, depends on
+    /// the type and the collation of the column.
     fn get_many(&self, names: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
         debug!("[SlowDB] search {} keys", names.len());
         let scores = self.search(|connection| {
-            let table: Vec<_> = names.iter().map(|&name| Value::from(name.to_string())).collect();
-            let mut search = connection.prepare_cached(SEARCH_MANY)?;
-            let rows = search.query_map([Rc::new(table)], |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)))
-            })?;
-            rows.collect::<Result<HashMap<_, _>>>()
+            let score = |name: &&str| Ok(score_of(connection, name)?);
+            Ok(names.iter().map(score).collect())
         });
-        match scores {
-            Ok(mut scores) => names
-                .iter()
-                .map(|&name| Ok(scores.remove(name).transpose()?.map(Loaded::from)))
-                .collect(),
-            Err(error) => names.iter().map(|_| Err(error.to_string().into())).collect(),
-        }
+        scores.unwrap_or_else(|error| names.iter().map(|_| Err(error.to_string().into())).collect())
     }
+}
+
+fn score_of(connection: &Connection, name: &str) -> Result<Option<Loaded>> {
+    let mut search = connection.prepare_cached(SEARCH)?;
+    let score = search.query_row([name], |row| row.get::<_, Vec<u8>>(0)).optional()?;
+    Ok(score.map(Loaded::from))
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    rusqlite::vtab::array::load_module(&connection)?;
     Ok(connection)
 }
 

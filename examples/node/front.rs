@@ -13,14 +13,20 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
 use crate::page::{POLICY, Page};
+use crate::visitors::Visitors;
 
 pub(crate) struct Front {
     pub(crate) scores: Arc<Group>,
     pub(crate) page: Page,
+    pub(crate) visitors: Visitors,
 }
 
 impl Front {
     pub(crate) fn answer(&self, request: &Request) -> ResponseBox {
+        self.visitors.refusal(request).unwrap_or_else(|| self.answer_visitor(request))
+    }
+
+    fn answer_visitor(&self, request: &Request) -> ResponseBox {
         let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
         let is_get = matches!(request.method(), Method::Get | Method::Head);
         match path {
@@ -128,7 +134,7 @@ fn json_text(text: String) -> ResponseBox {
     bytes(200, "application/json", text + "\n").with_header(header("Cache-Control", "no-store"))
 }
 
-fn text(code: u16, text: &str) -> ResponseBox {
+pub(crate) fn text(code: u16, text: &str) -> ResponseBox {
     bytes(code, "text/plain; charset=utf-8", text.to_string())
 }
 

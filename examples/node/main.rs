@@ -4,24 +4,29 @@
 //! servers over one group: one that peers ask, and a front with workers of its own, so that
 //! callers who wait for a peer never keep a peer waiting.
 //!
-//! Read [`run`] first; then `front.rs`, `page.rs`, `watch.rs`, `database.rs`, `token.rs` and `cli.rs`.
+//! Read [`run`] first; then `front.rs`, `visitors.rs`, `page.rs`, `watch.rs`, `database.rs`, `token.rs` and `cli.rs`.
 
 mod cli;
 mod database;
 mod front;
 mod page;
 mod token;
+mod visitors;
 mod watch;
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use geecache::{Group, HttpPool, HttpServer, PoolOptions, ServerOptions};
 use log::{LevelFilter, info, warn};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use simplelog::{ColorChoice, ConfigBuilder, TermLogger, TerminalMode};
 
@@ -29,8 +34,9 @@ use cli::{Options, bind};
 use database::Database;
 use front::Front;
 use page::Page;
+use visitors::Visitors;
 
-/// How long requests in flight may take when the node is told to end.
+/// How long requests in flight may take when the node is told to end, on both sides together.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How long a node waits for the first look-up of the others before it serves.
@@ -53,7 +59,10 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     // First, so that a signal which comes early is not lost.
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let mut signals = signals()?;
+    if let Some(parent) = options.end_with {
+        end_with(parent)?;
+    }
 
     let default = PoolOptions::default();
     // The owner may have to ask the origin before it answers.
@@ -108,7 +117,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         Some(listener) => {
             // A get may wait for the owner first, and then for the origin.
             let page = Page::new(scores.clone(), pool, options.fronts()?, 2 * timeout);
-            let front = Front { scores, page };
+            let front = Front { scores, page, visitors: Visitors::of(options.hosts()?) };
             let serve = move |request: &_, _: &_| front.answer(request);
             let front = HttpServer::serve(listener, server_options, serve)?;
             info!("front on http://{}/", front.local_addr());
@@ -122,9 +131,32 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     // So that no list changes while the last requests are answered.
     drop(following);
     // The front first: what it has in flight may need the other side's answers.
-    let all_answered = front.is_none_or(|front| front.shutdown(GRACE)) & server.shutdown(GRACE);
+    let end = Instant::now() + GRACE;
+    let rest = || end.saturating_duration_since(Instant::now());
+    let all_answered = front.is_none_or(|front| front.shutdown(rest())) & server.shutdown(rest());
     if !all_answered {
         warn!("some requests were not answered within {GRACE:?}");
+    }
+    Ok(())
+}
+
+/// The signals that tell the node to end. The second one is not among them: it does what signals
+/// do to a process that does not handle them.
+fn signals() -> io::Result<Signals> {
+    let is_told = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_default(signal, is_told.clone())?;
+        flag::register(signal, is_told.clone())?;
+    }
+    Signals::new([SIGINT, SIGTERM])
+}
+
+/// Has the node told to end when its parent ends, however that comes about.
+fn end_with(parent: i32) -> Result<(), Box<dyn Error>> {
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    // It may have ended before.
+    if getppid() != Pid::from_raw(parent) {
+        return Err(format!("--end-with {parent}: that is not the node's parent").into());
     }
     Ok(())
 }

@@ -19,6 +19,10 @@ use crate::support::*;
 /// A browser is a large program, and slow where many others run.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A name that leads to this address, as an attacker's does once its page is loaded.
+pub(crate) const REBOUND: &str = "rebound.test";
+pub(crate) const REBOUND_TO: &str = "127.0.0.37";
+
 /// One tab of a browser process that ends with this.
 pub(crate) struct Browser {
     child: Child,
@@ -41,7 +45,9 @@ impl Browser {
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]);
         command.args(["--no-first-run", "--disable-background-networking", "--disable-sync"]);
         command.args(["--disable-component-update", "--no-proxy-server", "--hide-scrollbars"]);
-        command.arg("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.*");
+        command.arg(format!(
+            "--host-resolver-rules=MAP {REBOUND} {REBOUND_TO}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.*"
+        ));
         command.arg(format!("--user-data-dir={}", profile.path("profile")));
         command.args(["--remote-debugging-port=0", "about:blank"]);
         // A group of its own, so that all its processes can be ended together.

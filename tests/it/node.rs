@@ -1,8 +1,10 @@
 //! The program of `examples/node`, in processes of its own.
 
+use std::io::{Read, Write};
 use std::iter::zip;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -203,6 +205,97 @@ fn a_node_that_is_told_to_end_answers_what_is_in_flight_first() {
 }
 
 #[test]
+fn a_second_signal_ends_a_node_at_once() {
+    let folder = Folder::new("twice");
+    let urls = urls::<1>("127.0.0.32");
+    for signals in [[Signal::TERM, Signal::TERM], [Signal::INT, Signal::TERM]] {
+        let slow = ["--origin-delay", "1h"];
+        let mut node = Process::start(&urls[0], &urls, &folder.database(), &slow).wait_until_up();
+        let mut client = Client::connect(&node.front);
+        client.send("GET /api?key=Tom", &[]);
+        node.lines.line_with("search key Tom");
+        node.signal(signals[0]);
+        node.lines.line_with("ending");
+        node.signal(signals[1]);
+        assert_eq!(node.ended().signal(), Some(signals[1].as_raw()));
+    }
+}
+
+#[test]
+fn a_node_that_is_told_to_end_does_within_five_seconds() {
+    let folder = Folder::new("grace");
+    let urls = urls::<1>("127.0.0.33");
+    let slow = ["--origin-delay", "1h"];
+    let mut node = Process::start(&urls[0], &urls, &folder.database(), &slow).wait_until_up();
+    // On both of its sides.
+    let mut clients = [&node.front, &urls[0]].map(|url| Client::connect(url));
+    clients[0].send("GET /api?key=Tom", &[]);
+    node.lines.line_with("search key Tom");
+    clients[1].send("GET /_geecache/scores/Sam", &[]);
+    node.lines.line_with("search key Sam");
+    let start = Instant::now();
+    node.signal(Signal::TERM);
+    node.lines.line_with("not answered");
+    assert_eq!(node.ended().code(), Some(0));
+    let took = start.elapsed();
+    assert!((5..9).contains(&took.as_secs()), "{took:?}");
+}
+
+#[test]
+fn a_node_ends_with_its_parent_where_it_is_told_to() {
+    let folder = Folder::new("parent");
+    let ([url], database) = (urls("127.0.0.34"), folder.database());
+    let arguments = ["--self-url", &url, "--peers", &url, "--db", &database, "--end-with"];
+    let mut command = Command::new("sh");
+    command.args(["-c", "\"$@\" $$ & wait", "sh"]).arg(program().get_program()).args(arguments);
+    let mut parent = command.stderr(Stdio::piped()).spawn().unwrap();
+    let lines = Lines::of(parent.stderr.take().unwrap());
+    lines.line_with("listens on");
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    lines.line_with("ending");
+    eventually("the node ends", || TcpStream::connect(address_of(&url)).is_err());
+
+    // A parent that has ended before cannot be waited for.
+    let (mut child, lines) = Process::spawn(&[&arguments[..], &["1"]].concat(), &[]);
+    assert_eq!(ended(&mut child).code(), Some(2));
+    lines.line_with("not the node's parent");
+}
+
+#[test]
+fn options_that_cannot_be_are_refused_with_what_was_typed() {
+    let url = "http://127.0.0.36:8001";
+    let two = |list: &str| list.replace('A', url).replace('B', "http://127.0.0.36:8002");
+    for (option, values, gists) in [
+        ("--origin-delay", &["2days"][..], &["2days", "--origin-delay", "an hour"][..]),
+        ("--peers", &["A,,B"], &["--peers", "a comma has no URL before or behind it"]),
+        ("--peers", &["A,B,"], &["--peers", "a comma has no URL before or behind it"]),
+        ("--peers", &[",A"], &["--peers", "a comma has no URL before or behind it"]),
+        ("--peers", &["A, B"], &["--peers", "' B'", "a space in the list"]),
+        ("--peers", &["A ,B"], &["--peers", "'A '", "a space in the list"]),
+        ("--peers", &["A,", "B"], &["'B'", "no spaces"]),
+        ("--fronts", &["A,"], &["--fronts", "a comma has no URL before or behind it"]),
+        ("--host", &["http://a"], &["--host", "http://a", "a host alone"]),
+        ("--host", &["a:1"], &["--host", "a:1", "a host alone"]),
+    ] {
+        let mut arguments = vec!["--self-url", url, "--db", ":memory:"];
+        if option != "--peers" {
+            arguments.extend(["--peers", url]);
+        }
+        let values: Vec<_> = values.iter().map(|value| two(value)).collect();
+        arguments.push(option);
+        arguments.extend(values.iter().map(String::as_str));
+        let (mut child, lines) = Process::spawn(&arguments, &[]);
+        assert_eq!(ended(&mut child).code(), Some(2), "{values:?}");
+        let lines = lines.rest();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        for gist in gists {
+            assert!(lines[0].contains(&two(gist)), "{gist}: {lines:?}");
+        }
+    }
+}
+
+#[test]
 fn the_front_answers_while_a_node_is_killed_and_comes_back() {
     let folder = Folder::new("kill");
     let (urls, database) = (urls::<2>("127.0.0.8"), folder.database());
@@ -263,6 +356,121 @@ fn the_front_answers_many_keys_with_one_json_object() {
         }
         assert_eq!(node.ask("GET /api?key=%ff&key=Tom").status, 400);
         assert_eq!(node.ask("GET /api").status, 400);
+    }
+}
+
+#[test]
+fn several_keys_are_found_as_one_key_is() {
+    let folder = Folder::new("collation");
+    let (urls, database) = (urls::<1>("127.0.0.29"), folder.database());
+    for (columns, rows, keys) in [
+        ("name TEXT COLLATE NOCASE PRIMARY KEY, score BLOB", "('Tom', 630)", ["tom", "TOM"]),
+        ("name INTEGER PRIMARY KEY, score BLOB", "(7, 630)", ["7", "07"]),
+        ("name, score BLOB", "('7', 630), (8, 1)", ["7", "8"]),
+    ] {
+        let _ = fs::remove_file(&database);
+        let origin = Connection::open(&database).unwrap();
+        let script = format!("CREATE TABLE scores ({columns}); INSERT INTO scores VALUES {rows}");
+        origin.execute_batch(&script).unwrap();
+        // No budget, so that each get is a search.
+        let node = Process::start(&urls[0], &urls, &database, &["--max-bytes", "0"]);
+        let node = node.wait_until_up();
+        let batch = json(&node.ask(&format!("GET /api?key={}&key={}&key=x", keys[0], keys[1])));
+        assert_eq!(batch[keys[0]], "630", "{columns}: {batch}");
+        for key in [keys[0], keys[1], "x"] {
+            let alone = match node.get(key) {
+                (200, score) => score.into(),
+                (404, _) => Value::Null,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(batch[key], alone, "{columns}: {key}");
+        }
+    }
+}
+
+#[test]
+fn the_front_is_asked_on_loopback_or_by_a_name_that_it_was_given() {
+    let folder = Folder::new("host");
+    let urls = urls::<1>("127.0.0.30");
+    // `127.1` is loopback to those who look it up, and a name like any other to us.
+    let more = ["--api", "127.1:0", "--fronts", "http://front.lan:10001"];
+    let names = ["--host", "cache.lan", "--host", "Other.lan"];
+    let more = [&more[..], &names].concat();
+    let node = Process::start(&urls[0], &urls, &folder.database(), &more).wait_until_up();
+    assert_eq!(node.get("Tom"), (200, "630".into()));
+    let ask = |request: &str, host: &str| ask(&node.front, request, &[&format!("Host: {host}")]);
+    for host in [
+        ["localhost", "LocalHost:9999", "127.0.0.1", "127.0.0.1:80", "127.9.9.9:1"],
+        ["[::1]", "[::1]:9999", "127.1:5", "cache.lan", "CACHE.lan:443"],
+        ["other.lan:8443", "front.lan", "front.lan:10001", "Front.Lan:1", "[0:0:0:0:0:0:0:1]:2"],
+    ]
+    .as_flattened()
+    {
+        assert_eq!(ask("GET /api?key=Tom", host).text(), "630", "{host}");
+        assert_eq!(ask("GET /", host).status, 200, "{host}");
+    }
+    for host in [
+        ["evil.test", "evil.test:9999", "localhost.evil.test", "127.0.0.1.evil.test"],
+        ["10.0.0.1", "128.0.0.1:9999", "[::2]:9999", "0.0.0.0"],
+        ["", "localhost evil.test", "localhost@evil.test", "cache.lan.evil.test"],
+        ["xcache.lan", "localhost\r\nHost: evil.test", "evil.test\r\nHost: localhost", ":9999"],
+    ]
+    .as_flattened()
+    {
+        for path in ["GET /", "GET /page.js", "GET /api?key=Tom", "GET /api/ring", "POST /"] {
+            assert_eq!(ask(path, host).status, 421, "{path} of {host:?}");
+        }
+        for path in ["/api/status", "/api/trace?key=Tom", "/nothing"] {
+            assert_eq!(ask(&format!("GET {path}"), host).status, 421, "{path} of {host:?}");
+        }
+        assert_eq!(ask("DELETE /api?key=Tom", host).status, 421, "{host:?}");
+    }
+    assert!(ask("GET /", "evil.test").text().contains("--host"));
+    assert_eq!(json(&node.ask("GET /api/trace?key=Tom"))["trace"]["hit"], "main", "still there");
+    // Not a browser.
+    let mut old = TcpStream::connect(address_of(&node.front)).unwrap();
+    old.set_read_timeout(Some(LONG)).unwrap();
+    old.write_all(b"GET /api?key=Tom HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    old.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200 ") && answer.ends_with("630"), "{answer}");
+}
+
+#[test]
+fn the_front_answers_no_page_of_another_site() {
+    let folder = Folder::new("origin");
+    let urls = urls::<1>("127.0.0.31");
+    let more = ["--host", "cache.lan"];
+    let node = Process::start(&urls[0], &urls, &folder.database(), &more).wait_until_up();
+    assert_eq!(node.get("Tom"), (200, "630".into()));
+    let ask = |request: &str, host: &str, origin: &str| {
+        let headers = [&*format!("Host: {host}"), &*format!("Origin: {origin}")];
+        ask(&node.front, request, &headers).status
+    };
+    for (host, origin) in [
+        ("localhost:9999", "http://evil.test"),
+        ("localhost:9999", "http://evil.test:9999"),
+        ("localhost:9999", "null"),
+        ("localhost:9999", ""),
+        ("localhost:9999", "http://localhost:9998"),
+        ("localhost:9999", "http://127.0.0.1:9999"),
+        ("localhost:9999", "http://localhost:99991"),
+        ("cache.lan", "https://evil.test"),
+        ("cache.lan", "https://cache.lan.evil.test"),
+    ] {
+        for path in ["GET /api?key=Tom", "DELETE /api?key=Tom", "OPTIONS /api?key=Tom", "GET /"] {
+            assert_eq!(ask(path, host, origin), 403, "{path} of {origin:?}");
+        }
+    }
+    assert_eq!(json(&node.ask("GET /api/trace?key=Tom"))["trace"]["hit"], "main", "still there");
+    for (host, origin) in [
+        ("localhost:9999", "http://localhost:9999"),
+        ("[::1]:9999", "http://[::1]:9999"),
+        // Behind a proxy that serves TLS.
+        ("cache.lan", "https://cache.lan"),
+    ] {
+        assert_eq!(ask("GET /api?key=Tom", host, origin), 200, "{origin}");
+        assert_eq!(ask("DELETE /api?key=Tom", host, origin), 204, "{origin}");
     }
 }
 

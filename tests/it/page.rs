@@ -10,8 +10,8 @@ use geecache::{Ring, RingHash};
 use rusqlite::Connection;
 use rustix::process::Signal;
 
-use crate::browser::Browser;
-use crate::node::{Folder, Process, urls};
+use crate::browser::{Browser, REBOUND, REBOUND_TO};
+use crate::node::{Folder, Process, counted, urls};
 use crate::support::*;
 
 /// A cluster and a browser.
@@ -303,4 +303,36 @@ fn a_front_that_is_gone_is_said_on_the_page_and_so_is_its_return() {
     scene.browser.wait_until("!document.body.matches('.lost')");
     scene.ask("Tom");
     assert_eq!(scene.browser.text("#answer .value"), "630");
+}
+
+#[test]
+#[ignore = "needs a browser: make test-page"]
+fn pages_of_other_sites_get_nothing_from_a_front() {
+    let mut scene = Scene::start("page-foreign", REBOUND_TO);
+    let front = scene.fronts[0].clone();
+    let gets = |scene: &Scene| scene.urls.iter().map(|url| counted(url, "gets")).sum::<u64>();
+    let status = |request: &str| {
+        format!("fetch({request}).then(answer => answer.status, error => error.name)")
+    };
+
+    // A site whose name leads to the front: to the browser they are the same.
+    scene.browser.open(&front.replace(REBOUND_TO, REBOUND));
+    scene.browser.wait_until("document.body?.textContent.includes('--host NAME')");
+    for request in ["'/api?key=Tom'", "'/api/ring'", "'/api?key=Tom', { method: 'DELETE' }"] {
+        assert_eq!(scene.browser.eval(&status(request)), 421, "{request}");
+    }
+
+    // A site of its own, which asks the front by its name.
+    let (site, _) = recording(|_| response(200, "text/html", "<p>a page"));
+    scene.browser.open(&site.url);
+    scene.browser.wait_until("document.querySelector('p')?.textContent === 'a page'");
+    for options in ["{}", "{ method: 'DELETE' }", "{ method: 'POST', mode: 'no-cors' }"] {
+        let request = format!("'{front}/api?key=Tom', {options}");
+        let said = scene.browser.eval(&status(&request));
+        assert!(said == "TypeError" || said == 0, "{request}: {said}");
+    }
+    assert_eq!(gets(&scene), 0, "nobody looked for Tom");
+    scene.open(0, "/?key=Tom");
+    scene.browser.wait_until("document.querySelector('#answer .value')");
+    assert_eq!(gets(&scene), if scene.owner("Tom") == 0 { 1 } else { 2 });
 }

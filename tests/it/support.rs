@@ -610,8 +610,10 @@ impl Client {
     }
 
     fn send_with(&mut self, request: &str, headers: &[&str], body: &[u8]) {
-        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-        let text = format!("{request} HTTP/1.1\r\nHost: node\r\n{headers}\r\n");
+        let host = headers.iter().any(|header| header.starts_with("Host:"));
+        let host = (!host).then_some("Host: localhost");
+        let headers = host.iter().chain(headers).map(|header| format!("{header}\r\n"));
+        let text = format!("{request} HTTP/1.1\r\n{}\r\n", headers.collect::<String>());
         self.0.get_mut().write_all(&[text.as_bytes(), body].concat()).unwrap();
     }
 
