@@ -23,8 +23,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use geecache::{Group, HttpPool, HttpServer, PoolOptions, ServerOptions};
-use log::{LevelFilter, info, warn};
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use log::{LevelFilter, debug, info, warn};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
@@ -90,6 +92,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let scores = scores.build()?;
 
     log_to_stderr(options.verbose)?;
+    allow_many_files();
     if let Some(file) = &options.token_file
         && token::is_open_to_all(file)
     {
@@ -159,6 +162,20 @@ fn end_with(parent: i32) -> Result<(), Box<dyn Error>> {
         return Err(format!("--end-with {parent}: that is not the node's parent").into());
     }
     Ok(())
+}
+
+/// Each connection is a file, and the soft limit is low for the sake of programs that use `select`.
+fn allow_many_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    let [before, now] =
+        [current, maximum].map(|limit| limit.map_or("any number of".into(), |n| n.to_string()));
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => debug!("may open {now} files, {before} before"),
+        Err(error) => warn!("may open only {before} files: {error}"),
+    }
 }
 
 #[cfg(feature = "tls")]

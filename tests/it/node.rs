@@ -263,6 +263,26 @@ fn a_node_ends_with_its_parent_where_it_is_told_to() {
 }
 
 #[test]
+fn a_node_may_open_as_many_files_as_the_hard_limit_says() {
+    let folder = Folder::new("files-limit");
+    let ([url], database) = (urls("127.0.0.35"), folder.database());
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -Sn 100; ulimit -Hn 500; exec \"$@\"", "sh"]);
+    command.arg(program().get_program());
+    command.args(["--self-url", &url, "--peers", &url, "--db", &database, "-v"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let lines = Lines::of(child.stderr.take().unwrap());
+    let mut node = Process { child, lines, front: String::new() };
+    node.lines.line_with("may open 500 files, 100 before");
+    node.lines.line_with("listens on");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", node.child.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().filter(|word| *word == "500").count(), 2, "{files}");
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().code(), Some(0));
+}
+
+#[test]
 fn options_that_cannot_be_are_refused_with_what_was_typed() {
     let url = "http://127.0.0.36:8001";
     let two = |list: &str| list.replace('A', url).replace('B', "http://127.0.0.36:8002");
