@@ -59,12 +59,10 @@ cluster: build-cluster ## run nodes on 8001 to 8003, with a page on 9999, until 
 demo: build-cluster ## show by itself what a cluster does, then end
 	$(EXAMPLES)/cluster --demo $(ARGS)
 
-tls: ## run nodes behind stunnel, ask through it, then end (installs stunnel4 where missing)
-	$(call install,stunnel,stunnel4)
-	$(call install,openssl,openssl)
-	$(call install,curl,curl)
-	$(CARGO) build --release --locked --features tls --example node
-	examples/tls/run.sh $(EXAMPLES)/node
+proxy: ## ask and attack three nodes behind HAProxy (installs Debian's haproxy where missing)
+	$(call install,haproxy,haproxy)
+	$(CARGO) build --locked --features tls --example node
+	$(CARGO) test --locked --features tls --test it -- --ignored --nocapture --test-threads=1 proxy::
 
 soak: ## check every answer while three nodes are killed, restarted and more; SECONDS=300, SEED=1
 	$(CARGO) build --release --locked --example soak
@@ -84,7 +82,7 @@ doc: ## build the docs as a book, the private modules among them, warnings denie
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls --document-private-items
 
-ci: fmt-check lint test test-metrics test-page doc ## format, lint, all tests (installs what they need), docs: before each merge
+ci: fmt-check lint test test-metrics test-page proxy doc ## format, lint, all tests (installs what they need), docs: before each merge
 
 clean: ## remove what was built
 	$(CARGO) clean

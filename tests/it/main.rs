@@ -27,6 +27,7 @@
 //! | `node` | the program of `examples/node` |
 //! | `page` | its page, in a browser |
 //! | `discovery` | nodes that find each other by a name |
+//! | `proxy` | the same program behind HAProxy, with the feature `tls` |
 //! | `docs` | what the docs say of all these |
 //!
 //! `support` has the nodes, the stand-ins, the relay between nodes and the ways to wait; `child` a node in a process of its
@@ -57,6 +58,8 @@ mod owners;
 mod page;
 mod processes;
 mod protocol;
+#[cfg(feature = "tls")]
+mod proxy;
 mod removal;
 mod support;
 #[cfg(feature = "tls")]

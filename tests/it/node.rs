@@ -39,7 +39,7 @@ impl Folder {
     }
 
     /// A file with this text, which may be read by those whom `mode` says.
-    fn file(&self, name: &str, text: &str, mode: u32) -> String {
+    pub(crate) fn file(&self, name: &str, text: &str, mode: u32) -> String {
         let path = self.path(name);
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -122,6 +122,10 @@ impl Process {
     pub(crate) fn get(&self, key: &str) -> (u16, String) {
         let answer = self.ask(&format!("GET /api?key={}", key.replace(' ', "%20")));
         (answer.status, answer.text().into())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -275,7 +279,7 @@ fn a_node_may_open_as_many_files_as_the_hard_limit_says() {
     let mut node = Process { child, lines, front: String::new() };
     node.lines.line_with("may open 500 files, 100 before");
     node.lines.line_with("listens on");
-    let limits = fs::read_to_string(format!("/proc/{}/limits", node.child.id())).unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(files.split_whitespace().filter(|word| *word == "500").count(), 2, "{files}");
     node.signal(Signal::TERM);

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use geecache::{Error, PeerError};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::{ServerConfig, ServerConnection};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection};
 
 use crate::support::*;
 
@@ -26,11 +26,29 @@ impl Authority {
         self.0.pem()
     }
 
-    /// What a server needs to be `host`.
-    fn certify(&self, host: &str) -> Arc<ServerConfig> {
+    /// A certificate for `host`, and its key.
+    fn sign(&self, host: &str) -> (Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new([host.into()]).unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (params.signed_by(&key, &self.0).unwrap(), key)
+    }
+
+    /// Both, one behind the other.
+    pub(crate) fn pem_for(&self, host: &str) -> String {
+        let (certificate, key) = self.sign(host);
+        certificate.pem() + &key.serialize_pem()
+    }
+
+    /// What a client needs to believe those that it has signed for.
+    pub(crate) fn client_config(&self) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+    }
+
+    /// What a server needs to be `host`.
+    fn certify(&self, host: &str) -> Arc<ServerConfig> {
+        let (certificate, key) = self.sign(host);
         let config = ServerConfig::builder().with_no_client_auth();
         let config = config.with_single_cert(vec![certificate.into()], key.into());
         Arc::new(config.unwrap())
