@@ -111,7 +111,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let server_options = ServerOptions {
         workers: options.workers.into(),
         queue: options.queue.into(),
-        token,
+        tokens: token.into_iter().collect(),
         ..ServerOptions::default()
     };
     let server = HttpServer::start(listener, [scores.clone()], server_options.clone())?;

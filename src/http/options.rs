@@ -127,19 +127,24 @@ pub struct ServerOptions {
     /// How many requests may wait for a worker at the most, up to 65,536. Default: 256. Those that
     /// would wait longer than 50 ms, and longer than an answer takes, get `503` at once in any case.
     pub queue: usize,
-    /// How long a connection may be silent before it is closed, and not take an answer (for 5 s
-    /// at the most). Longer than the 15 s for which peers keep theirs, and up to a day.
-    /// Default: 60 s.
+    /// How long a connection may be silent before it is closed: a second to a day, and longer than
+    /// the 15 s for which peers keep theirs. Default: 60 s.
     pub idle_timeout: Duration,
     /// The path under which peers ask. Default: `/_geecache/`.
     pub base_path: String,
-    /// The secret that peers must present, see [`PoolOptions::token`](crate::PoolOptions::token).
+    /// The secrets of which peers must present one, see
+    /// [`PoolOptions::token`](crate::PoolOptions::token). None are asked for if there are none.
     /// Default: none.
-    pub token: Option<String>,
+    ///
+    /// To change the token of a cluster without a fallback, let all nodes accept the old one and
+    /// the new one first, then let all present the new one, then let all accept only that.
+    pub tokens: Vec<String>,
 }
 
-/// More threads than a process can usually have would end it instead of being an error.
+/// More threads than a process can usually have: starting them could abort it.
 const MOST_WORKERS: usize = 4096;
+/// A connection that is closed sooner than a busy machine reads from it cannot be used.
+const SHORTEST_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Each request that waits holds a connection.
 const LONGEST_QUEUE: usize = 1 << 16;
 
@@ -150,7 +155,7 @@ impl Default for ServerOptions {
             queue: 256,
             idle_timeout: Duration::from_secs(60),
             base_path: DEFAULT_BASE_PATH.into(),
-            token: None,
+            tokens: Vec::new(),
         }
     }
 }
@@ -159,21 +164,21 @@ impl ServerOptions {
     /// Refuses what cannot work.
     pub(super) fn check(&self) -> Result<(), Error> {
         check_base_path(&self.base_path)?;
-        check_token(self.token.as_deref())?;
+        self.tokens.iter().try_for_each(|token| check_token(Some(token)))?;
         if !(1..=MOST_WORKERS).contains(&self.workers) {
             return Err(Error::Config(format!("a server has 1 to {MOST_WORKERS} workers")));
         }
         if self.queue > LONGEST_QUEUE {
             return Err(Error::Config(format!("up to {LONGEST_QUEUE} requests wait in the queue")));
         }
-        if self.idle_timeout.is_zero() || self.idle_timeout > LONGEST_TIMEOUT {
-            return Err(Error::Config("an idle timeout is more than zero and up to a day".into()));
+        if !(SHORTEST_IDLE_TIMEOUT..=LONGEST_TIMEOUT).contains(&self.idle_timeout) {
+            return Err(Error::Config("an idle timeout is a second to a day".into()));
         }
         Ok(())
     }
 }
 
-/// Shows everything but the token.
+/// Shows everything but the tokens.
 impl fmt::Debug for ServerOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerOptions")
@@ -181,7 +186,7 @@ impl fmt::Debug for ServerOptions {
             .field("queue", &self.queue)
             .field("idle_timeout", &self.idle_timeout)
             .field("base_path", &self.base_path)
-            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("tokens", &vec!["…"; self.tokens.len()])
             .finish()
     }
 }
@@ -333,7 +338,7 @@ mod tests {
         let options = ServerOptions::default();
         assert_eq!((options.workers, options.queue), (16, 256));
         assert_eq!(options.idle_timeout, Duration::from_secs(60));
-        assert_eq!((&*options.base_path, options.token), ("/_geecache/", None));
+        assert_eq!((&*options.base_path, options.tokens.len()), ("/_geecache/", 0));
     }
 
     #[test]
@@ -352,6 +357,8 @@ mod tests {
     #[test]
     fn the_token_is_not_shown() {
         let options = PoolOptions { token: Some("secret".into()), ..PoolOptions::default() };
+        assert!(!format!("{options:?}").contains("secret"));
+        let options = ServerOptions { tokens: vec!["secret".into()], ..ServerOptions::default() };
         assert!(!format!("{options:?}").contains("secret"));
     }
 }

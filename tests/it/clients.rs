@@ -2,14 +2,18 @@
 //! costs those who behave.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use geecache::tiny_http::Response;
 use geecache::{HttpServer, ServerOptions};
 
-use crate::child::{Child, IDLE_THREADS, allow_many_files};
+use crate::child::{Child, IDLE_THREADS, LARGE, allow_many_files};
 use crate::support::*;
+
+/// Takes a worker, and waits for nothing there: `204`.
+const BY_A_WORKER: &str = "DELETE /_geecache/scores/nobody";
 
 /// Sends some bytes on a connection of its own, which stays open.
 fn sending(url: &str, bytes: &str) -> TcpStream {
@@ -101,6 +105,75 @@ fn a_lack_of_descriptors_ends_with_the_connections_that_caused_it() {
     }
 }
 
+#[test]
+fn a_lack_of_threads_ends_with_what_caused_it() {
+    let child = Child::with_large_stacks(LONG, allow_many_files());
+    let mut open = Client::connect(&child.url);
+    let mut is_answered = || {
+        open.send("GET /_geecache/scores/Tom", &[]);
+        open.answer().text() == value_of("Tom")
+    };
+    assert!(is_answered());
+    child.withhold_threads(true);
+    let idle: Vec<_> = (0..20).map(|_| sending(&child.url, "")).collect();
+    child.logs("newcomers");
+    assert!(is_answered());
+    drop(idle);
+
+    let ended = Instant::now();
+    child.withhold_threads(false);
+    eventually("it answers again", || {
+        let mut stream = sending(&child.url, "GET /healthz HTTP/1.1\r\n\r\n");
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        stream.read(&mut [0; 1]).is_ok_and(|n| n > 0)
+    });
+    println!("it answers {:?} after there are threads", ended.elapsed());
+    assert!(ended.elapsed() < Duration::from_secs(3));
+    assert!(is_answered());
+    child.logs("answers again");
+}
+
+/// A large answer, a body that is on its way, and a request that is refused: each needs a thread.
+#[test]
+fn what_waits_for_a_thread_goes_on_when_there_are_threads() {
+    let mut child = Child::with_large_stacks(LONG, allow_many_files());
+    let large = "GET /_geecache/scores/large";
+    assert_eq!(ask(&child.url, large, &[]).body.len(), LARGE);
+    let [mut reading, mut writing, mut ahead] = [(); 3].map(|()| Client::connect(&child.url));
+    for client in [&mut reading, &mut writing, &mut ahead] {
+        client.send("GET /healthz", &[]);
+        assert_eq!(client.answer().status, 200);
+    }
+    // The threads that have sent the first answer have ended by then.
+    eventually("no thread is idle", || child.threads_named("geecache-slow") == 0);
+    child.withhold_threads(true);
+    reading.send(large, &[]);
+    writing.send("POST /_geecache/scores", &["Content-Length: 2000"]);
+    ahead.send("POST /_geecache/scores", &["Transfer-Encoding: chunked"]);
+    ahead.send_bytes(b"1\r\n.\r\n0\r\n\r\n");
+    child.logs("no thread for a client");
+    child.withhold_threads(false);
+
+    assert_eq!(reading.answer().body.len(), LARGE);
+    writing.send_bytes(&[b'.'; 2000]);
+    for client in [&mut writing, &mut ahead] {
+        assert_eq!(client.answer().status, 400, "it is no batch");
+        client.send("GET /_geecache/scores/Tom", &[]);
+        assert_eq!(client.answer().text(), value_of("Tom"), "the next of the same client");
+    }
+    // All the memory for large answers is there.
+    let request = format!("{large} HTTP/1.1\r\n\r\n");
+    let mut deaf: Vec<_> = (0..8).map(|_| sending(&child.url, &request)).collect();
+    for client in &mut deaf {
+        let mut start = [0; 12];
+        client.read_exact(&mut start).unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200");
+    }
+    drop(deaf);
+    let (all_answered, took) = child.shut_down();
+    assert!(all_answered && took < Duration::from_secs(10), "{took:?}");
+}
+
 /// Announces a body and sends a byte of it.
 fn drip(url: &str, request: &str) -> TcpStream {
     sending(url, &format!("{request} HTTP/1.1\r\nContent-Length: 2000\r\n\r\n."))
@@ -113,7 +186,7 @@ fn a_body_that_does_not_arrive_holds_its_own_connection_alone() {
     let front = HttpServer::serve(
         std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
         ServerOptions { workers: 1, queue: 0, ..ServerOptions::default() },
-        |_, body| geecache::tiny_http::Response::from_data(body).boxed(),
+        |_, body| Response::from_data(body).boxed(),
     );
     let front = front.unwrap();
     let front_url = url_of(front.local_addr());
@@ -125,12 +198,13 @@ fn a_body_that_does_not_arrive_holds_its_own_connection_alone() {
         .map(|request| drip(&node.url, request))
         .chain((0..10).map(|_| drip(&front_url, "POST /")))
         .collect();
+    let token = &["Authorization: Bearer secret"];
     // Without a queue each is refused but the one that meets a worker who waits.
     let is_answered = |url: &str| {
         let mut client = Client::connect(url);
         eventually("a worker has time", || {
-            client.send("GET /healthz", &[]);
-            client.answer().status == 200
+            client.send(BY_A_WORKER, token);
+            client.answer().status < 300
         });
     };
     is_answered(&node.url);
@@ -138,13 +212,11 @@ fn a_body_that_does_not_arrive_holds_its_own_connection_alone() {
 
     // Nor does it hold up those who are refused.
     thread::scope(|scope| {
-        let taken = scope.spawn(|| {
-            let token = ["Authorization: Bearer secret"];
-            while ask(&node.url, "GET /_geecache/scores/Tom", &token).status == 503 {}
-        });
+        let get = |key: &str| ask(&node.url, &format!("GET /_geecache/scores/{key}"), token).status;
+        let taken = scope.spawn(move || while get("Tom") == 503 {});
         eventually("the worker is busy", || gate.waiting() == 1);
         let drippers: Vec<_> = (0..10).map(|_| drip(&node.url, "GET /healthz")).collect();
-        assert_eq!(ask(&node.url, "GET /healthz", &[]).status, 503);
+        assert_eq!(get("Jack"), 503);
         drop(drippers);
         gate.open();
         taken.join().unwrap();
@@ -162,7 +234,7 @@ fn answers_that_nobody_reads_hold_no_worker() {
         (0..4).map(|_| sending(&node.url, "GET /_geecache/scores/Tom HTTP/1.1\r\n\r\n")).collect();
     eventually("they are answered", || node.stats().peer_requests == 4);
     let start = Instant::now();
-    assert_eq!(ask(&node.url, "GET /healthz", &[]).status, 200);
+    assert_eq!(ask(&node.url, BY_A_WORKER, &[]).status, 204);
     assert!(start.elapsed() < Duration::from_secs(4), "none of them was waited for");
 }
 
@@ -251,10 +323,160 @@ fn requests_sent_ahead_are_answered_in_order_and_one_at_a_time() {
         hasty.send(&format!("GET /_geecache/scores/{i}"), &[]);
     }
     eventually("the first one is being loaded", || gate.waiting() == 1);
-    assert_eq!(ask(&node.url, "GET /healthz", &[]).status, 200, "a worker is left for others");
+    assert_eq!(ask(&node.url, BY_A_WORKER, &[]).status, 204, "a worker is left for others");
     assert_eq!(gate.waiting(), 1);
     gate.open();
     for i in 0..20 {
         assert_eq!(hasty.answer().text(), value_of(&i.to_string()));
     }
+}
+
+/// A connection from a port that is used again after a reset, as proxies do.
+fn connect_from(port: u16, url: &str) -> TcpStream {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    socket.set_recv_buffer_size(1 << 16).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 5], port)).into()).unwrap();
+    let address: SocketAddr = address_of(url).parse().unwrap();
+    socket.connect(&address.into()).unwrap();
+    socket.into()
+}
+
+#[test]
+fn a_new_connection_from_a_port_does_not_wait_for_the_request_of_a_dead_one() {
+    let (origin, gate) = Origin::gated_for(|key| key.starts_with("slow"));
+    let [node] = Cluster::over(&origin).start();
+    let get = |key: &str| format!("GET /_geecache/scores/{key}");
+    let mut dead = connect_from(0, &node.url);
+    let port = dead.local_addr().unwrap().port();
+    write!(dead, "{} HTTP/1.1\r\n\r\n", get("slow")).unwrap();
+    eventually("its request is under way", || gate.waiting() == 1);
+    drop(dead);
+
+    // Beside it one who sends ahead: what it sends does wait.
+    let mut hasty = Client::connect(&node.url);
+    (0..20).for_each(|i| hasty.send(&get(&format!("slow {i}").replace(' ', "%20")), &[]));
+    eventually("the first one is being loaded", || gate.waiting() == 2);
+
+    let mut new = Client::from(connect_from(port, &node.url));
+    for i in 0..10 {
+        let key = format!("Tom{i}");
+        new.send(&get(&key), &[]);
+        assert_eq!(new.answer().text(), value_of(&key));
+    }
+    let body = batch_of(&["Tom1"]);
+    new.send_with("POST /_geecache/scores", &[&format!("Content-Length: {}", body.len())], &body);
+    assert_eq!(new.answer().body, value_frame(value_of("Tom1")));
+    assert_eq!(gate.waiting(), 2, "one at a time of those sent ahead");
+    gate.open();
+    for i in 0..20 {
+        assert_eq!(hasty.answer().text(), value_of(&format!("slow {i}")));
+    }
+}
+
+/// A long body that tells when nobody reads it any more.
+struct Endless(crossbeam_channel::Sender<()>);
+
+impl Read for Endless {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        buffer.fill(b'.');
+        Ok(buffer.len())
+    }
+}
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+/// Answers `/short` by `short`, and everything else by a body without an end.
+fn endless_server() -> (HttpServer, crossbeam_channel::Receiver<()>) {
+    let (sender, given_up) = crossbeam_channel::unbounded();
+    let options = ServerOptions::default();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = HttpServer::serve(listener, options, move |request, _| match request.url() {
+        "/short" => Response::from_string("short").boxed(),
+        _ => {
+            let body = Endless(sender.clone());
+            Response::new(200.into(), vec![], body, Some(1 << 30), None)
+                .with_chunked_threshold(usize::MAX)
+                .boxed()
+        }
+    });
+    (server.unwrap(), given_up)
+}
+
+#[test]
+fn after_an_answer_that_was_not_finished_nothing_more_is_sent_there() {
+    let (server, given_up) = endless_server();
+    let url = url_of(server.local_addr());
+    let mut deaf = connect_from(0, &url);
+    let port = deaf.local_addr().unwrap().port();
+    write!(deaf, "GET / HTTP/1.1\r\n\r\nGET /short HTTP/1.1\r\n\r\n").unwrap();
+    given_up.recv_timeout(LONG).expect("the answer is given up");
+    assert_eq!(ask(&url, "GET /short", &[]).text(), "short", "others are answered");
+    write!(deaf, "GET /short HTTP/1.1\r\n\r\n").unwrap();
+    // All that there is: now that it reads, an answer would come soon.
+    deaf.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let mut rest = Vec::new();
+    let _ = deaf.read_to_end(&mut rest);
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(rest.starts_with("HTTP/1.1 200"), "the beginning of the answer");
+    assert_eq!(rest.matches("HTTP/1.1").count(), 1);
+    assert!(!rest.contains("short"));
+    drop(deaf);
+    let mut new = Client::from(connect_from(port, &url));
+    new.send("GET /short", &[]);
+    assert_eq!(new.answer().text(), "short");
+}
+
+#[test]
+fn a_new_connection_from_the_port_of_one_that_did_not_read_is_answered() {
+    let (server, given_up) = endless_server();
+    let url = url_of(server.local_addr());
+    let mut deaf = connect_from(0, &url);
+    let port = deaf.local_addr().unwrap().port();
+    write!(deaf, "GET / HTTP/1.1\r\n\r\n").unwrap();
+    given_up.recv_timeout(LONG).expect("the answer is given up");
+    drop(deaf);
+    let mut new = Client::from(connect_from(port, &url));
+    for _ in 0..3 {
+        new.send("GET /short", &[]);
+        assert_eq!(new.answer().text(), "short");
+    }
+}
+
+#[test]
+fn a_client_that_reads_a_little_now_and_then_is_given_up_as_one_that_does_not() {
+    let (server, given_up) = endless_server();
+    let url = url_of(server.local_addr());
+    let mut slow = connect_from(0, &url);
+    write!(slow, "GET / HTTP/1.1\r\n\r\n").unwrap();
+    let start = Instant::now();
+    slow.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    // The pace of the client.
+    while given_up.recv_timeout(Duration::from_millis(200)).is_err() {
+        assert!(start.elapsed() < LONG, "it holds a thread for ever");
+        let _ = slow.read(&mut [0; 20_000]);
+    }
+    println!("given up after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+/// Whoever reads the log has it in a terminal, which would obey what a stranger sends.
+#[test]
+fn control_characters_of_strangers_do_not_reach_the_log() {
+    let child = Child::start(LONG, allow_many_files());
+    let path = format!("/\x1b[2J\x07\nforged line{}", "x".repeat(10_000));
+    let _stranger = sending(
+        &child.url,
+        &format!("POST {} HTTP/1.1\r\nContent-Length: 999000000\r\n\r\n", path.replace(' ', "_")),
+    );
+    let line = child.logs("announces a body");
+    assert!(line.contains("POST /\\u{1b}[2J\\u{7}\\nforged_line"), "{line:?}");
+    assert!(line.len() < 300 && !line.contains(char::is_control), "{line:?}");
 }

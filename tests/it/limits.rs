@@ -21,6 +21,7 @@ const MAX_QUESTION_BYTES: usize = 1 << 20;
 const MAX_ANSWER_VALUES: usize = 16 << 20;
 const MAX_VALUE_BYTES: usize = 16 << 20;
 const MAX_ANNOUNCED: usize = 16 << 20;
+const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A key of so many bytes, of which none travels as it is, that `owner` owns.
@@ -268,7 +269,8 @@ fn settings_reach_their_limits_and_not_beyond() {
     refused("up to 1024 bytes", with(MAX_URL_BYTES), with(MAX_URL_BYTES + 1));
     let with = |length| pool(PoolOptions { token: token(length), ..pools() });
     refused("1 to 4096", with(MAX_TOKEN_BYTES), with(MAX_TOKEN_BYTES + 1));
-    let with = |length| server(ServerOptions { token: token(length), ..servers() });
+    let tokens = |length| vec!["t".into(), "t".repeat(length)];
+    let with = |length| server(ServerOptions { tokens: tokens(length), ..servers() });
     refused("1 to 4096", with(MAX_TOKEN_BYTES), with(MAX_TOKEN_BYTES + 1));
     let with = |points| pool(PoolOptions { points_per_peer: Some(points), ..pools() });
     refused("1 to 10000 points", with(10_000), with(10_001));
@@ -278,6 +280,7 @@ fn settings_reach_their_limits_and_not_beyond() {
     refused("a day", with(DAY), with(DAY + one));
     let with = |idle_timeout| server(ServerOptions { idle_timeout, ..servers() });
     refused("a day", with(DAY), with(DAY + one));
+    refused("a second", with(SECOND), with(SECOND - one));
     // That 4,096 workers do start is shown in `node`, lest it be these tests that have the threads.
     let with = |workers| server(ServerOptions { workers, ..servers() });
     refused("1 to 4096 workers", with(1), with(4_097));

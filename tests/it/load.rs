@@ -1,9 +1,13 @@
 //! Many connections at once, more questions than a node can take, and its end.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use geecache::tiny_http::Response;
+use geecache::{HttpServer, ServerOptions};
+
+use crate::child::{Child, allow_many_files};
 use crate::support::*;
 
 /// Opens `n` connections at once, keeps all open, and returns them and how long it took until
@@ -30,21 +34,28 @@ fn burst(url: &str, n: usize) -> (Vec<Client>, Duration) {
 fn each_connection_of_a_burst_is_answered(n: usize) {
     let (mut at_start, mut later, mut plain) = (Vec::new(), Vec::new(), Vec::new());
     let plain_server = plain_server();
-    for _ in 0..20 {
-        let [node] = Cluster::over(&Origin::of_all()).start();
-        let (clients, took) = burst(&node.url, n);
-        at_start.push(took);
-        drop(clients);
-        later.push(burst(&node.url, n).1);
-        plain.push((0..n).map(|_| burst(&plain_server.url, 1).1).sum());
-    }
-    let [at_start, later, plain] = [at_start, later, plain].map(|mut times: Vec<Duration>| {
-        times.sort();
-        times[times.len() / 2]
-    });
-    println!("{n} at the start: {at_start:?}, {n} later: {later:?}; a plain server: {plain:?}");
+    let nodes: Vec<[Node; 1]> = (0..20)
+        .map(|_| {
+            let [node] = Cluster::over(&Origin::of_all()).start();
+            let (clients, took) = burst(&node.url, n);
+            at_start.push(took);
+            drop(clients);
+            later.push(burst(&node.url, n).1);
+            plain.push((0..n).map(|_| burst(&plain_server.url, 1).1).sum());
+            [node]
+        })
+        .collect();
+    // Where nothing happens for a second, the listener looks less often.
+    thread::sleep(Duration::from_secs(2));
+    let idle = nodes.iter().map(|[node]| burst(&node.url, n).1).collect();
+    let [at_start, later, idle, plain] =
+        [at_start, later, idle, plain].map(|mut times: Vec<Duration>| {
+            times.sort();
+            times[times.len() / 2]
+        });
+    println!("{n} at the start: {at_start:?}, later: {later:?}, idle: {idle:?}; plain: {plain:?}");
     let bound = Duration::from_millis(100).max(4 * plain);
-    assert!(at_start < bound && later < bound, "{at_start:?}, {later:?}; bound: {bound:?}");
+    assert!(at_start < bound && later < bound && idle < bound, "bound: {bound:?}");
 }
 
 #[test]
@@ -60,6 +71,23 @@ fn each_of_16_connections_opened_at_once_and_kept_open_is_answered() {
 #[test]
 fn each_of_64_connections_opened_at_once_and_kept_open_is_answered() {
     each_connection_of_a_burst_is_answered(64);
+}
+
+/// A node and its front, two servers, are to wake up 60 times a second at the most; this is one.
+/// Where the machine is busy for a part of the time, one of several attempts meets it.
+#[test]
+fn an_idle_node_wakes_up_30_times_a_second_at_the_most() {
+    const SECONDS: u64 = 3;
+    let child = Child::start(LONG, allow_many_files());
+    let attempt = || {
+        thread::sleep(Duration::from_secs(2)); // until it rests
+        let before = child.wake_ups();
+        thread::sleep(Duration::from_secs(SECONDS));
+        let wake_ups = (child.wake_ups() - before) / SECONDS;
+        println!("{wake_ups} a second");
+        wake_ups <= 30
+    };
+    assert!((0..5).any(|_| attempt()));
 }
 
 #[test]
@@ -97,6 +125,31 @@ fn a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished() {
     assert!(metrics.text().contains("\ngeecache_shed_total 4\n"), "{}", metrics.text());
 }
 
+/// What asks whether a node lives, or what it counts, needs no worker.
+#[test]
+fn probes_are_answered_while_all_workers_wait_and_requests_are_refused() {
+    let (origin, gate) = Origin::gated();
+    let [node] = Cluster::over(&origin).workers(2, 0).start();
+    let get = |key: &str| ask(&node.url, &format!("GET /_geecache/scores/{key}"), &[]).status;
+    thread::scope(|scope| {
+        // Without a queue a request is taken only by a worker that waits for one just then.
+        let busy = ["Tom", "Jack"].map(|key| scope.spawn(move || while get(key) == 503 {}));
+        eventually("the workers are busy", || gate.waiting() == 2);
+        let mut kept = Client::connect(&node.url);
+        for path in ["/healthz", "/metrics"] {
+            for request in [format!("GET {path}"), format!("GET {path}?verbose")] {
+                assert_eq!(get("Sam"), 503);
+                assert_eq!(ask(&node.url, &request, &[]).status, 200);
+                kept.send(&request, &[]);
+                assert_eq!(kept.answer().status, 200);
+            }
+        }
+        assert_eq!(gate.waiting(), 2, "none of that waited for a worker");
+        gate.open();
+        busy.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
 #[test]
 fn an_overloaded_owner_leaves_the_get_to_the_origin_at_once() {
     let (gated, gate) = Origin::gated();
@@ -116,6 +169,40 @@ fn an_overloaded_owner_leaves_the_get_to_the_origin_at_once() {
         assert!(asker.believes_in_its_peer(), "it did answer");
         gate.open();
         assert_eq!(taken.join().unwrap().unwrap().status, 200);
+    });
+}
+
+/// The same for a server of one's own.
+#[test]
+fn what_is_answered_immediately_waits_for_no_worker() {
+    let gate = Gate::default();
+    let server = HttpServer::serve_with(
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+        ServerOptions { workers: 1, queue: 0, ..ServerOptions::default() },
+        |request, body| {
+            let is_immediate = request.url() == "/immediate";
+            is_immediate.then(|| Response::from_data(body).boxed())
+        },
+        {
+            let gate = gate.clone();
+            move |_, _| {
+                gate.wait();
+                Response::from_string("by a worker").boxed()
+            }
+        },
+    );
+    let server = server.unwrap();
+    let url = &url_of(server.local_addr());
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let mut answers = (0..10_000).map(|_| ask(url, "GET /", &[]));
+            answers.find(|answer| answer.status != 503).unwrap()
+        });
+        eventually("the worker is busy", || gate.waiting() == 1);
+        assert_eq!(ask(url, "GET /", &[]).status, 503);
+        assert_eq!(post(url, "/immediate", &[], b"short").text(), "short");
+        gate.open();
+        assert_eq!(waiting.join().unwrap().text(), "by a worker");
     });
 }
 
@@ -142,6 +229,35 @@ fn a_shutdown_finishes_what_is_in_flight_and_refuses_what_comes() {
     });
     let address = node.url.strip_prefix("http://").unwrap();
     assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn after_a_shutdown_open_connections_are_refused_and_a_new_server_is_found() {
+    let origin = Origin::of_all();
+    let [mut owner] = Cluster::over(&origin).host("127.0.0.3").start();
+    let [asker] = Cluster::over(&origin).without_combining().peer(&owner.url).start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(3).collect();
+    assert_eq!(asker.get(&keys[0]), Some(value_of(&keys[0])));
+    let (mut used, mut silent) = (Client::connect(&owner.url), Client::connect(&owner.url));
+    used.send("GET /healthz", &[]);
+    assert_eq!(used.answer().status, 200);
+    assert!(owner.take_server().shutdown(LONG));
+
+    for client in [&mut used, &mut silent] {
+        client.send("GET /healthz", &[]);
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.header("Connection")), (503, Some("close")));
+        // One that does not close it is told again.
+        client.send("GET /_geecache/scores/Tom", &[]);
+        assert_eq!(client.answer().status, 503);
+    }
+    owner.restart();
+    for key in &keys {
+        assert_eq!(asker.get(key), Some(value_of(key)));
+    }
+    let stats = asker.stats();
+    assert!(stats.fallbacks <= 1, "only the connection to the old server: {stats:?}");
+    assert!(asker.believes_in_its_peer());
 }
 
 #[test]

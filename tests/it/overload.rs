@@ -12,12 +12,12 @@ use crate::support::*;
 const WORKERS: u32 = 16;
 const ATTEMPTS: usize = 5;
 
-/// Asks for `n` paths on `clients` connections. Each is asked for `period` after the last one,
+/// Sends `n` requests on `clients` connections. Each is sent `period` after the last one,
 /// whether that is answered or not, as long as a connection is free. The statuses, and how long
 /// each answer took.
 fn offer(
     url: &str,
-    path: impl Fn(u32) -> String + Sync,
+    request: impl Fn(u32) -> String + Sync,
     n: u32,
     clients: usize,
     period: Duration,
@@ -34,7 +34,7 @@ fn offer(
             // The pace of the offer; nothing is waited for.
             thread::sleep((start + i * period).saturating_duration_since(Instant::now()));
             let sent = Instant::now();
-            client.send(&format!("GET {}", path(i)), &[]);
+            client.send(&request(i), &[]);
             let status = client.answer().status;
             answers.push((status, sent.elapsed()));
         }
@@ -81,7 +81,7 @@ fn those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_o
     let child = Child::start(LONG, allow_many_files());
     let keys = AtomicU32::new(0);
     // Keys that nobody has asked for.
-    let slow = |_| format!("/_geecache/scores/slow-{}", keys.fetch_add(1, Ordering::Relaxed));
+    let slow = |_| format!("GET /_geecache/scores/slow-{}", keys.fetch_add(1, Ordering::Relaxed));
     let period = SLOW / WORKERS / 3;
     let n = Duration::from_secs(2).div_duration_f64(period) as u32;
     let unloaded = || {
@@ -98,8 +98,9 @@ fn those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_o
         let (accepted, refused) = (times_of(&answers, 200), times_of(&answers, 503));
         memory.push(child.memory());
         assert_eq!(accepted.len() + refused.len(), n as usize);
-        let answers = offer(&child.url, |_| "/healthz".into(), n, 128, period);
-        let quick = times_of(&answers, 200);
+        let removal = |_| "DELETE /_geecache/scores/quick".into();
+        let answers = offer(&child.url, removal, n, 128, period);
+        let quick = times_of(&answers, 204);
         let [p99_alone, p99_accepted, p99_refused, p99_quick] =
             [&alone, &accepted, &refused, &quick].map(|times| percentile(times, 99));
         println!(

@@ -1,8 +1,12 @@
 //! The server asked by hand, line by line of the protocol's table.
 
+use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 
-use geecache::{BoxError, Clock, Loaded, MAX_KEY_BYTES};
+use geecache::{
+    BoxError, Clock, Group, HttpPool, HttpServer, Loaded, MAX_KEY_BYTES, PoolOptions, ServerOptions,
+};
 
 use crate::support::*;
 
@@ -96,7 +100,9 @@ fn without_the_token_it_is_401() {
     assert_eq!(ask_with(&["Authorization: Bearer Secret"]), 401);
     assert_eq!(ask_with(&["Authorization: Bearer secret "]), 200, "blanks around it do not count");
     assert_eq!(ask_with(&["Authorization: Basic secret"]), 401);
-    assert_eq!(ask_with(&["authorization: Bearer secret"]), 200);
+    for scheme in ["bearer", "BEARER", "bEaReR"] {
+        assert_eq!(ask_with(&[&format!("authorization: {scheme} secret")]), 200);
+    }
     assert_eq!(ask(&node.url, "GET /_geecache/heights/Tom", &[]).status, 401, "nor what is here");
     assert_eq!(ask(&node.url, "GET /healthz", &[]).status, 200);
 
@@ -113,6 +119,150 @@ fn a_wrong_token_costs_the_peer_its_answers_and_nobody_a_get() {
     let key = asker.key_of(&owner.url);
     assert_eq!(asker.get(&key), Some(value_of(&key)));
     assert_eq!((asker.stats().fallbacks, owner.stats().gets), (1, 0));
+}
+
+type Running = (HttpServer, Arc<Group>, Arc<HttpPool>);
+
+/// First all nodes take both tokens, then all show the new one, then they take no other. A node
+/// that is changed is started anew, and after each change every node asks every other one.
+#[test]
+fn a_token_is_changed_node_by_node_without_a_fallback() {
+    let origin = Origin::of_all();
+    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let urls = listeners.each_ref().map(|listener| url_of(listener.local_addr().unwrap()));
+    let start = |i: usize, listener: TcpListener, shown: &str, taken: &[&str]| {
+        let token = Some(shown.into());
+        // A connection that outlives its node would be a fallback of another kind.
+        let options =
+            PoolOptions { token, max_idle_connections: 0, timeout: LONG, ..Default::default() };
+        let pool = HttpPool::with_options(&urls[i], options).unwrap();
+        pool.set_peers(&urls).unwrap();
+        let group = Group::builder("scores", origin.clone()).peers(pool.clone()).build().unwrap();
+        let tokens = taken.iter().map(|&token| token.into()).collect();
+        let options = ServerOptions { tokens, ..ServerOptions::default() };
+        (HttpServer::start(listener, [group.clone()], options).unwrap(), group, pool)
+    };
+    let mut i = 0;
+    let mut nodes = listeners.map(|listener| {
+        i += 1;
+        Some(start(i - 1, listener, "old", &["old"]))
+    });
+    let mut keys = (0..).map(|i| format!("key {i}"));
+    let mut fallbacks = |nodes: &[Option<Running>]| {
+        for node in nodes.iter().flatten() {
+            for url in &urls {
+                let key = keys.find(|key| node.2.owner(key) == *url).unwrap();
+                assert_eq!(node.1.get(&key).unwrap().unwrap(), *value_of(&key));
+            }
+        }
+        nodes.iter().flatten().map(|node| node.1.stats().fallbacks).sum::<u64>()
+    };
+    assert_eq!(fallbacks(&nodes), 0);
+    for (shown, taken) in
+        [("old", &["old", "new"][..]), ("new", &["old", "new"]), ("new", &["new"])]
+    {
+        for i in 0..3 {
+            let (server, ..) = nodes[i].take().unwrap();
+            assert!(server.shutdown(LONG));
+            let listener = TcpListener::bind(address_of(&urls[i])).unwrap();
+            nodes[i] = Some(start(i, listener, shown, taken));
+            assert_eq!(fallbacks(&nodes), 0, "{shown} {taken:?}, node {i}");
+        }
+    }
+    drop(nodes[0].take());
+    let listener = TcpListener::bind(address_of(&urls[0])).unwrap();
+    nodes[0] = Some(start(0, listener, "old", &["new"]));
+    assert_ne!(fallbacks(&nodes), 0, "the old token is not taken any more");
+}
+
+#[test]
+fn a_page_of_another_site_is_refused() {
+    let node = node();
+    assert_eq!(node.get("Tom"), Some(value_of("Tom")));
+    let origin = &["Origin: http://elsewhere.example"];
+    for request in [
+        "DELETE /_geecache/scores",
+        "DELETE /_geecache/scores/Tom",
+        "POST /_geecache/scores",
+        "OPTIONS /_geecache/scores",
+        "GET /_geecache/scores/Tom",
+        "GET /metrics",
+        "GET /nowhere",
+    ] {
+        assert_eq!(ask(&node.url, request, origin).status, 403, "{request}");
+    }
+    assert_eq!(node.stats().main.entries, 1, "nothing was removed");
+}
+
+#[test]
+fn a_target_in_absolute_form_is_served() {
+    let node = node();
+    let ask_for = |target: &str| ask(&node.url, &format!("GET {target}"), &[]);
+    for host in ["http://node", "http://node:8001", "HTTP://NODE", "https://node"] {
+        let answer = ask_for(&format!("{host}/_geecache/scores/Tom"));
+        assert_eq!((answer.status, answer.text()), (200, "the value of Tom"), "{host}");
+        assert_eq!(ask_for(&format!("{host}/healthz?verbose")).text(), "ok\n");
+        assert_eq!(ask_for(host).status, 404);
+    }
+    let url_as_key = "/_geecache/scores/http://node/healthz";
+    assert_eq!(ask_for(url_as_key).text(), value_of("http://node/healthz"));
+}
+
+#[test]
+fn healthz_and_metrics_are_for_reading() {
+    let node = node();
+    for path in ["/healthz", "/metrics"] {
+        for method in ["POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"] {
+            let answer = ask(&node.url, &format!("{method} {path}"), &[]);
+            assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD")));
+        }
+        let mut client = Client::connect(&node.url);
+        client.send(&format!("HEAD {path}"), &[]);
+        assert_eq!(client.head().status, 200);
+        client.send("GET /healthz", &[]);
+        assert_eq!(client.answer().text(), "ok\n", "no body came in between");
+    }
+}
+
+/// RFC 9110, 8.6.
+#[test]
+fn a_removal_is_answered_without_a_length() {
+    let node = node();
+    let mut client = Client::connect(&node.url);
+    for path in ["scores/Tom", "scores"] {
+        client.send(&format!("DELETE /_geecache/{path}"), &[]);
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.header("Content-Length")), (204, None), "{path}");
+        assert_eq!(answer.header("Transfer-Encoding"), None);
+    }
+    client.send("GET /_geecache/scores/Tom", &[]);
+    assert_eq!(client.answer().text(), "the value of Tom");
+}
+
+/// What Java's HttpClient sends first, and `curl --http2`.
+#[test]
+fn an_offer_to_speak_http_2_is_ignored_with_a_body_and_without() {
+    let node = node();
+    let offer =
+        ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"];
+    let keys: Vec<_> = (0..1000).map(|i| format!("key {i}")).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    for n in [1, 1000] {
+        let answer = post(&node.url, "/_geecache/scores", &offer, &batch_of(&keys[..n]));
+        if n == 1 {
+            assert_eq!(answer.header("Connection"), Some("close"), "tiny_http takes no more");
+        }
+        let frames: Vec<_> = keys[..n].iter().map(|key| value_frame(value_of(key))).collect();
+        assert_eq!((answer.status, answer.body), (200, frames.concat()), "{n} keys");
+    }
+    let answer = ask(&node.url, "GET /_geecache/scores/Tom", &offer);
+    assert_eq!((answer.status, answer.text()), (200, "the value of Tom"));
+
+    let mut chunked = Client::connect(&node.url);
+    chunked.send("POST /_geecache/scores", &[&offer[..], &["Transfer-Encoding: chunked"]].concat());
+    let answer = chunked.answer();
+    assert_eq!(answer.status, 501);
+    assert!(answer.text().contains("Upgrade"), "{}", answer.text());
 }
 
 #[test]

@@ -208,7 +208,7 @@ impl Cluster {
     /// The secret that all nodes share.
     pub(crate) fn token(mut self, token: &str) -> Self {
         self.pool.token = Some(token.into());
-        self.server.token = Some(token.into());
+        self.server.tokens = vec![token.into()];
         self
     }
 
@@ -596,6 +596,12 @@ pub(crate) fn response(status: u16, content_type: &str, body: impl AsRef<[u8]>) 
 /// A connection on which HTTP is written by hand.
 pub(crate) struct Client(BufReader<TcpStream>);
 
+impl From<TcpStream> for Client {
+    fn from(stream: TcpStream) -> Self {
+        Self(BufReader::new(stream))
+    }
+}
+
 impl Client {
     pub(crate) fn connect(url: &str) -> Self {
         let stream = TcpStream::connect(address_of(url)).unwrap();
@@ -609,7 +615,7 @@ impl Client {
         self.send_with(request, headers, &[]);
     }
 
-    fn send_with(&mut self, request: &str, headers: &[&str], body: &[u8]) {
+    pub(crate) fn send_with(&mut self, request: &str, headers: &[&str], body: &[u8]) {
         let host = headers.iter().any(|header| header.starts_with("Host:"));
         let host = (!host).then_some("Host: localhost");
         let headers = host.iter().chain(headers).map(|header| format!("{header}\r\n"));
@@ -617,11 +623,41 @@ impl Client {
         self.0.get_mut().write_all(&[text.as_bytes(), body].concat()).unwrap();
     }
 
+    /// Sends a body, or what else follows.
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
+        self.0.get_mut().write_all(bytes).unwrap();
+    }
+
     pub(crate) fn answer(&mut self) -> Answer {
         self.try_answer().unwrap()
     }
 
     pub(crate) fn try_answer(&mut self) -> io::Result<Answer> {
+        let mut answer = self.try_head()?;
+        if answer.header("Transfer-Encoding") == Some("chunked") {
+            loop {
+                let length = usize::from_str_radix(&self.line()?, 16).unwrap();
+                let mut chunk = vec![0; length + 2];
+                self.0.read_exact(&mut chunk)?;
+                answer.body.extend_from_slice(&chunk[..length]);
+                if length == 0 {
+                    return Ok(answer);
+                }
+            }
+        }
+        // A 204 has no length.
+        let length = answer.header("Content-Length").map_or(0, |length| length.parse().unwrap());
+        answer.body = vec![0; length];
+        self.0.read_exact(&mut answer.body)?;
+        Ok(answer)
+    }
+
+    /// An answer to `HEAD`, which has no body.
+    pub(crate) fn head(&mut self) -> Answer {
+        self.try_head().unwrap()
+    }
+
+    fn try_head(&mut self) -> io::Result<Answer> {
         let first = self.line()?;
         let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
         let mut headers = HashMap::new();
@@ -630,11 +666,8 @@ impl Client {
             let Some((name, value)) = line.split_once(": ") else { break };
             headers.insert(name.to_ascii_lowercase(), value.to_string());
         }
-        // A 204 has neither.
-        let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
-        Ok(Answer { status: status.unwrap_or_else(|| panic!("{first}")), headers, body })
+        let status = status.unwrap_or_else(|| panic!("{first}"));
+        Ok(Answer { status, headers, body: Vec::new() })
     }
 
     fn line(&mut self) -> io::Result<String> {

@@ -1,20 +1,16 @@
-//! `Intake`: takes requests from the listener, one after the other.
+//! The intake: takes requests from the listener, one after the other.
 //!
-//! Which thread answers them? For a hit, waking a worker takes longer than the answer. So what the
-//! caches hold, which waits for nobody, is answered by the thread that received the request. Only
-//! if the next request is waiting already and a worker is idle, the worker gets this one: then all
-//! processors are used.
+//! Which thread answers them? For a hit, waking a worker takes longer than the answer. So what waits
+//! for nothing is answered by the thread that received it. Only if the next request is waiting
+//! already and a worker is idle, the worker gets this one: then all processors are used.
 //!
 //! One thread receives at a time; [`Turn`] says which, and why.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use log::error;
-use tiny_http::{Request, ResponseBox};
 
 use super::listener::Listener;
 use super::turn::{Holder, Turn};
@@ -22,74 +18,33 @@ use super::workers::Workers;
 
 /// A thread that answers for longer than one to two of these is held up by its client.
 const TICK: Duration = Duration::from_millis(20);
-/// How often the standby looks in any case.
-const IDLE_TICK: Duration = Duration::from_secs(1);
-/// How long [`Intake::close`] waits for the threads.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the standby looks after what had to wait.
+const LOOK: Duration = Duration::from_secs(1);
 
-pub(super) struct Intake {
-    shared: Arc<Shared>,
-    /// Disconnected when all threads that receive have ended.
-    ended: Receiver<Infallible>,
-}
-
-type FromCaches = dyn Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync;
-
-struct Shared {
+struct Intake {
     listener: Arc<Listener>,
     workers: Arc<Workers>,
-    from_caches: Box<FromCaches>,
     turn: Turn,
 }
 
-impl Intake {
-    /// Starts to receive. `from_caches` gives the answers that wait for nobody.
-    pub(super) fn start(
-        listener: Arc<Listener>,
-        workers: Arc<Workers>,
-        from_caches: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
-    ) -> io::Result<Self> {
-        let (from_caches, turn) = (Box::new(from_caches), Turn::default());
-        let shared = Arc::new(Shared { listener, workers, from_caches, turn });
-        let (running, ended) = bounded(0);
-        shared.start_receiving(&running)?;
-        let intake = Self { shared: shared.clone(), ended };
-        thread::Builder::new().name("geecache-standby".into()).spawn(move || {
-            let mut has_failed = false;
-            while let Some(is_free) = shared.turn.watch(TICK, IDLE_TICK) {
-                if !is_free {
-                    continue;
-                }
-                match shared.start_receiving(&running) {
-                    Ok(()) => has_failed = false,
-                    Err(_) if has_failed => {}
-                    Err(error) => {
-                        has_failed = true;
-                        error!("no thread to receive requests: {error}");
-                    }
-                }
-            }
-        })?;
-        Ok(intake)
-    }
-
-    /// Closes the listener and waits for the threads.
-    pub(super) fn close(&mut self) {
-        self.shared.turn.close();
-        self.shared.listener.close();
-        let _ = self.ended.recv_timeout(CLOSE_TIMEOUT);
-    }
+/// Starts to receive. It ends by itself when no connection can be used any more after
+/// [`Listener::stop_accepting`], or when the listener is closed.
+pub(super) fn start(listener: Arc<Listener>, workers: Arc<Workers>) -> io::Result<()> {
+    let intake = Arc::new(Intake { listener, workers, turn: Turn::default() });
+    intake.start_receiving()?;
+    let standby = intake.clone();
+    let thread = thread::Builder::new().name("geecache-standby".into());
+    thread.spawn(move || standby.stand_by()).map(drop).inspect_err(|_| intake.listener.close())
 }
 
-impl Shared {
+impl Intake {
     /// Starts a thread that receives, unless another thread has the turn by then.
-    fn start_receiving(self: &Arc<Self>, running: &Sender<Infallible>) -> io::Result<()> {
-        let (shared, running) = (self.clone(), running.clone());
+    fn start_receiving(self: &Arc<Self>) -> io::Result<()> {
+        let intake = self.clone();
         thread::Builder::new().name("geecache-intake".into()).spawn(move || {
-            if let Some(me) = shared.turn.take(TICK) {
-                shared.receive(&Release { turn: &shared.turn, me });
+            if let Some(me) = intake.turn.take(TICK) {
+                intake.receive(&Release { turn: &intake.turn, me });
             }
-            drop(running);
         })?;
         Ok(())
     }
@@ -100,22 +55,51 @@ impl Shared {
         while let Some(request) = next {
             let question = self.workers.accept(request);
             next = if self.workers.has_idle() { self.listener.try_recv() } else { None };
-            match question {
-                None => {}
-                Some(question) if next.is_some() => self.workers.enqueue(question),
-                Some(question) => match (self.from_caches)(&question.request, &question.body) {
+            let question = match question {
+                Some(question) if next.is_some() => self.workers.offer(question),
+                question => question,
+            };
+            if let Some(question) = question {
+                match self.workers.immediate(&question) {
                     None => self.workers.enqueue(question),
-                    Some(response) => {
+                    // The idle worker has found something else to do meanwhile.
+                    Some(answer) if next.is_some() => {
+                        self.workers.reply_elsewhere(question, answer)
+                    }
+                    Some(answer) => {
                         turn.begin_answer(me);
-                        self.workers.reply_now(question, response);
+                        self.workers.reply_now(question, answer);
                         if !turn.end_answer(me) {
                             return;
                         }
                     }
-                },
+                }
             }
             next = next.or_else(|| self.listener.recv());
         }
+    }
+
+    /// Starts what had no thread, or was held up.
+    fn stand_by(self: &Arc<Self>) {
+        let (mut has_failed, mut looked) = (false, Instant::now());
+        while let Some(is_free) = self.turn.watch(TICK, LOOK) {
+            if is_free {
+                let started = self.start_receiving();
+                if let (Err(error), false) = (&started, has_failed) {
+                    error!("no thread to receive requests: {error}");
+                }
+                has_failed = started.is_err();
+            }
+            if looked.elapsed() < LOOK {
+                continue;
+            }
+            looked = Instant::now();
+            self.workers.look_after();
+            if self.listener.is_deserted() {
+                self.turn.close();
+            }
+        }
+        self.listener.close();
     }
 }
 
@@ -134,9 +118,12 @@ impl Drop for Release<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::reply::text;
+    use super::super::workers::Answers;
     use super::*;
+    use crate::http::options::ServerOptions;
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpListener, TcpStream};
+    use tiny_http::Request;
 
     const LONG: Duration = Duration::from_secs(30);
 
@@ -150,26 +137,33 @@ mod tests {
     }
 
     #[test]
-    fn after_a_panic_another_thread_receives() {
+    fn after_a_panic_another_thread_receives_and_all_end_with_the_last_connection() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let listener = Arc::new(Listener::new(socket, LONG).unwrap());
-        let by_worker = |_: &Request, _: &[u8]| text(200, "by a worker");
-        let workers = Arc::new(Workers::start(1, 8, Arc::default(), by_worker).unwrap());
-        let from_caches = |request: &Request, _: &[u8]| match request.url() {
-            "/hit" => Some(text(200, "from the caches")),
-            "/miss" => None,
-            _ => panic!("on purpose"),
+        let answers = Answers {
+            handler: Box::new(|_, _| text(200, "by a worker")),
+            immediate: Box::new(|request: &Request, _| match request.url() {
+                "/hit" => Some(text(200, "immediately")),
+                "/miss" => None,
+                _ => panic!("on purpose"),
+            }),
+            shed: Arc::default(),
         };
-        let mut intake = Intake::start(listener.clone(), workers.clone(), from_caches).unwrap();
+        let options = ServerOptions { workers: 1, ..ServerOptions::default() };
+        let workers = Arc::new(Workers::start(&options, answers).unwrap());
+        start(listener.clone(), workers.clone()).unwrap();
         let address = listener.local_addr();
         for _ in 0..2 {
-            assert_eq!(ask(address, "hit"), "from the caches");
+            assert_eq!(ask(address, "hit"), "immediately");
             assert_eq!(ask(address, "miss"), "by a worker");
             ask(address, "bomb");
         }
         listener.stop_accepting();
         assert!(workers.drain(LONG));
-        intake.close();
-        assert_eq!(intake.ended.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected));
+        let start = Instant::now();
+        while Arc::strong_count(&listener) > 1 {
+            assert!(start.elapsed() < LONG, "the threads do not end");
+            thread::yield_now();
+        }
     }
 }

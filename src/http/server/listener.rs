@@ -13,13 +13,13 @@
 //! taken, and the queue is looked at again only when another connection ends. The cure is to
 //! *knock*: to connect to ourselves and send an empty line. A pool thread answers that with a 400,
 //! and then looks into the queue. If a knock finds no idle thread, the pool starts one more. As
-//! long as that happens, connections may still be queued, and we knock again. If the number of open
-//! files has not changed since the last look, no connection has come, and one knock in ten ticks is
-//! enough.
+//! long as that happens, connections may still be queued, and we knock again. If no request has come
+//! and the number of open files is the same as before, it is unlikely that connections have come,
+//! and a knock each second is enough.
 //!
-//! **The acceptor ends at its first error.** Without file descriptors it returns, or panics, and
-//! the process lives on and accepts nothing. But then no knock is answered either, and we put a
-//! new [`Server`] on the same socket. Clients of the old one are not forgotten: a thread hands
+//! **The acceptor ends at its first error.** Without file descriptors, or if no thread can be
+//! started, it returns or panics, and the process lives on and accepts nothing. But then no knock is
+//! answered either, and we put a new [`Server`] on the same socket. Clients of the old one are not forgotten: a thread hands
 //! their requests over, until every connection that is still silent must have timed out.
 //! Connections that were waiting to be accepted are closed, or the new acceptor would fail at them
 //! too.
@@ -30,7 +30,9 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -42,19 +44,29 @@ use tiny_http::{Request, Server};
 
 /// Connections the kernel holds for us until they are accepted; std asks for 128 only.
 const BACKLOG: i32 = 1024;
-/// How long one write may wait for a client that does not read.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the keeper looks whether connections have come.
+/// How long one write may wait for a client that does not read. It is tried again, see
+/// [`reply`](super::reply), so this only says how exactly the deadline of an answer is met.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(250);
+/// How often the keeper looks whether connections have come, ...
 const TICK: Duration = Duration::from_millis(20);
-/// How often it knocks in any case: as many connections may have come as have gone.
+/// ... and how often it knocks in any case: as many connections may have come as have gone.
 const ROUND: Duration = Duration::from_millis(100);
+/// The same while nothing happens.
+const IDLE_TICK: Duration = Duration::from_millis(75);
+const IDLE_ROUND: Duration = Duration::from_secs(1);
 /// Knocks in one round at most, so that threads started elsewhere cannot keep us knocking.
 const KNOCKS: usize = 64;
+/// Knocks in one round if the threads cannot be counted.
+const BLIND_KNOCKS: usize = 16;
+/// The threads that a [`Server`] starts with.
+const SERVER_THREADS: usize = 5;
 /// How long a knock may take. One that takes longer is queued behind other connections.
 const KNOCK_TIMEOUT: Duration = Duration::from_millis(10);
 /// After this many knocks in a row without an answer, about a second, the acceptor counts as dead.
 /// Knocks are counted, rather than time, so that a process that was suspended does not count.
 const DEAF: u32 = 30;
+/// After this many more it is tried again to replace it, if that failed.
+const RETRY: u32 = 8;
 /// How often a thread that waits for a request checks that its server has not been replaced.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long `close` waits for the threads that hand over requests.
@@ -68,12 +80,17 @@ pub(crate) struct Listener {
     late: Receiver<Request>,
     // Guards the keeper, and the channel whose end stops it. `None` once it is stopped.
     keeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
+    idle_timeout: Duration,
+    proc: PathBuf,
 }
 
 struct Shared {
     closed: AtomicBool,
     // Guards which server accepts.
     server: Mutex<Arc<Server>>,
+    start: Instant,
+    /// When the last request was received, in milliseconds since the start.
+    last_request: AtomicU64,
 }
 
 impl Shared {
@@ -85,6 +102,15 @@ impl Shared {
         self.server.lock().unwrap().clone()
     }
 
+    fn note_request(&self) {
+        let now = self.start.elapsed().as_millis() as u64;
+        self.last_request.store(now, Ordering::Relaxed);
+    }
+
+    fn last_request(&self) -> Instant {
+        self.start + Duration::from_millis(self.last_request.load(Ordering::Relaxed))
+    }
+
     fn replace_server(&self, new: Arc<Server>) -> Arc<Server> {
         mem::replace(&mut self.server.lock().unwrap(), new)
     }
@@ -93,9 +119,17 @@ impl Shared {
 impl Listener {
     /// Starts accepting. A connection that is silent for `idle_timeout` is closed.
     pub(crate) fn new(socket: TcpListener, idle_timeout: Duration) -> io::Result<Listener> {
+        Self::with_proc(socket, idle_timeout, "/proc/self".into())
+    }
+
+    fn with_proc(
+        socket: TcpListener,
+        idle_timeout: Duration,
+        proc: PathBuf,
+    ) -> io::Result<Listener> {
         let inherited = SockRef::from(&socket);
         inherited.set_read_timeout(Some(idle_timeout))?;
-        inherited.set_write_timeout(Some(idle_timeout.min(WRITE_TIMEOUT)))?;
+        inherited.set_write_timeout(Some(WRITE_TIMEOUT))?;
         inherited.set_tcp_nodelay(true)?;
         inherited.listen(BACKLOG)?;
 
@@ -103,15 +137,24 @@ impl Listener {
         let shared = Arc::new(Shared {
             closed: AtomicBool::new(false),
             server: Mutex::new(serve(&socket)?),
+            start: Instant::now(),
+            last_request: AtomicU64::new(0),
         });
         let (sender, late) = unbounded();
-        let keeper =
-            Keeper { socket, door: door(addr), idle_timeout, shared: shared.clone(), late: sender };
+        let keeper = Keeper {
+            socket,
+            door: door(addr),
+            idle_timeout,
+            shared: shared.clone(),
+            late: sender,
+            proc: proc.clone(),
+        };
         let (stop, stopped) = bounded(0);
         let thread = thread::Builder::new()
             .name("http-keeper".into())
             .spawn(move || keeper.run(&stopped))?;
-        Ok(Listener { addr, shared, late, keeper: Mutex::new(Some((stop, thread))) })
+        let keeper = Mutex::new(Some((stop, thread)));
+        Ok(Listener { addr, shared, late, keeper, idle_timeout, proc })
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -122,10 +165,12 @@ impl Listener {
     pub(crate) fn recv(&self) -> Option<Request> {
         while !self.shared.is_closed() {
             if let Ok(request) = self.late.try_recv() {
+                self.shared.note_request();
                 return Some(request);
             }
             // An error is the end of the acceptor, which the keeper finds out by itself.
             if let Ok(Some(request)) = self.shared.server().recv_timeout(LOOK) {
+                self.shared.note_request();
                 return Some(request);
             }
         }
@@ -146,7 +191,17 @@ impl Listener {
         if let Some((stop, thread)) = keeper {
             drop(stop);
             let _ = thread.join();
+            // From now on connections have `idle_timeout` to be used once more.
+            self.shared.note_request();
         }
+    }
+
+    /// Whether no request can come any more: accepting has stopped, and no connection is open.
+    pub(crate) fn is_deserted(&self) -> bool {
+        let has_stopped = self.keeper.lock().unwrap().is_none();
+        let is_silent = || self.shared.last_request().elapsed() > self.idle_timeout + LOOK;
+        self.shared.is_closed()
+            || has_stopped && (is_silent() || !has_connections(&self.proc, self.addr.port()))
     }
 
     /// Ends everything: every `recv` returns `None`, and open connections are answered no more.
@@ -174,44 +229,64 @@ struct Keeper {
     idle_timeout: Duration,
     shared: Arc<Shared>,
     late: Sender<Request>,
+    /// `/proc/self`, or what stands for it in a test.
+    proc: PathBuf,
 }
 
 impl Keeper {
     fn run(self, stopped: &Receiver<()>) {
-        let mut files = 0;
-        let mut round = Instant::now();
-        let mut settled = false;
-        let mut missed = 0;
-        let mut troubled = false;
-        while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-            let files_before = mem::replace(&mut files, open_files());
-            if settled && files == files_before && round.elapsed() < ROUND {
+        let (mut files, mut files_before) = (None, None);
+        let mut requests = self.shared.last_request();
+        let (mut round, mut active) = (Instant::now(), Instant::now());
+        let mut is_settled = false;
+        let (mut missed, mut most_missed) = (0, DEAF);
+        let mut is_troubled = false;
+        if self.threads().is_none() {
+            log::warn!(
+                "{}: without {} some connections of a burst may be answered late",
+                self.door,
+                self.proc.display()
+            );
+        }
+        let tick = |active: Instant| if active.elapsed() < IDLE_ROUND { TICK } else { IDLE_TICK };
+        while stopped.recv_timeout(tick(active)) == Err(RecvTimeoutError::Timeout) {
+            let (now, last_request) = (self.open_files(), self.shared.last_request());
+            let is_same = now == files;
+            let is_unknown = now.is_none() || last_request != requests;
+            // A change that was seen at one look alone may be the knock of another listener.
+            if is_unknown || now != files_before {
+                active = Instant::now();
+            }
+            (files_before, files) = (files, now);
+            let pause = if is_unknown { ROUND } else { IDLE_ROUND };
+            if is_settled && is_same && round.elapsed() < pause {
                 continue;
             }
-            round = Instant::now();
+            (round, requests) = (Instant::now(), last_request);
             let knocked = self.knock_round();
-            settled = matches!(knocked, Ok(true));
+            is_settled = matches!(knocked, Ok(true));
             match knocked {
                 Ok(_) => {
-                    missed = 0;
-                    if mem::take(&mut troubled) {
+                    (missed, most_missed) = (0, DEAF);
+                    if mem::take(&mut is_troubled) {
                         log::info!("{} answers again", self.door);
                     }
                 }
                 Err(error) if is_timeout(&error) => {
+                    active = Instant::now();
                     missed += 1;
-                    if missed == DEAF {
-                        troubled = true;
+                    if missed < most_missed {
+                        continue;
+                    }
+                    if !mem::replace(&mut is_troubled, true) {
                         log::warn!("{} does not answer newcomers, accepting anew", self.door);
                     }
-                    if missed % DEAF == 0 {
-                        // Without descriptors this fails, and is tried again.
-                        let _ = self.replace();
-                    }
+                    // Without descriptors or threads this fails.
+                    most_missed += if self.replace().is_ok() { DEAF } else { RETRY };
                 }
                 // We could not even knock, for lack of descriptors. That says nothing of the server.
-                Err(error) if !troubled => {
-                    troubled = true;
+                Err(error) if !is_troubled => {
+                    is_troubled = true;
                     log::warn!("{}: newcomers may not be answered: {error}", self.door);
                 }
                 Err(_) => {}
@@ -224,14 +299,29 @@ impl Keeper {
 
     /// Knocks until no connection is left without a thread; `false` if that takes more rounds.
     fn knock_round(&self) -> io::Result<bool> {
+        let Some(mut before) = self.threads() else {
+            return (0..BLIND_KNOCKS).try_for_each(|_| knock(self.door)).map(|()| true);
+        };
         for _ in 0..KNOCKS {
-            let before = threads();
             knock(self.door)?;
-            if threads() <= before {
+            let now = self.threads().unwrap_or(before);
+            if now <= mem::replace(&mut before, now) {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// The number of threads in this process, up to a constant: the link count of its task folder.
+    fn threads(&self) -> Option<u64> {
+        fs::metadata(self.proc.join("task")).ok().map(|folder| folder.nlink())
+    }
+
+    /// The number of open files, which grows with each connection. (Before Linux 6.2 the folder has
+    /// no size.)
+    fn open_files(&self) -> Option<u64> {
+        let folder = fs::metadata(self.proc.join("fd")).ok()?;
+        Some(folder.size()).filter(|size| *size > 0)
     }
 
     /// Puts a new server in the place of one that does not accept any more.
@@ -247,14 +337,13 @@ impl Keeper {
         if !is_timeout(&error) {
             return Err(error);
         }
-        let old = self.shared.replace_server(serve(&self.socket)?);
-        // The thread that waits at the old one goes to the new one now.
-        old.unblock();
-
+        // The thread first: without one, the requests of the old server would be lost.
         let (shared, late) = (self.shared.clone(), self.late.clone());
+        let (hand_over, handed_over) = bounded::<Arc<Server>>(1);
         // Twice the timeout: a connection may be silent for one before, and one after a request.
         let linger = self.idle_timeout.saturating_mul(2);
         thread::Builder::new().name("http-late".into()).spawn(move || {
+            let Ok(old) = handed_over.recv() else { return };
             let mut last = Instant::now();
             while !shared.is_closed() && last.elapsed() < linger {
                 if let Ok(Some(request)) = old.recv_timeout(LOOK) {
@@ -264,13 +353,45 @@ impl Keeper {
                 }
             }
         })?;
+        let old = self.shared.replace_server(serve(&self.socket)?);
+        // The thread that waits at the old one goes to the new one now.
+        old.unblock();
+        let _ = hand_over.send(old);
         Ok(())
     }
 }
 
 /// Starts a server on a socket that stays ours.
 fn serve(socket: &TcpListener) -> io::Result<Arc<Server>> {
-    Server::from_listener(socket.try_clone()?, None).map(Arc::new).map_err(io::Error::other)
+    let socket = socket.try_clone()?;
+    // tiny_http panics where it cannot start a thread. So we start as many first; if other threads
+    // take their place meanwhile, it still panics.
+    thread::scope(|scope| {
+        let (_open, gate) = bounded::<()>(0);
+        (0..SERVER_THREADS).try_for_each(|_| {
+            let gate = gate.clone();
+            let wait = move || gate.recv();
+            thread::Builder::new().spawn_scoped(scope, wait).map(drop)
+        })
+    })?;
+    match catch_unwind(|| Server::from_listener(socket, None)) {
+        Ok(server) => server.map(Arc::new).map_err(io::Error::other),
+        Err(_) => Err(io::Error::other("no thread for the acceptor")),
+    }
+}
+
+/// Whether this process may have open connections to a port. `true` if it cannot be found out.
+fn has_connections(proc: &Path, port: u16) -> bool {
+    const LISTENS: &str = "0A";
+    const TIME_WAIT: &str = "06";
+    let is_open = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().take(4).collect();
+        let [_, local, _, state] = fields[..] else { return false };
+        local.ends_with(&format!(":{port:04X}")) && ![LISTENS, TIME_WAIT].contains(&state)
+    };
+    let tables = ["net/tcp", "net/tcp6"].map(|table| fs::read_to_string(proc.join(table)));
+    let mut tables = tables.iter().flatten().peekable();
+    tables.peek().is_none() || tables.any(|table| table.lines().any(is_open))
 }
 
 /// The address to knock at: a wildcard address is reached by the loopback of its family.
@@ -297,16 +418,6 @@ fn knock(door: SocketAddr) -> io::Result<()> {
 
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-}
-
-/// The number of threads in this process, up to a constant: the link count of its task folder.
-fn threads() -> u64 {
-    fs::metadata("/proc/self/task").map_or(0, |folder| folder.nlink())
-}
-
-/// The number of open files, which grows with each connection (0 before Linux 6.2).
-fn open_files() -> u64 {
-    fs::metadata("/proc/self/fd").map_or(0, |folder| folder.size())
 }
 
 #[cfg(test)]

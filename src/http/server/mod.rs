@@ -4,9 +4,9 @@
 //!
 //! ```text
 //! tiny_http, a thread per connection ──▶ listener ──▶ intake
-//!    an earlier request of this client unanswered? ── yes ─▶ kept in order until that is answered
-//!    body still arriving? ── yes ─▶ slow_clients reads it, and it goes on to the queue
-//!    answer in a cache? ── yes ─▶ replied by the thread that received it
+//!    an earlier request of this client unanswered? ── yes ─▶ clients keeps it until that is answered
+//!    body still arriving? ── yes ─▶ slow_clients reads it, and goes on below
+//!    waits for nothing (a hit, /healthz, /metrics, an error)? ── yes ─▶ replied by the same thread
 //!    room in the queue? ── no ─▶ 503
 //!       └─ yes ─▶ worker: routes ─▶ Group::answer_peer ─▶ reply
 //!                            └─▶ the next request of the same client
@@ -26,17 +26,21 @@
 //! | tiny_http's, without a name | one per connection, and the acceptor | tiny_http | with the connection, or 5 s later |
 //! | `http-keeper` | 1 | [`listener`] | when the server stops accepting |
 //! | `http-late` | one for each acceptor that had died | the keeper | when that one's connections have timed out |
-//! | `geecache-intake` | 1, and one for each that a client holds up | [`intake`] | when the listener is closed, or another has its turn |
-//! | `geecache-standby` | 1 | [`intake`] | when the listener is closed |
+//! | `geecache-intake` | 1, and one for each that a client holds up | [`intake`] | after a shutdown, when no connection is open; or when another has its turn |
+//! | `geecache-standby` | 1 | [`intake`] | after a shutdown, when no connection is open |
 //! | `geecache-worker-0`, … | [`ServerOptions::workers`] | [`workers`] | when the server drains and the queue is empty |
 //! | `geecache-slow-client` | one per client that is being waited for | [`slow_clients`] | 5 s after its last job |
 //!
-//! A shutdown goes the other way round: the listener accepts no more connections, the workers
-//! finish what was let in, then the threads end.
+//! If a thread cannot be started, [`HttpServer::start`] fails; later, what needs the thread waits
+//! until there is one.
 //!
-//! Read on in `routes`, `workers` and `queue`, then `intake` and `turn`; `request` and `reply` are
-//! what these are written in.
+//! A shutdown goes the other way round: the listener accepts no more connections, the workers
+//! finish what was let in, and the intake refuses what comes until no connection is open.
+//!
+//! Read on in `routes`, `workers` and `queue`, then `intake` and `turn`, then `clients`; `request`
+//! and `reply` are what these are written in.
 
+mod clients;
 mod intake;
 mod listener;
 mod queue;
@@ -48,16 +52,16 @@ mod turn;
 mod workers;
 
 use std::collections::HashMap;
+use std::mem;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tiny_http::{Request, ResponseBox};
 
-use self::intake::Intake;
 use self::listener::Listener;
 use self::routes::Routes;
-use self::workers::Workers;
+use self::workers::{Answers, Workers};
 use super::options::ServerOptions;
 use crate::stats::Counter;
 use crate::{Error, Group};
@@ -65,7 +69,9 @@ use crate::{Error, Group};
 /// Answers peers over HTTP, misses on a pool of worker threads, until it is
 /// [shut down](Self::shutdown) or dropped.
 ///
-/// Besides the questions of peers it answers `GET /healthz` and `GET /metrics`.
+/// Besides the questions of peers it answers `GET /healthz` and `GET /metrics`, also while all
+/// workers are busy. A request with the header `Origin`, which browsers send for pages of other
+/// sites, gets `403`.
 ///
 /// ```
 /// use geecache::{Group, HttpServer, ServerOptions};
@@ -82,7 +88,7 @@ use crate::{Error, Group};
 pub struct HttpServer {
     listener: Arc<Listener>,
     workers: Arc<Workers>,
-    intake: Option<Intake>,
+    is_running: bool,
 }
 
 impl HttpServer {
@@ -106,20 +112,21 @@ impl HttpServer {
         let routes = Arc::new(Routes {
             groups: by_name,
             base_path: options.base_path.clone(),
-            token: options.token.clone(),
+            tokens: options.tokens.clone(),
             shed: shed.clone(),
         });
-        let caches = routes.clone();
-        let from_caches =
-            move |request: &Request, body: &[u8]| caches.answer_from_caches(request, body);
-        let handler = move |request: &Request, body: &[u8]| routes.answer(request, body);
-        Self::run(listener, &options, shed, from_caches, handler)
+        let immediate = {
+            let routes = routes.clone();
+            Box::new(move |request: &Request, body: &[u8]| routes.immediate(request, body))
+        };
+        let handler = Box::new(move |request: &Request, body: &[u8]| routes.answer(request, body));
+        Self::run(listener, &options, Answers { immediate, handler, shed })
     }
 
     /// Serves anything, with the same listener, workers and shutdown: a front of your own, for
     /// example. The handler gets a request and its whole body, of up to 1 MiB. A body that was sent
     /// in chunks may have been cut short by its client: tiny_http does not tell.
-    /// `base_path` and `token` are ignored.
+    /// `base_path` and `tokens` are ignored.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -128,22 +135,53 @@ impl HttpServer {
         options: ServerOptions,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        Self::run(listener, &options, Arc::default(), |_, _| None, handler)
+        Self::serve_with(listener, options, |_, _| None, handler)
+    }
+
+    /// As [`serve`](Self::serve), with answers that need no worker: they are given while all
+    /// workers are busy, and while requests are refused with `503`. What tells whether the program
+    /// lives belongs there.
+    ///
+    /// `immediate` is asked first, and the handler if it returns `None`. It runs on the thread
+    /// that receives the requests, one after the other, so it must not wait: no I/O, no lock
+    /// that is held for long. An answer that has to wait can do so in its body: one whose length is
+    /// not given (`data_length` of `None`) is read on another thread.
+    ///
+    /// ```
+    /// use geecache::{HttpServer, ServerOptions, tiny_http::Response};
+    /// use std::net::TcpListener;
+    ///
+    /// let server = HttpServer::serve_with(
+    ///     TcpListener::bind("127.0.0.1:0")?,
+    ///     ServerOptions::default(),
+    ///     |request, _| (request.url() == "/healthz").then(|| Response::from_string("ok").boxed()),
+    ///     |_, _| Response::from_string("from a database").boxed(),
+    /// )?;
+    /// # Ok::<(), geecache::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn serve_with(
+        listener: TcpListener,
+        options: ServerOptions,
+        immediate: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
+        handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let (immediate, handler) = (Box::new(immediate), Box::new(handler));
+        Self::run(listener, &options, Answers { immediate, handler, shed: Arc::default() })
     }
 
     fn run(
         listener: TcpListener,
         options: &ServerOptions,
-        shed: Arc<Counter>,
-        from_caches: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
-        handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
+        answers: Answers,
     ) -> Result<Self, Error> {
         options.check()?;
+        let workers = Arc::new(Workers::start(options, answers)?);
         let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
-        let workers = Arc::new(Workers::start(options.workers, options.queue, shed, handler)?);
-        let intake = Intake::start(listener.clone(), workers.clone(), from_caches)
-            .inspect_err(|_| listener.close())?;
-        Ok(Self { listener, workers, intake: Some(intake) })
+        intake::start(listener.clone(), workers.clone())?;
+        Ok(Self { listener, workers, is_running: true })
     }
 
     /// The address that is listened on.
@@ -152,18 +190,21 @@ impl HttpServer {
     }
 
     /// Accepts no more connections, answers new requests with `503`, finishes what is in flight
-    /// for up to `grace`, and ends the threads. Returns whether everything that was accepted has
+    /// for up to `grace`, and ends the workers. Returns whether everything that was accepted has
     /// been answered. A worker whose getter takes longer ends when that returns.
+    ///
+    /// If the process lives on, requests on connections that are still open get `503` and are
+    /// asked to close them. Two threads stay for that until no connection is open.
     pub fn shutdown(mut self, grace: Duration) -> bool {
         self.stop(grace)
     }
 
     fn stop(&mut self, grace: Duration) -> bool {
-        let Some(mut intake) = self.intake.take() else { return true };
+        if !mem::take(&mut self.is_running) {
+            return true;
+        }
         self.listener.stop_accepting();
-        let finished = self.workers.drain(grace);
-        intake.close();
-        finished
+        self.workers.drain(grace)
     }
 }
 
@@ -193,8 +234,10 @@ mod tests {
         );
         assert!(start(vec![], ServerOptions { workers: 0, ..default() }).is_some());
         assert!(start(vec![], ServerOptions { workers: 4_097, ..default() }).is_some());
-        let token = Some("from a file\n".into());
-        assert!(start(vec![], ServerOptions { token, ..default() }).is_some());
+        let tokens = vec!["good".into(), "from a file\n".into()];
+        assert!(start(vec![], ServerOptions { tokens, ..default() }).is_some());
+        let idle_timeout = Duration::from_millis(999);
+        assert!(start(vec![], ServerOptions { idle_timeout, ..default() }).is_some());
         assert!(start(vec![], ServerOptions { base_path: "/x".into(), ..default() }).is_some());
     }
 }

@@ -41,12 +41,20 @@ impl<T> Queue<T> {
 
     /// Adds an item. If there is no room for it, or the queue is closed, it comes back.
     pub(super) fn push(&self, item: T) -> Result<(), T> {
-        let mut state = self.state.lock().unwrap();
-        let has_room = match state.items.len().checked_sub(state.idle) {
+        self.push_if(item, |state| match state.items.len().checked_sub(state.idle) {
             None => true, // a worker is idle
             Some(waiting) => waiting < self.room && !self.is_long(waiting),
-        };
-        if !state.is_open || !has_room {
+        })
+    }
+
+    /// Adds an item for a worker that is idle. If there is none, it comes back.
+    pub(super) fn offer(&self, item: T) -> Result<(), T> {
+        self.push_if(item, |state| state.items.len() < state.idle)
+    }
+
+    fn push_if(&self, item: T, fits: impl FnOnce(&State<T>) -> bool) -> Result<(), T> {
+        let mut state = self.state.lock().unwrap();
+        if !state.is_open || !fits(&state) {
             return Err(item);
         }
         state.items.push_back(item);

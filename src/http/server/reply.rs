@@ -1,17 +1,26 @@
-//! What a client is answered: building an answer, and sending it.
+//! What a client is answered: building an answer, and sending it within a deadline.
+//!
+//! How long may a client take for its answer? The [`listener`](super::listener) lets a write to a
+//! client that does not read fail after a moment. But one that takes a few bytes now and then could
+//! hold a thread for ever, by one successful write after the other. So the answer as a whole has a
+//! deadline.
 
 use std::fmt::Display;
 use std::io::{self, Cursor, Write};
-use std::mem;
+use std::time::{Duration, Instant};
 
-use log::error;
+use log::{debug, error};
 use tiny_http::{Header, Method, Request, Response, ResponseBox};
 
-use super::request::{Refusal, is_short, is_upgrade};
+use super::request::{Question, Refusal, Writer, closes, shown};
 
 /// An answer that is longer, in bytes, may not fit into the kernel's buffers: sending it may then
 /// have to wait for the client.
 pub(super) const LARGE: usize = 8 << 10;
+/// How long an answer may take to send, ...
+const DEADLINE: Duration = Duration::from_secs(5);
+/// ... and one more second for each MiB that the client has taken.
+const TIME_FOR_A_BYTE: Duration = Duration::from_nanos(1_000_000_000 >> 20);
 
 /// An answer of one line of text.
 pub(super) fn text(code: u16, line: impl Display) -> ResponseBox {
@@ -42,25 +51,85 @@ pub(super) fn length_of(response: &ResponseBox) -> usize {
     response.data_length().unwrap_or(LARGE + 1)
 }
 
-/// Sends an answer; a short one by a single write. tiny_http's own buffer has a kilobyte, so head
-/// and body would often leave one after the other, and wake the client twice.
-pub(super) fn send(request: Request, response: ResponseBox) -> io::Result<()> {
-    let length = length_of(&response);
-    if length > LARGE || is_upgrade(&request) || !is_short(&request) {
-        return request.respond(response);
+/// What became of an answer.
+pub(super) enum Sent {
+    /// It has been sent, or its client has closed the connection.
+    Whole,
+    /// A part of it, so that nothing may follow on the connection. tiny_http lets nobody write
+    /// there as long as this lives.
+    Part(Writer),
+}
+
+/// Sends an answer. `is_last` asks the client to close the connection after it.
+pub(super) fn send(question: Question, response: ResponseBox, is_last: bool) -> Sent {
+    let Question { request, connection, writer, .. } = question;
+    let deadline = Instant::now() + DEADLINE;
+    let sent = if length_of(&response) <= LARGE {
+        // By a single write: tiny_http's own buffer has a kilobyte, so head and body would often
+        // leave one after the other, and wake the client twice.
+        let bytes = printed(&request, response, is_last || closes(&request));
+        let writer = writer.unwrap_or_else(|| request.into_writer());
+        let mut patient = Patient { writer, deadline };
+        (patient.write_all(&bytes).and_then(|()| patient.flush()), patient)
+    } else {
+        let (version, is_head) =
+            (request.http_version().clone(), *request.method() == Method::Head);
+        let headers = headers_that_count(&request);
+        let writer = writer.unwrap_or_else(|| request.into_writer());
+        let mut patient = Patient { writer, deadline };
+        let sent = response.raw_print(&mut patient, version, &headers, is_head, None);
+        (sent.and_then(|()| patient.flush()), patient)
+    };
+    match sent {
+        (Ok(()), _) => Sent::Whole,
+        (Err(error), _) if is_gone(&error) => Sent::Whole,
+        (Err(error), patient) => {
+            debug!("{}: an answer was not sent: {error}", connection.client);
+            Sent::Part(patient.writer)
+        }
     }
-    let mut bytes = Vec::with_capacity(length + 512);
-    let (version, is_head) = (request.http_version().clone(), *request.method() == Method::Head);
-    if let Err(error) = response.raw_print(&mut bytes, version, request.headers(), is_head, None) {
-        error!("{} {}: no answer: {error}", request.method(), request.url());
-        return request.respond(text(500, "the answer could not be read"));
+}
+
+/// An answer as bytes.
+fn printed(request: &Request, response: ResponseBox, is_last: bool) -> Vec<u8> {
+    let code = response.status_code().0;
+    let (version, is_head) = (request.http_version(), *request.method() == Method::Head);
+    let mut bytes = Vec::with_capacity(length_of(&response) + 512);
+    let print = |response: ResponseBox, bytes: &mut Vec<u8>| {
+        response.raw_print(bytes, version.clone(), request.headers(), is_head, None)
+    };
+    if let Err(error) = print(response, &mut bytes) {
+        error!("{}: no answer: {error}", shown(request));
+        bytes.clear();
+        print(text(500, "the answer could not be read"), &mut bytes).expect("a Vec takes all");
     }
-    let mut writer = request.into_writer();
-    match writer.write_all(&bytes).and_then(|()| writer.flush()) {
-        // As in tiny_http: a client that has gone misses nothing.
-        Err(error) if is_gone(&error) => Ok(()),
-        sent => sent,
+    correct_head(&mut bytes, code, is_last);
+    bytes
+}
+
+/// The only header of a request that matters to how its answer is printed.
+fn headers_that_count(request: &Request) -> Vec<Header> {
+    request.headers().iter().filter(|header| header.field.equiv("TE")).cloned().collect()
+}
+
+/// tiny_http gives a `204` a length, which it must not have, and lets nobody set `Connection`.
+fn correct_head(answer: &mut Vec<u8>, code: u16, is_last: bool) {
+    const LENGTH: &[u8] = b"Content-Length: 0\r\n";
+    let find = |answer: &[u8], what: &[u8]| answer.windows(what.len()).position(|at| at == what);
+    if code == 204
+        && let Some(at) = find(answer, LENGTH)
+    {
+        answer.drain(at..at + LENGTH.len());
     }
+    if is_last && let Some(end) = find(answer, b"\r\n\r\n") {
+        answer.splice(end..end, *b"\r\nConnection: close");
+    }
+}
+
+/// Answers a request whose body has not been read, and then waits for the rest of the body.
+/// (Otherwise tiny_http would wait for that first.)
+pub(super) fn refuse_unread(request: Request, refusal: Refusal) {
+    let _ = request.respond(ResponseBox::from(refusal));
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -68,11 +137,32 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Answers `413` to a request that announces too long a body, and gives its connection up.
-///
-/// When a request is dropped or answered, tiny_http allocates as much as its client has announced
-/// and not sent. If that cannot be allocated the process ends. So the request is leaked, and with
-/// it a thread of tiny_http's and a socket; only `upgrade` answers without a drop.
-pub(super) fn abandon(request: Request) {
-    mem::forget(request.upgrade("HTTP/1.1", bytes(413, "")));
+/// Writes until a deadline. A write that failed because the client does not read is tried again.
+struct Patient {
+    writer: Writer,
+    deadline: Instant,
+}
+
+impl Patient {
+    fn attempt<T>(&mut self, mut write: impl FnMut(&mut Writer) -> io::Result<T>) -> io::Result<T> {
+        while Instant::now() < self.deadline {
+            match write(&mut self.writer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return written,
+            }
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.attempt(|writer| writer.write(bytes))?;
+        self.deadline += TIME_FOR_A_BYTE * taken as u32;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.attempt(|writer| writer.flush())
+    }
 }

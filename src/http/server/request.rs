@@ -4,36 +4,82 @@
 //! may go by another. What one of them takes for a body, the other could then take for the next
 //! request. So a request whose headers leave that open is refused.
 
-use std::io::{self, Read};
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::mem;
 use std::net::SocketAddr;
 
-use tiny_http::{Header, Request};
+use tiny_http::{Header, Request, Response, TestRequest};
 
 use crate::http::frame::MAX_QUESTION_BYTES as MAX_BODY_BYTES;
 
 /// The longest body that may be announced, in bytes. One that is longer than a question may be is
 /// read all the same, since tiny_http cannot close the connection.
 pub(super) const MOST_ANNOUNCED: usize = 16 << 20;
+/// tiny_http reads a body of up to so many bytes together with the header.
+const SHORT: usize = 1024;
+/// How much of a request is shown in the log, in characters.
+const SHOWN: usize = 100;
+
+/// Where the answer goes.
+pub(super) type Writer = Box<dyn Write + Send>;
 
 /// A request and its whole body.
 pub(super) struct Question {
     pub(super) request: Request,
     pub(super) body: Vec<u8>,
+    /// On which connection it came, see [`Clients`](super::clients::Clients).
+    pub(super) connection: Connection,
+    /// The writer for the answer, if the request has been [parted](part) from it.
+    pub(super) writer: Option<Writer>,
+}
+
+/// A connection: tiny_http tells only the address of the client, which a later connection may have
+/// as well. So they are numbered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connection {
+    pub(super) client: SocketAddr,
+    pub(super) number: u64,
 }
 
 /// Why a request is not answered: the status and the text that its client gets instead.
-#[derive(Debug, PartialEq)]
 pub(super) struct Refusal {
     pub(super) status: u16,
     pub(super) text: String,
+    /// Whether the body has been read to its end all the same.
+    pub(super) is_read: bool,
 }
 
 pub(super) fn client_of(request: &Request) -> SocketAddr {
     *request.remote_addr().expect("a TCP connection has an address")
 }
 
+/// The path of the target. A proxy may have sent it in absolute form, `http://host/path`.
 pub(super) fn path_of(request: &Request) -> &str {
-    request.url().split('?').next().unwrap_or_default()
+    let target = request.url().split('?').next().unwrap_or_default();
+    for scheme in ["http://", "https://"] {
+        if let Some((start, rest)) = target.split_at_checked(scheme.len())
+            && start.eq_ignore_ascii_case(scheme)
+        {
+            return rest.find('/').map_or("/", |at| &rest[at..]);
+        }
+    }
+    target
+}
+
+/// Method and target for the log: cut, and without control characters, which the terminal of
+/// whoever reads the log would obey.
+pub(super) fn shown(request: &Request) -> String {
+    let mut shown = String::new();
+    let text = format!("{} {}", request.method(), request.url());
+    text.chars().take(SHOWN).for_each(|c| match c.is_control() {
+        true => write!(shown, "{}", c.escape_default()).expect("a string takes all"),
+        false => shown.push(c),
+    });
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// The first header of that name, the one that tiny_http goes by.
@@ -48,22 +94,27 @@ pub(super) fn header_bytes(request: &Request) -> usize {
     request.headers().iter().map(bytes).sum()
 }
 
-/// Whether the connection is to become another protocol's: then tiny_http takes all that follows
-/// for the body, and nothing for a request.
-pub(super) fn is_upgrade(request: &Request) -> bool {
-    first(request, "Connection").is_some_and(|value| value.to_lowercase().contains("upgrade"))
+fn connection_header_has(request: &Request, what: &str) -> bool {
+    first(request, "Connection").is_some_and(|value| value.to_lowercase().contains(what))
+}
+
+/// Whether the client asks for another protocol. tiny_http then takes all that follows for the
+/// body, and ends the connection after the answer.
+fn is_upgrade(request: &Request) -> bool {
+    connection_header_has(request, "upgrade")
+}
+
+/// Whether tiny_http ends the connection after the answer.
+pub(super) fn closes(request: &Request) -> bool {
+    connection_header_has(request, "close") || is_upgrade(request)
 }
 
 /// Whether the body can be read without waiting for the client.
 pub(super) fn has_arrived(request: &Request) -> bool {
-    is_upgrade(request) || is_short(request)
-}
-
-/// Whether tiny_http has read the body already, as it does with short ones.
-pub(super) fn is_short(request: &Request) -> bool {
+    let short = if is_upgrade(request) { 0 } else { SHORT };
     first(request, "Transfer-Encoding").is_none()
         && first(request, "Expect").is_none()
-        && request.body_length().is_none_or(|length| length <= 1024)
+        && request.body_length().is_none_or(|length| length <= short)
 }
 
 pub(super) fn announces_too_much(request: &Request) -> bool {
@@ -72,12 +123,18 @@ pub(super) fn announces_too_much(request: &Request) -> bool {
 
 /// Reads the whole body.
 pub(super) fn read_body(request: &mut Request) -> Result<Vec<u8>, Refusal> {
+    let unread = |status, text| Err(Refusal { status, text, is_read: false });
+    let refused = |status, text| Err(Refusal { status, text, is_read: true });
+    let mut most = MOST_ANNOUNCED;
     if is_upgrade(request) {
-        return Ok(Vec::new());
+        // The end of the body is ours to find then.
+        if first(request, "Transfer-Encoding").is_some() {
+            return unread(501, "no Upgrade of a request whose body comes in chunks".into());
+        }
+        most = request.body_length().unwrap_or(0);
     }
-    let refusal = |status, text| Err(Refusal { status, text });
     let mut body = Vec::new();
-    let mut reader = request.as_reader().take(MOST_ANNOUNCED as u64);
+    let mut reader = request.as_reader().take(most as u64);
     let read = reader
         .by_ref()
         .take(MAX_BODY_BYTES as u64 + 1)
@@ -86,14 +143,14 @@ pub(super) fn read_body(request: &mut Request) -> Result<Vec<u8>, Refusal> {
         .and_then(|_| io::copy(&mut reader, &mut io::sink()));
     match read {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            refusal(408, "the body did not arrive in time".into())
+            unread(408, "the body did not arrive in time".into())
         }
-        Err(error) => refusal(400, error.to_string()),
+        Err(error) => unread(400, error.to_string()),
         Ok(_) if body.len() > MAX_BODY_BYTES => {
-            refusal(413, format!("a body has up to {MAX_BODY_BYTES} bytes"))
+            refused(413, format!("a body has up to {MAX_BODY_BYTES} bytes"))
         }
         Ok(_) if !is_framed_well(request, body.len()) => {
-            refusal(400, "it is not clear where the body ends".into())
+            refused(400, "it is not clear where the body ends".into())
         }
         Ok(_) => Ok(body),
     }
@@ -113,4 +170,35 @@ fn is_framed_well(request: &Request, length: usize) -> bool {
         ([], [coding]) => coding.eq_ignore_ascii_case("chunked"),
         _ => false,
     }
+}
+
+/// Parts a request whose body has been read from the writer for its answer: the same request, but
+/// with a `Content-Length` if it had none, and without its connection.
+///
+/// Waiting for the writer's turn tells one connection from another of the same address. tiny_http
+/// gives the writer only for the request, and a request without a connection only for tests.
+pub(super) fn part(request: Request) -> (Request, Writer) {
+    // A body of this length is read when the request is made.
+    const PADDING: &str = match str::from_utf8(&[b' '; SHORT]) {
+        Ok(padding) => padding,
+        Err(_) => unreachable!(),
+    };
+    let body = request.body_length().and_then(|length| PADDING.get(..length)).unwrap_or_default();
+    let twin = TestRequest::new()
+        .with_method(request.method().clone())
+        .with_path(request.url())
+        .with_http_version(request.http_version().clone())
+        .with_remote_addr(client_of(&request))
+        .with_body(body);
+    let twin = request.headers().iter().cloned().fold(twin, TestRequest::with_header);
+    (twin.into(), request.into_writer())
+}
+
+/// Answers `413` to a request that announces too long a body, and gives its connection up.
+///
+/// When a request is dropped or answered, tiny_http allocates as much as its client has announced
+/// and not sent. If that cannot be allocated the process ends. So the request is leaked, and with
+/// it a thread of tiny_http's and a socket; only `upgrade` answers without a drop.
+pub(super) fn abandon(request: Request) {
+    mem::forget(request.upgrade("HTTP/1.1", Response::empty(413)));
 }

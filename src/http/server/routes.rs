@@ -24,88 +24,118 @@ const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(super) struct Routes {
     pub(super) groups: HashMap<String, Arc<Group>>,
     pub(super) base_path: String,
-    pub(super) token: Option<String>,
+    pub(super) tokens: Vec<String>,
     pub(super) shed: Arc<Counter>,
+}
+
+/// What a peer asks of a group.
+enum Asked<'r> {
+    Key(&'r Group, String),
+    Keys(&'r Group),
+    /// The same from the caches alone: by the key's new owner; by peers whose gets are combined.
+    CachedKey(&'r Group, String),
+    CachedKeys(&'r Group),
+    Removal(&'r Group, String),
+    Clear(&'r Group),
 }
 
 impl Routes {
     pub(super) fn answer(&self, request: &Request, body: &[u8]) -> ResponseBox {
-        if header_bytes(request) > MAX_HEADER_BYTES {
-            return text(431, format!("a header has up to {MAX_HEADER_BYTES} bytes"));
-        }
-        let path = path_of(request);
-        match path.strip_prefix(&*self.base_path) {
-            Some(_) if !self.may_ask(request) => {
-                text(401, "a token is required").with_header(header("WWW-Authenticate", "Bearer"))
-            }
-            Some(rest) => self.answer_peer(request, rest, body),
-            None => match path {
-                "/healthz" => text(200, "ok"),
-                "/metrics" => {
-                    bytes(200, self.metrics()).with_header(header("Content-Type", PROMETHEUS_TYPE))
-                }
-                _ => text(404, "no such page"),
+        match self.route(request) {
+            Err(answer) => answer,
+            Ok(Asked::Key(group, key)) => answer_get(group, &key),
+            Ok(Asked::CachedKey(group, key)) => hand_over(group, &key),
+            Ok(Asked::Keys(group) | Asked::CachedKeys(group)) => answer_batch(group, body, request),
+            Ok(Asked::Removal(group, key)) => match group.answer_removal(&key) {
+                Ok(()) => bytes(204, ""),
+                Err(error) => text(400, error),
             },
+            Ok(Asked::Clear(group)) => {
+                group.answer_clear();
+                bytes(204, "")
+            }
         }
     }
 
-    /// The answer to a peer that asks for what the caches hold: it waits for nobody, and takes no
-    /// longer than some tens of microseconds.
-    pub(super) fn answer_from_caches(&self, request: &Request, body: &[u8]) -> Option<ResponseBox> {
-        let path = path_of(request).strip_prefix(&*self.base_path)?;
-        if !self.may_ask(request) || header_bytes(request) > MAX_HEADER_BYTES {
-            return None;
-        }
-        let (group, key) = wire::parse(path).ok()?;
-        let group = self.groups.get(&group)?;
-        match (request.method(), key) {
-            (Method::Get, Some(key)) if is_only_if_cached(request) => Some(hand_over(group, &key)),
-            (Method::Get, Some(key)) => match group.answer_peer_cached(&key).ok()? {
+    /// The answer, if it waits for nothing and takes no longer than some tens of microseconds.
+    pub(super) fn immediate(&self, request: &Request, body: &[u8]) -> Option<ResponseBox> {
+        match self.route(request) {
+            Err(answer) => Some(answer),
+            Ok(Asked::Key(group, key)) => match group.answer_peer_cached(&key).ok()? {
                 Told::Value(value, ttl) => Some(value_or_absent(Some((value, ttl)))),
                 Told::Absent => Some(value_or_absent(None)),
                 Told::NotCached => None,
             },
-            (Method::Post, None) if is_only_if_cached(request) => {
+            Ok(Asked::CachedKey(group, key)) => Some(hand_over(group, &key)),
+            Ok(Asked::CachedKeys(group)) => {
                 let keys = frame::read_question(body).ok()?;
                 Some(batch_from_caches(group, &keys, request))
             }
-            _ => None,
+            Ok(_) => None,
         }
     }
 
-    fn answer_peer(&self, request: &Request, path: &str, body: &[u8]) -> ResponseBox {
-        let (group, key) = match wire::parse(path) {
-            Ok(parts) => parts,
-            Err(what) => return text(400, what),
-        };
+    /// What is asked of which group, or the answer if it is something else.
+    fn route(&self, request: &Request) -> Result<Asked<'_>, ResponseBox> {
+        if header_bytes(request) > MAX_HEADER_BYTES {
+            return Err(text(431, format!("a header has up to {MAX_HEADER_BYTES} bytes")));
+        }
+        // A page of another site, which the browser of somebody on this network has open.
+        if first(request, "Origin").is_some() {
+            return Err(text(403, "this port is for peers, and not for browsers"));
+        }
+        let path = path_of(request);
+        match path.strip_prefix(&*self.base_path) {
+            Some(_) if !self.may_ask(request) => {
+                Err(text(401, "a token is required")
+                    .with_header(header("WWW-Authenticate", "Bearer")))
+            }
+            Some(rest) => self.route_peer(request, rest),
+            None => Err(match (path, request.method()) {
+                ("/healthz" | "/metrics", method)
+                    if !matches!(method, Method::Get | Method::Head) =>
+                {
+                    not_allowed("GET, HEAD")
+                }
+                ("/healthz", _) => text(200, "ok"),
+                ("/metrics", _) => {
+                    bytes(200, self.metrics()).with_header(header("Content-Type", PROMETHEUS_TYPE))
+                }
+                _ => text(404, "no such page"),
+            }),
+        }
+    }
+
+    fn route_peer(&self, request: &Request, path: &str) -> Result<Asked<'_>, ResponseBox> {
+        let (group, key) = wire::parse(path).map_err(|what| text(400, what))?;
         let Some(group) = self.groups.get(&group) else {
-            return text(404, format!("no such group: {group}"))
-                .with_header(header(wire::ERROR, wire::NO_GROUP));
+            return Err(text(404, format!("no such group: {}", group.escape_debug()))
+                .with_header(header(wire::ERROR, wire::NO_GROUP)));
         };
         match (request.method(), key) {
-            (Method::Get, Some(key)) if is_only_if_cached(request) => hand_over(group, &key),
-            (Method::Get, Some(key)) => answer_get(group, &key),
-            (Method::Delete, Some(key)) => match group.answer_removal(&key) {
-                Ok(()) => bytes(204, ""),
-                Err(error) => text(400, error),
-            },
-            (Method::Delete, None) => {
-                group.answer_clear();
-                bytes(204, "")
+            (Method::Get, Some(key)) if is_only_if_cached(request) => {
+                Ok(Asked::CachedKey(group, key))
             }
-            (Method::Post, None) => answer_batch(group, body, request),
-            (Method::Get, None) => text(400, "a key is required: {group}/{key}"),
-            (_, key) => {
-                let allowed = if key.is_some() { "GET, DELETE" } else { "POST, DELETE" };
-                text(405, "not allowed here").with_header(header("Allow", allowed))
-            }
+            (Method::Get, Some(key)) => Ok(Asked::Key(group, key)),
+            (Method::Delete, Some(key)) => Ok(Asked::Removal(group, key)),
+            (Method::Delete, None) => Ok(Asked::Clear(group)),
+            (Method::Post, None) if is_only_if_cached(request) => Ok(Asked::CachedKeys(group)),
+            (Method::Post, None) => Ok(Asked::Keys(group)),
+            (Method::Get, None) => Err(text(400, "a key is required: {group}/{key}")),
+            (_, Some(_)) => Err(not_allowed("GET, DELETE")),
+            (_, None) => Err(not_allowed("POST, DELETE")),
         }
     }
 
     fn may_ask(&self, request: &Request) -> bool {
-        let Some(token) = &self.token else { return true };
-        let sent = first(request, "Authorization").and_then(|sent| sent.strip_prefix("Bearer "));
-        sent.is_some_and(|sent| are_equal(sent.as_bytes(), token.as_bytes()))
+        let sent = first(request, "Authorization").and_then(|sent| sent.split_once(' '));
+        let sent = sent.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"));
+        let is_sent = |token: &String| {
+            sent.is_some_and(|(_, sent)| are_equal(sent.trim().as_bytes(), token.as_bytes()))
+        };
+        // Each is looked at, so that the time does not tell which one it is.
+        let matches = self.tokens.iter().filter(|token| is_sent(token)).count();
+        self.tokens.is_empty() || matches > 0
     }
 
     fn metrics(&self) -> String {
@@ -114,6 +144,10 @@ impl Routes {
         head(&mut metrics, "geecache_shed_total", "counter", "Requests refused with 503.");
         metrics + &format!("geecache_shed_total {}\n", self.shed.get())
     }
+}
+
+fn not_allowed(allowed: &str) -> ResponseBox {
+    text(405, "not allowed here").with_header(header("Allow", allowed))
 }
 
 fn answer_get(group: &Group, key: &str) -> ResponseBox {

@@ -4,11 +4,14 @@
 //! read? Neither a worker nor the thread that receives requests: a few such clients would hold
 //! all of them. A connection has a thread of tiny_http's in any case; one that makes us wait
 //! costs a second thread, and nobody else anything.
+//!
+//! If no thread can be started, a job waits for one: it has the request, its share of the memory
+//! and its place before the client's next request, and all of that must be given back.
 
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
-use std::{mem, thread};
-
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::{io, mem, thread};
 
 /// How long a thread waits for another job before it ends.
 const IDLE: Duration = Duration::from_secs(5);
@@ -16,47 +19,97 @@ const IDLE: Duration = Duration::from_secs(5);
 type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) struct SlowClients {
-    // Without room: a job goes only to a thread that is waiting for one.
-    jobs: Sender<Job>,
-    waiting: Receiver<Job>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    // Guards the jobs that have no thread yet.
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Up to one for each idle thread, and those for which no thread could be started.
+    jobs: VecDeque<Job>,
+    /// Threads that wait for a job, or have been woken for one and not yet taken it.
+    idle: usize,
+    has_failed: bool,
 }
 
 impl SlowClients {
     pub(super) fn new() -> Self {
-        let (jobs, waiting) = bounded(0);
-        Self { jobs, waiting }
+        Self { shared: Arc::default() }
     }
 
     /// Runs `job` on an idle thread, or on a new one. Never waits.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
-            self.jobs.try_send(Box::new(job))
-        else {
-            return;
+        let mut state = self.shared.state.lock().unwrap();
+        state.jobs.push_back(Box::new(job));
+        if state.jobs.len() <= state.idle {
+            drop(state);
+            self.shared.arrived.notify_one();
+        } else if !state.has_failed {
+            drop(state);
+            self.start();
+        }
+    }
+
+    /// Starts threads for the jobs that have none.
+    pub(super) fn start_missing(&self) {
+        let missing = {
+            let state = self.shared.state.lock().unwrap();
+            state.jobs.len().saturating_sub(state.idle)
         };
-        let (first, received) = bounded::<Job>(1);
-        let waiting = self.waiting.clone();
-        let thread = thread::Builder::new().name("geecache-slow-client".into()).spawn(move || {
-            let mut next = received.recv().ok();
-            while let Some(job) = next {
-                job();
-                next = waiting.recv_timeout(IDLE).ok();
-            }
-        });
-        match thread {
-            Ok(_) => drop(first.send(job)),
-            Err(error) => {
-                log::error!("no thread for a client: {error}");
-                // To drop a request would mean to wait for its client.
-                mem::forget(job);
+        for _ in 0..missing {
+            if !self.start() {
+                break;
             }
         }
+    }
+
+    fn start(&self) -> bool {
+        let shared = self.shared.clone();
+        let thread = thread::Builder::new().name("geecache-slow-client".into());
+        let started = thread.spawn(move || {
+            while let Some(job) = shared.next() {
+                job()
+            }
+        });
+        self.note(started.map(drop))
+    }
+
+    fn note(&self, started: io::Result<()>) -> bool {
+        let is_new = {
+            let mut state = self.shared.state.lock().unwrap();
+            mem::replace(&mut state.has_failed, started.is_err()) != started.is_err()
+        };
+        match &started {
+            Ok(()) if is_new => log::info!("there are threads for clients again"),
+            Err(error) if is_new => log::error!("no thread for a client: {error}"),
+            _ => {}
+        }
+        started.is_ok()
+    }
+}
+
+impl Shared {
+    /// The next job; waits for one for a while.
+    fn next(&self) -> Option<Job> {
+        let mut state = self.state.lock().unwrap();
+        state.idle += 1;
+        let is_idle = |state: &mut State| state.jobs.is_empty();
+        let (mut state, _) = self.arrived.wait_timeout_while(state, IDLE, is_idle).unwrap();
+        state.idle -= 1;
+        state.jobs.pop_front()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crossbeam_channel::{Receiver, bounded};
     use std::collections::HashSet;
     use std::thread::ThreadId;
 

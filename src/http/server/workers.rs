@@ -1,15 +1,9 @@
 //! `Workers`: a fixed number of threads that answer what waits in the queue.
 //!
-//! A worker answers what [`intake`](super::intake) does not, and waits for the origin if it has to.
-//! It never waits for a client, except for one that does not take even a short answer; that one is
-//! given up after the write timeout. Bodies that arrive slowly and large answers are left to
-//! [`SlowClients`].
-//!
-//! If a client sends several requests without waiting for the answers, one of them is under way at
-//! a time.
+//! A worker answers what may have to wait for the origin. It never waits for a client, except for
+//! one that does not take even a short answer, for 5 s. Bodies that arrive slowly and large answers
+//! are left to [`SlowClients`], the order of one client's requests to [`Clients`].
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,15 +13,18 @@ use std::time::{Duration, Instant};
 use std::{io, mem, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use log::{debug, error, warn};
+use log::{error, warn};
 use tiny_http::{Request, ResponseBox};
 
+use super::clients::Clients;
 use super::queue::Queue;
-use super::reply::{LARGE, abandon, header, length_of, send, text};
+use super::reply::{LARGE, Sent, header, length_of, refuse_unread, send, text};
 use super::request::{
-    MOST_ANNOUNCED, Question, announces_too_much, client_of, has_arrived, read_body,
+    Connection, MOST_ANNOUNCED, Question, abandon, announces_too_much, client_of, has_arrived,
+    part, read_body, shown,
 };
 use super::slow_clients::SlowClients;
+use crate::http::options::ServerOptions;
 use crate::stats::Counter;
 
 /// How many bytes of large answers may be on their way at the same time, so that clients that read
@@ -40,15 +37,36 @@ pub(super) struct Workers {
     ended: Receiver<Infallible>,
 }
 
-type Handler = dyn Fn(&Request, &[u8]) -> ResponseBox + Send + Sync;
+type Answer<A> = Box<dyn Fn(&Request, &[u8]) -> A + Send + Sync>;
+
+/// What is answered.
+pub(super) struct Answers {
+    /// Gives the answers that wait for nothing.
+    pub(super) immediate: Answer<Option<ResponseBox>>,
+    /// Gives all others, on a worker.
+    pub(super) handler: Answer<ResponseBox>,
+    /// Counts the requests that are refused.
+    pub(super) shed: Arc<Counter>,
+}
+
+/// What each thread that answers has a copy of.
+#[derive(Clone)]
+struct Running {
+    answers: Arc<Answers>,
+    _ended: Sender<Infallible>,
+}
+
+/// An answer that waits for nothing, to be [sent](Workers::reply_now).
+pub(super) struct Immediate {
+    response: ResponseBox,
+    running: Running,
+}
 
 struct Shared {
-    handler: Box<Handler>,
     queue: Queue<Question>,
-    // Guards a sender that each thread that answers has a copy of; `None` once the pool drains.
-    running: Mutex<Option<Sender<Infallible>>>,
-    // Guards the clients that wait for an answer, each with the requests that it has sent since.
-    ahead: Mutex<HashMap<SocketAddr, VecDeque<Request>>>,
+    // Guards what is answered; `None` once the pool drains.
+    running: Mutex<Option<Running>>,
+    clients: Clients,
     slow_clients: SlowClients,
     /// The bytes of the large answers that are on their way.
     on_the_way: AtomicUsize,
@@ -56,27 +74,21 @@ struct Shared {
 }
 
 impl Workers {
-    /// Starts `threads` workers that answer with `handler`. Up to `room` requests wait for them;
-    /// those that are refused are counted in `shed`.
-    pub(super) fn start(
-        threads: usize,
-        room: usize,
-        shed: Arc<Counter>,
-        handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
-    ) -> io::Result<Self> {
-        let (running, ended) = bounded(0);
+    pub(super) fn start(options: &ServerOptions, answers: Answers) -> io::Result<Self> {
+        let (sender, ended) = bounded(0);
+        let shed = answers.shed.clone();
+        let running = Running { answers: Arc::new(answers), _ended: sender };
         let shared = Arc::new(Shared {
-            handler: Box::new(handler),
-            queue: Queue::new(threads, room),
+            queue: Queue::new(options.workers, options.queue),
             running: Mutex::new(Some(running.clone())),
-            ahead: Mutex::default(),
+            clients: Clients::new(options.idle_timeout),
             slow_clients: SlowClients::new(),
             on_the_way: AtomicUsize::default(),
             shed,
         });
         // From here on: if a thread cannot be started, dropping `workers` ends those that were.
         let workers = Self { shared, ended };
-        for i in 0..threads {
+        for i in 0..options.workers {
             let (shared, running) = (workers.shared.clone(), running.clone());
             thread::Builder::new().name(format!("geecache-worker-{i}")).spawn(move || {
                 while let Some(question) = shared.queue.pop() {
@@ -88,25 +100,53 @@ impl Workers {
     }
 
     /// Takes a request from the listener. Returns it with its body, to be
-    /// [queued](Self::enqueue) or [answered](Self::reply_now). `None` if it has to wait for its
+    /// [answered](Self::immediate) or [queued](Self::enqueue). `None` if it has to wait for its
     /// body, or for an earlier answer to the same client: that is arranged. Never waits.
     pub(super) fn accept(&self, request: Request) -> Option<Question> {
-        let first = match self.shared.ahead.lock().unwrap().entry(client_of(&request)) {
-            Entry::Vacant(client) => {
-                client.insert(VecDeque::new());
-                request
+        let shared = &self.shared;
+        if announces_too_much(&request) {
+            warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", shown(&request));
+            if shared.clients.has_part(client_of(&request)) {
+                mem::forget(request); // as `abandon`, without the answer
+            } else {
+                shared.slow_clients.run(move || abandon(request));
             }
-            Entry::Occupied(mut client) => {
-                client.get_mut().push_back(request);
-                return None;
-            }
-        };
-        self.shared.read(first)
+            return None;
+        }
+        let client = client_of(&request);
+        match shared.clients.accept(request) {
+            Ok((request, connection)) => return shared.read(request, connection),
+            Err(waits) if waits.is_to_be_probed => shared.start_probe(client),
+            Err(_) => {}
+        }
+        None
+    }
+
+    /// The answer to a question, if it waits for nothing.
+    pub(super) fn immediate(&self, question: &Question) -> Option<Immediate> {
+        self.shared.immediate(question)
+    }
+
+    /// Sends an answer from this thread. May wait for the client.
+    pub(super) fn reply_now(&self, question: Question, answer: Immediate) {
+        self.shared.deliver(question, answer.response, &answer.running);
+    }
+
+    /// Sends an answer from another thread.
+    pub(super) fn reply_elsewhere(&self, question: Question, answer: Immediate) {
+        let shared = self.shared.clone();
+        let reply = move || shared.deliver(question, answer.response, &answer.running);
+        self.shared.slow_clients.run(reply);
+    }
+
+    /// Leaves a question to an idle worker. If there is none, it comes back.
+    pub(super) fn offer(&self, question: Question) -> Option<Question> {
+        self.shared.queue.offer(question).err()
     }
 
     /// Leaves a question to a worker, or refuses it. Never waits.
     pub(super) fn enqueue(&self, question: Question) {
-        self.shared.admit(question);
+        self.shared.enqueue(question);
     }
 
     /// Whether a worker has nothing to do.
@@ -114,13 +154,11 @@ impl Workers {
         self.shared.queue.has_idle()
     }
 
-    /// Sends an answer from this thread, or refuses the question if the pool drains. May wait for
-    /// the client.
-    pub(super) fn reply_now(&self, question: Question, response: ResponseBox) {
-        let running = self.shared.running.lock().unwrap().clone();
-        match running {
-            Some(running) => self.shared.deliver(question.request, response, &running),
-            None => self.shared.refuse(question.request, self.shared.overloaded()),
+    /// Goes on with what had to wait: to be called about once a second.
+    pub(super) fn look_after(&self) {
+        self.shared.slow_clients.start_missing();
+        for client in self.shared.clients.look_after() {
+            self.shared.start_probe(client);
         }
     }
 
@@ -146,45 +184,64 @@ impl Shared {
     }
 
     /// Reads the body; on another thread, if it is still on its way.
-    fn read(self: &Arc<Self>, request: Request) -> Option<Question> {
+    fn read(self: &Arc<Self>, request: Request, connection: Connection) -> Option<Question> {
         if has_arrived(&request) {
-            return self.with_body(request);
+            return self.with_body(request, connection);
         }
-        if announces_too_much(&request) {
-            warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", request.url());
-            self.next(client_of(&request));
-            self.slow_clients.run(move || abandon(request));
-        } else {
-            let shared = self.clone();
-            self.slow_clients.run(move || {
-                if let Some(question) = shared.with_body(request) {
-                    shared.admit(question);
-                }
-            });
+        let shared = self.clone();
+        self.slow_clients.run(move || {
+            if let Some(question) = shared.with_body(request, connection) {
+                shared.go_on(question);
+            }
+        });
+        None
+    }
+
+    fn with_body(
+        self: &Arc<Self>,
+        mut request: Request,
+        connection: Connection,
+    ) -> Option<Question> {
+        match read_body(&mut request) {
+            Ok(body) => return Some(Question { request, body, connection, writer: None }),
+            Err(refusal) if refusal.is_read => {
+                let question = Question { request, body: Vec::new(), connection, writer: None };
+                self.refuse(question, refusal.into());
+            }
+            Err(refusal) => {
+                let shared = self.clone();
+                self.slow_clients.run(move || {
+                    refuse_unread(request, refusal);
+                    shared.answered(connection, Sent::Whole);
+                });
+            }
         }
         None
     }
 
-    fn with_body(self: &Arc<Self>, mut request: Request) -> Option<Question> {
-        match read_body(&mut request) {
-            Ok(body) => Some(Question { request, body }),
-            Err(refusal) => {
-                self.refuse(request, refusal.into());
-                None
-            }
+    /// Answers a question that was not received just now.
+    fn go_on(self: &Arc<Self>, question: Question) {
+        match self.immediate(&question) {
+            Some(answer) => self.deliver(question, answer.response, &answer.running),
+            None => self.enqueue(question),
         }
     }
 
-    /// Queues a question, or refuses it.
-    fn admit(self: &Arc<Self>, question: Question) {
+    fn immediate(&self, question: &Question) -> Option<Immediate> {
+        let running = self.running.lock().unwrap().clone()?;
+        let response = (running.answers.immediate)(&question.request, &question.body)?;
+        Some(Immediate { response, running })
+    }
+
+    fn enqueue(self: &Arc<Self>, question: Question) {
         if let Err(question) = self.queue.push(question) {
-            self.refuse(question.request, self.overloaded());
+            self.refuse(question, self.overloaded());
         }
     }
 
-    fn refuse(self: &Arc<Self>, request: Request, refusal: ResponseBox) {
+    fn refuse(self: &Arc<Self>, question: Question, refusal: ResponseBox) {
         let shared = self.clone();
-        self.slow_clients.run(move || shared.reply(request, refusal));
+        self.slow_clients.run(move || shared.reply(question, refusal));
     }
 
     /// The answer to a request that is refused, and counted as such.
@@ -194,74 +251,81 @@ impl Shared {
     }
 
     /// Answers a question. Whatever happens to it, the worker lives on.
-    fn answer(self: &Arc<Self>, question: Question, running: &Sender<Infallible>) {
-        let Question { request, body } = question;
+    fn answer(self: &Arc<Self>, question: Question, running: &Running) {
         let start = Instant::now();
-        let response = catch_unwind(AssertUnwindSafe(|| (self.handler)(&request, &body)));
+        let handler = || (running.answers.handler)(&question.request, &question.body);
+        let response = catch_unwind(AssertUnwindSafe(handler));
         self.queue.took(start.elapsed());
         let response = response.unwrap_or_else(|_| {
-            error!("{} {}: a panic while answering", request.method(), request.url());
+            error!("{}: a panic while answering", shown(&question.request));
             text(500, "the handler panicked")
         });
-        self.deliver(request, response, running);
+        self.deliver(question, response, running);
     }
 
     /// Sends an answer; on another thread, if it may have to wait for the client.
-    fn deliver(
-        self: &Arc<Self>,
-        request: Request,
-        response: ResponseBox,
-        running: &Sender<Infallible>,
-    ) {
+    fn deliver(self: &Arc<Self>, question: Question, response: ResponseBox, running: &Running) {
         let length = length_of(&response);
         if length <= LARGE {
-            return self.reply(request, response);
+            return self.reply(question, response);
         }
         let others = self.on_the_way.fetch_add(length, Ordering::Relaxed);
         if others > 0 && others + length > MOST_ON_THE_WAY {
             self.on_the_way.fetch_sub(length, Ordering::Relaxed);
-            return self.reply(request, self.overloaded());
+            return self.reply(question, self.overloaded());
         }
         let (shared, running) = (self.clone(), running.clone());
         self.slow_clients.run(move || {
-            shared.reply(request, response);
+            shared.reply(question, response);
             shared.on_the_way.fetch_sub(length, Ordering::Relaxed);
             drop(running);
         });
     }
 
     /// Sends an answer, then goes on with what the same client has sent meanwhile.
-    fn reply(self: &Arc<Self>, request: Request, response: ResponseBox) {
-        let client = client_of(&request);
-        let (method, path) = (request.method().clone(), request.url().to_string());
-        match catch_unwind(AssertUnwindSafe(|| send(request, response))) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                debug!("{method} {path}: the answer was not sent: {error}");
-                // A client that does not read gets nothing more: it would land inside this answer.
-                while let Some(ahead) = self.next(client) {
-                    if announces_too_much(&ahead) {
-                        mem::forget(ahead);
-                    } else {
-                        self.slow_clients.run(move || drop(ahead.into_writer()));
-                    }
-                }
-                return;
-            }
-            Err(_) => error!("{method} {path}: a panic while sending the answer"),
-        }
-        if let Some(question) = self.next(client).and_then(|next| self.read(next)) {
-            self.admit(question);
+    fn reply(self: &Arc<Self>, question: Question, response: ResponseBox) {
+        let connection = question.connection;
+        let is_last = self.running.lock().unwrap().is_none();
+        let sent = catch_unwind(AssertUnwindSafe(|| send(question, response, is_last)));
+        self.answered(
+            connection,
+            sent.unwrap_or_else(|_| {
+                error!("{}: a panic while sending an answer", connection.client);
+                Sent::Whole
+            }),
+        );
+    }
+
+    fn answered(self: &Arc<Self>, connection: Connection, sent: Sent) {
+        let next = self.clients.answered(connection, sent);
+        if let Some(question) = next.and_then(|next| self.read(next, connection)) {
+            self.go_on(question);
         }
     }
 
-    /// Takes the client's next request; forgets the client if there is none.
-    fn next(&self, client: SocketAddr) -> Option<Request> {
-        let mut ahead = self.ahead.lock().unwrap();
-        let next = ahead.get_mut(&client)?.pop_front();
-        if next.is_none() {
-            ahead.remove(&client);
-        }
-        next
+    /// Waits, on another thread, until it is the turn of the client's next request on its own
+    /// connection, and answers it then.
+    fn start_probe(self: &Arc<Self>, client: SocketAddr) {
+        let shared = self.clone();
+        self.slow_clients.run(move || {
+            let Some(mut request) = shared.clients.next_to_probe(client) else { return };
+            let body = read_body(&mut request);
+            let (request, mut writer) = part(request);
+            shared.clients.waits_for_turn(client);
+            // Nothing is in its buffer, so nothing is sent.
+            let _ = writer.flush();
+            let Some((connection, writer)) = shared.clients.has_turn(client, writer) else {
+                return;
+            };
+            let writer = Some(writer);
+            match body {
+                Ok(body) => shared.go_on(Question { request, body, connection, writer }),
+                Err(refusal) => {
+                    let body = Vec::new();
+                    let question = Question { request, body, connection, writer };
+                    shared.reply(question, refusal.into());
+                }
+            }
+        });
     }
 }

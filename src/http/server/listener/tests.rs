@@ -18,7 +18,11 @@ fn echo(idle_timeout: Duration) -> Echo {
 }
 
 fn echo_on(socket: TcpListener, idle_timeout: Duration) -> Echo {
-    let listener = Arc::new(Listener::new(socket, idle_timeout).unwrap());
+    echo_of(Listener::new(socket, idle_timeout).unwrap())
+}
+
+fn echo_of(listener: Listener) -> Echo {
+    let listener = Arc::new(listener);
     let (ended, workers) = mpsc::channel();
     for _ in 0..2 {
         let (listener, ended) = (listener.clone(), ended.clone());
@@ -102,6 +106,39 @@ fn bursts_are_answered_after_others_have_left() {
         let silent: Vec<_> = (0..20).map(|_| connect(addr).unwrap()).collect();
         drop(burst(addr, n));
         drop(silent);
+    }
+}
+
+/// In a chroot, or on another Unix.
+#[test]
+fn bursts_are_answered_without_proc() {
+    for n in [5, 16, 64] {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = Listener::with_proc(socket, IDLE, "/nowhere".into()).unwrap();
+        let echo = echo_of(listener);
+        let addr = echo.listener.local_addr();
+        for _ in 0..5 {
+            let first = burst(addr, n);
+            burst(addr, n);
+            drop(first);
+        }
+    }
+}
+
+#[test]
+fn a_listener_is_deserted_when_the_last_connection_closes_or_has_timed_out() {
+    for idle_timeout in [IDLE, Duration::from_millis(200)] {
+        let echo = echo(idle_timeout);
+        let addr = echo.listener.local_addr();
+        let mut open = burst(addr, 3);
+        assert!(!echo.listener.is_deserted(), "it accepts");
+        echo.listener.stop_accepting();
+        assert!(!echo.listener.is_deserted());
+        assert!(open.iter_mut().all(ask));
+        if idle_timeout == IDLE {
+            drop(open);
+        }
+        assert!(within(SOON, || echo.listener.is_deserted()));
     }
 }
 
