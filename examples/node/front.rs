@@ -22,6 +22,14 @@ pub(crate) struct Front {
 }
 
 impl Front {
+    /// The answers that wait neither for the database nor for another node: the page has them
+    /// while all workers are busy, too.
+    pub(crate) fn immediate(&self, request: &Request) -> Option<ResponseBox> {
+        let path = request.url().split('?').next().unwrap_or_default();
+        let may_wait = ["/api", "/api/ring", "/api/trace"].contains(&path);
+        (!may_wait).then(|| self.answer(request))
+    }
+
     pub(crate) fn answer(&self, request: &Request) -> ResponseBox {
         self.visitors.refusal(request).unwrap_or_else(|| self.answer_visitor(request))
     }
@@ -36,7 +44,7 @@ impl Front {
                 .with_header(header("Allow", "GET, HEAD, DELETE")),
             _ if !is_get => text(405, "ask by GET").with_header(header("Allow", "GET, HEAD")),
             "/api/ring" => json(&self.page.ring()),
-            "/api/status" => json(&self.page.status()),
+            "/api/status" => self.status(),
             "/api/trace" => self.trace(query),
             _ => match Page::file(path) {
                 Some((kind, file)) => {
@@ -45,6 +53,13 @@ impl Front {
                 None => text(404, "no such page; / is one, and node --help tells the others"),
             },
         }
+    }
+
+    /// Without a length: its body waits, so it is read on a thread of its own.
+    fn status(&self) -> ResponseBox {
+        let kind = header("Content-Type", "application/json");
+        let headers = vec![kind, header("Cache-Control", "no-store")];
+        Response::new(StatusCode(200), headers, self.page.status(), None, None).boxed()
     }
 
     fn scores(&self, query: &str) -> ResponseBox {

@@ -5,6 +5,7 @@
 //! ring, the trace of a get, the counters.
 
 use std::collections::HashMap;
+use std::io::{self, Cursor, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ const SHOWN_BYTES: usize = 4096;
 pub(crate) struct Page {
     scores: Arc<Group>,
     pool: Arc<HttpPool>,
-    watch: Watch,
+    watch: Arc<Watch>,
     /// Where each node has its front, as far as that is known.
     fronts: HashMap<String, String>,
     agent: Agent,
@@ -71,9 +72,11 @@ impl Page {
         json!({ "self": self.pool.self_url(), "group": self.scores.name(), "nodes": nodes })
     }
 
-    /// Who answers, and what each counts.
-    pub(crate) fn status(&self) -> Value {
-        json!({ "nodes": *self.watch.reports() })
+    /// Who answers, and what each counts: JSON that waits a moment for the nodes when it is read.
+    pub(crate) fn status(&self) -> impl Read + Send + use<> {
+        let watch = self.watch.clone();
+        let status = move || format!("{}\n", json!({ "nodes": *watch.reports() }));
+        Late { text: Err(Some(status)) }
     }
 
     /// Gets `key`, and tells how.
@@ -118,6 +121,20 @@ impl Page {
             200 => Ok(text),
             status => Err(format!("{front} answers {status}: {text}")),
         }
+    }
+}
+
+/// A text that is made when it is read.
+struct Late<M> {
+    text: Result<Cursor<String>, Option<M>>,
+}
+
+impl<M: FnOnce() -> String> Read for Late<M> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Err(make) = &mut self.text {
+            self.text = Ok(Cursor::new(make.take().map_or_else(String::new, |make| make())));
+        }
+        self.text.as_mut().map_or(Ok(0), |text| text.read(buffer))
     }
 }
 

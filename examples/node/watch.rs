@@ -1,10 +1,10 @@
 //! The nodes of the cluster as this one sees them: who answers, and what each counts.
 //!
-//! Any number of pages may be open, and each asks once a second. One of them makes a round
-//! through the nodes, and the others meanwhile see what the last one gave. All nodes are asked
-//! at the same time and with a short deadline, so one that is silent holds up nobody for long.
+//! Any number of pages may be open, and each asks once a second. The first to ask starts a round
+//! through the nodes, on a thread of its own. All nodes are asked at the same time and with a short
+//! deadline; where one is silent all the same, who asks gets what the round before gave.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -34,34 +34,53 @@ const COUNTERS: [(&str, &str, &str); 12] = [
     ("max_bytes", "geecache_max_bytes", ""),
 ];
 
+/// How long a question waits for a round, which a node that is silent can make long.
+const PATIENCE: Duration = Duration::from_millis(50);
+
 pub(crate) struct Watch {
     scores: Arc<Group>,
     pool: Arc<HttpPool>,
     agent: Agent,
     start: Instant,
-    // Guards when the last round began and what the last one gave; not held while nodes are asked.
-    last: Mutex<(Option<Instant>, Arc<[Value]>)>,
+    // Guards what the last round gave; not held while nodes are asked.
+    last: Mutex<Last>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Last {
+    begun: Option<Instant>,
+    is_under_way: bool,
+    reports: Arc<[Value]>,
 }
 
 impl Watch {
-    pub(crate) fn new(scores: Arc<Group>, pool: Arc<HttpPool>) -> Self {
+    pub(crate) fn new(scores: Arc<Group>, pool: Arc<HttpPool>) -> Arc<Self> {
         let (agent, start) = (agent(DEADLINE), Instant::now());
-        Self { scores, pool, agent, start, last: Mutex::default() }
+        let (last, ended) = Default::default();
+        Arc::new(Self { scores, pool, agent, start, last, ended })
     }
 
-    /// A report of each node, in the order of the ring; of none during the very first round.
-    pub(crate) fn reports(&self) -> Arc<[Value]> {
-        {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let (begun, reports) = &mut *last;
-            if begun.is_some_and(|begun| begun.elapsed() < ROUND) {
-                return reports.clone();
-            }
-            *begun = Some(Instant::now());
+    /// A report of each node, in the order of the ring: of a round that begins now, of the last
+    /// one if that takes long, or of none during the very first round.
+    pub(crate) fn reports(self: &Arc<Self>) -> Arc<[Value]> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if !last.is_under_way && last.begun.is_none_or(|begun| begun.elapsed() > ROUND) {
+            let watch = self.clone();
+            let thread = thread::Builder::new().name("watch".into());
+            last.is_under_way = thread.spawn(move || watch.make_round()).is_ok();
+            last.begun = Some(Instant::now());
         }
+        let last = self.ended.wait_timeout_while(last, PATIENCE, |last| last.is_under_way);
+        last.unwrap_or_else(PoisonError::into_inner).0.reports.clone()
+    }
+
+    fn make_round(&self) {
         let reports = self.round();
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).1 = reports.clone();
-        reports
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        (last.is_under_way, last.reports) = (false, reports);
+        drop(last);
+        self.ended.notify_all();
     }
 
     fn round(&self) -> Arc<[Value]> {

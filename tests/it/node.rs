@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
-use std::{env, fs, process, thread};
+use std::{env, fs, process, slice, thread};
 
 use geecache::{HttpPool, Ring, RingHash};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -777,6 +777,34 @@ fn the_front_tells_the_ring_and_what_the_nodes_count() {
     let most = 1 + start.elapsed().as_millis() / 900;
     let asked = questions.lock().unwrap().len();
     assert!(asked as u128 <= most, "{asked} times in {:?}", start.elapsed());
+}
+
+/// Else whoever wants to see why a node is slow would wait with all others.
+#[test]
+fn the_page_and_the_status_are_there_while_all_workers_wait() {
+    let folder = Folder::new("busy");
+    let [own] = urls("127.0.0.19");
+    let more = ["--workers", "1", "--queue", "0", "--origin-delay", "4s"];
+    let node = Process::start(&own, slice::from_ref(&own), &folder.database(), &more);
+    let node = node.wait_until_up();
+    thread::scope(|scope| {
+        let get = |key| node.get(key).0;
+        let waiting = scope.spawn(move || {
+            while get("Tom") == 503 {}
+            Instant::now()
+        });
+        eventually("the worker is busy", || !waiting.is_finished() && get("Jack") == 503);
+        for path in ["/", "/page.js", "/page.css"] {
+            let answer = node.ask(&format!("GET {path}"));
+            assert_eq!(answer.status, 200, "{path}");
+        }
+        eventually("the status is there", || {
+            let status = json(&node.ask("GET /api/status"));
+            status["nodes"][0]["up"] == true
+        });
+        let seen = Instant::now();
+        assert!(seen < waiting.join().unwrap(), "before the worker had time");
+    });
 }
 
 #[test]
