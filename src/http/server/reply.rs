@@ -2,8 +2,8 @@
 //!
 //! How long may a client take for its answer? The [`listener`](super::listener) lets a write to a
 //! client that does not read fail after a moment. But one that takes a few bytes now and then could
-//! hold a thread for ever, by one successful write after the other. So the answer as a whole has a
-//! deadline.
+//! hold a thread for ever, by one successful write after the other. So there is a deadline for the
+//! answer as a whole, or for each MiB of a long one.
 
 use std::fmt::Display;
 use std::io::{self, Cursor, Write};
@@ -17,10 +17,9 @@ use super::request::{Question, Refusal, Writer, closes, shown};
 /// An answer that is longer, in bytes, may not fit into the kernel's buffers: sending it may then
 /// have to wait for the client.
 pub(super) const LARGE: usize = 8 << 10;
-/// How long an answer may take to send, ...
+/// How long a client may take for an answer; for one that is longer than a part, for each part.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// ... and one more second for each MiB that the client has taken.
-const TIME_FOR_A_BYTE: Duration = Duration::from_nanos(1_000_000_000 >> 20);
+const PART: usize = 1 << 20;
 
 /// An answer of one line of text.
 pub(super) fn text(code: u16, line: impl Display) -> ResponseBox {
@@ -63,20 +62,19 @@ pub(super) enum Sent {
 /// Sends an answer. `is_last` asks the client to close the connection after it.
 pub(super) fn send(question: Question, response: ResponseBox, is_last: bool) -> Sent {
     let Question { request, connection, writer, .. } = question;
-    let deadline = Instant::now() + DEADLINE;
     let sent = if length_of(&response) <= LARGE {
         // By a single write: tiny_http's own buffer has a kilobyte, so head and body would often
         // leave one after the other, and wake the client twice.
         let bytes = printed(&request, response, is_last || closes(&request));
         let writer = writer.unwrap_or_else(|| request.into_writer());
-        let mut patient = Patient { writer, deadline };
+        let mut patient = Patient::new(writer);
         (patient.write_all(&bytes).and_then(|()| patient.flush()), patient)
     } else {
         let (version, is_head) =
             (request.http_version().clone(), *request.method() == Method::Head);
         let headers = headers_that_count(&request);
         let writer = writer.unwrap_or_else(|| request.into_writer());
-        let mut patient = Patient { writer, deadline };
+        let mut patient = Patient::new(writer);
         let sent = response.raw_print(&mut patient, version, &headers, is_head, None);
         (sent.and_then(|()| patient.flush()), patient)
     };
@@ -140,10 +138,16 @@ fn is_gone(error: &io::Error) -> bool {
 /// Writes until a deadline. A write that failed because the client does not read is tried again.
 struct Patient {
     writer: Writer,
+    /// When the client must have taken this part, and how much of it it has, in bytes.
     deadline: Instant,
+    taken: usize,
 }
 
 impl Patient {
+    fn new(writer: Writer) -> Self {
+        Self { writer, deadline: Instant::now() + DEADLINE, taken: 0 }
+    }
+
     fn attempt<T>(&mut self, mut write: impl FnMut(&mut Writer) -> io::Result<T>) -> io::Result<T> {
         while Instant::now() < self.deadline {
             match write(&mut self.writer) {
@@ -158,7 +162,10 @@ impl Patient {
 impl Write for Patient {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = self.attempt(|writer| writer.write(bytes))?;
-        self.deadline += TIME_FOR_A_BYTE * taken as u32;
+        self.taken += taken;
+        if self.taken >= PART {
+            (self.deadline, self.taken) = (Instant::now() + DEADLINE, 0);
+        }
         Ok(taken)
     }
 
