@@ -37,7 +37,7 @@ impl PeerGetter for Peer {
 
     fn get(&self, _group: &str, key: &str) -> Result<Option<Loaded>, PeerError> {
         let answer = self.1.answer_peer(key).map_err(|e| PeerError::Transport(e.to_string()))?;
-        Ok(answer.map(|(value, ttl)| Loaded { value: value.to_vec(), ttl }))
+        Ok(answer.map(|(value, ttl)| Loaded { ttl, ..value.into() }))
     }
 }
 

@@ -110,6 +110,9 @@ const GROUP_METRICS: &[Metric<Stats, u64>] = &[
         s.local_load_errors
     }),
     ("geecache_shared_total", "counter", "Misses that shared another's load.", |s| s.shared),
+    ("geecache_refreshes_total", "counter", "Values renewed before they expired.", |s| s.refreshes),
+    ("geecache_refresh_errors_total", "counter", "Renewals that failed.", |s| s.refresh_errors),
+    ("geecache_stale_total", "counter", "Misses answered by a value past its time.", |s| s.stale),
 ];
 
 const CACHE_METRICS: &[Metric<CacheStats, u64>] = &[

@@ -46,6 +46,14 @@ pub struct Stats {
     /// Misses that shared another caller's load, or the failure of it.
     #[doc(alias = "LoadsDeduped")]
     pub shared: u64,
+    /// Values loaded anew [before they expired](crate::GroupBuilder::refresh_ahead). These loads count
+    /// here and in the times of the getter or the peer, and in no other counter.
+    pub refreshes: u64,
+    /// Such loads that failed.
+    pub refresh_errors: u64,
+    /// Misses answered by a value [past its time](crate::GroupBuilder::stale_if_error), of this
+    /// process or of the owner.
+    pub stale: u64,
     /// How long each call of the getter took; a batch is one call.
     pub getter_times: Histogram,
     /// The questions to each peer, by its name. Those that have left the list are shown for ten minutes.
@@ -115,6 +123,9 @@ pub(crate) struct Counters {
     pub(crate) local_loads: Counter,
     pub(crate) local_load_errors: Counter,
     pub(crate) shared: Counter,
+    pub(crate) refreshes: Counter,
+    pub(crate) refresh_errors: Counter,
+    pub(crate) stale: Counter,
     pub(crate) getter_times: Times,
     // Guards the table alone.
     peers: Mutex<Peers>,
@@ -216,6 +227,9 @@ impl Counters {
             local_loads: self.local_loads.get(),
             local_load_errors: self.local_load_errors.get(),
             shared: self.shared.get(),
+            refreshes: self.refreshes.get(),
+            refresh_errors: self.refresh_errors.get(),
+            stale: self.stale.get(),
             getter_times: self.getter_times.snapshot(),
             peers: by_peer,
             main,

@@ -29,6 +29,7 @@ mod table;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::clock::Clock;
 pub(crate) use key::{Hasher, Key};
@@ -44,6 +45,8 @@ pub(crate) struct Cache {
     bytes: AtomicUsize,
     max_bytes: usize,
     eviction: Eviction,
+    // How long entries are kept after they have expired, for `past`.
+    grace: Duration,
     rejected: AtomicU64,
     clock: Clock,
 }
@@ -53,7 +56,7 @@ pub(crate) struct Cache {
 struct Padded(Mutex<Shard>);
 
 /// A snapshot of a cache. The bytes of an entry are those of its key and its value, and 80 more, or
-/// 112 if it expires.
+/// 112 if it expires, or 120 if it is to be [renewed](crate::GroupBuilder::refresh_ahead) before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStats {
@@ -87,17 +90,26 @@ impl Cache {
             bytes: AtomicUsize::new(0),
             max_bytes,
             eviction,
+            grace: Duration::ZERO,
             rejected: AtomicU64::new(0),
             clock,
         }
     }
 
+    /// The same cache, which keeps entries for so long after they have expired. They are the first to
+    /// be evicted.
+    pub(crate) fn with_grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
+    }
+
+    /// Looks `key` up; sets `is_due` if the value is to be renewed.
     #[inline]
-    pub(crate) fn get(&self, key: &Key<'_>) -> Option<Record> {
+    pub(crate) fn get(&self, key: &Key<'_>, is_due: &mut bool) -> Option<Record> {
         if self.is_empty() {
             return None;
         }
-        let found = self.shard(self.home(key)).lock().unwrap().get(key, || self.clock.now());
+        let now = || self.clock.now();
+        let found = self.shard(self.home(key)).lock().unwrap().get(key, &self.grace, now, is_due);
         match found {
             Found::Hit(record) => Some(record),
             Found::Expired(record) => {
@@ -121,6 +133,11 @@ impl Cache {
         self.shard(self.home(key)).lock().unwrap().peek(key, || self.clock.now())
     }
 
+    /// A record that has expired, but not for longer than the grace.
+    pub(crate) fn past(&self, key: &Key<'_>) -> Option<Record> {
+        self.shard(self.home(key)).lock().unwrap().past(key, self.grace, self.clock.now())
+    }
+
     /// The right to keep what is loaded from now on, unless the key is removed meanwhile.
     pub(crate) fn lease(&self, key: &Key<'_>) -> Lease {
         self.shard(self.home(key)).lock().unwrap().lease(key)
@@ -136,7 +153,7 @@ impl Cache {
         }
         let home = self.home(key);
         let mut shard = self.shard(home).lock().unwrap();
-        let mut gone = match shard.insert(key, record, lease) {
+        let mut gone = match shard.insert(key, record, lease, || self.clock.now()) {
             Ok(replaced) => replaced,
             Err(_refused) => {
                 drop(shard);
@@ -163,6 +180,14 @@ impl Cache {
         let removed = self.shard(self.home(key)).lock().unwrap().remove(key);
         if let Some(removed) = removed {
             self.give_back(&removed);
+        }
+    }
+
+    /// Takes `key` out, but ends no lease: what was kept is outdated, and not what is being loaded.
+    pub(crate) fn drop_outdated(&self, key: &Key<'_>) {
+        let outdated = self.shard(self.home(key)).lock().unwrap().take_key(key);
+        if let Some(outdated) = outdated {
+            self.give_back(&outdated);
         }
     }
 
@@ -262,7 +287,6 @@ mod properties;
 mod tests {
     use super::record::{EXPIRY_OVERHEAD, OVERHEAD};
     use super::*;
-    use std::time::Duration;
 
     struct Fixture {
         cache: Cache,
@@ -294,7 +318,7 @@ mod tests {
 
         fn get(&self, key: &str) -> Option<String> {
             self.cache
-                .get(&Key::new(key, &self.hasher))
+                .get(&Key::new(key, &self.hasher), &mut false)
                 .map(|r| r.into_value().unwrap().to_string())
         }
 
@@ -399,8 +423,11 @@ mod tests {
 
     #[test]
     fn expired_entries_give_way_before_live_ones() {
-        for eviction in [Eviction::S3Fifo, Eviction::Lru] {
-            let fixture = with_budget(3 * (OVERHEAD + EXPIRY_OVERHEAD + 2), eviction);
+        let graces = [Duration::ZERO, Duration::from_secs(60)];
+        let cases = [Eviction::S3Fifo, Eviction::Lru].map(|e| graces.map(|grace| (e, grace)));
+        for (eviction, grace) in cases.into_iter().flatten() {
+            let mut fixture = with_budget(3 * (OVERHEAD + EXPIRY_OVERHEAD + 2), eviction);
+            fixture.cache = fixture.cache.with_grace(grace);
             fixture.put("A", b"x");
             fixture.put_until("B", b"x", Some(Duration::from_secs(2)));
             fixture.put_until("C", b"x", Some(Duration::from_secs(1)));

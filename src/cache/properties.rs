@@ -18,6 +18,8 @@ enum Step {
         size: usize,
         absent: bool,
         ttl: Option<u64>,
+        /// To be renewed in the second half of its life.
+        renewed: bool,
     },
     /// A put whose key is removed between the lease and the insertion.
     PutLate(usize),
@@ -31,10 +33,10 @@ fn step() -> impl Strategy<Value = Step> {
     let ttl = proptest::option::weighted(0.3, 0..20_u64);
     // Most are small enough for many to fit in.
     let size = prop_oneof![8 => 0..150_usize, 1 => 0..1_200_usize];
-    let put = (key(), size, prop::bool::weighted(0.1), ttl);
+    let put = (key(), size, prop::bool::weighted(0.1), ttl, any::<bool>());
     prop_oneof![
         40 => key().prop_map(Step::Get),
-        40 => put.prop_map(|(key, size, absent, ttl)| Step::Put { key, size, absent, ttl }),
+        40 => put.prop_map(|(key, size, absent, ttl, renewed)| Step::Put { key, size, absent, ttl, renewed }),
         3 => key().prop_map(Step::PutLate),
         8 => key().prop_map(Step::Remove),
         1 => Just(Step::Clear),
@@ -60,6 +62,7 @@ const KEYS: [u64; 24] = {
 struct Entry {
     value: Option<Vec<u8>>,
     cost: usize,
+    due: Option<Duration>,
     expires: Option<Duration>,
 }
 
@@ -78,10 +81,10 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(max_bytes: usize, eviction: Eviction) -> Self {
+    fn new(max_bytes: usize, eviction: Eviction, grace: Duration) -> Self {
         let clock = Clock::by_hand();
         Self {
-            cache: Cache::new(max_bytes, eviction, clock.clone()),
+            cache: Cache::new(max_bytes, eviction, clock.clone()).with_grace(grace),
             clock,
             eviction,
             texts: (0..KEYS.len()).map(|key| format!("key {key}")).collect(),
@@ -109,7 +112,9 @@ impl Pair {
         self.steps += 1;
         match *step {
             Step::Get(key) => self.get(key),
-            Step::Put { key, size, absent, ttl } => self.put(key, size, absent, ttl),
+            Step::Put { key, size, absent, ttl, renewed } => {
+                self.put(key, size, absent, ttl, renewed)
+            }
             Step::PutLate(key) => {
                 let lease = self.cache.lease(&self.key(key));
                 self.remove(key);
@@ -128,23 +133,27 @@ impl Pair {
     }
 
     fn get(&mut self, key: usize) {
-        let found = self.cache.get(&self.key(key)).is_some();
+        let mut is_due = false;
+        let found = self.cache.get(&self.key(key), &mut is_due).is_some();
         self.counts.hits += u64::from(found);
-        if !self.model.contains_key(&key) {
+        let Some(entry) = self.model.get(&key) else {
             return; // `check` sees that nothing is there
-        }
-        if self.has_expired(&self.model[&key]) {
+        };
+        let now = self.clock.now();
+        let has_expired = self.has_expired(entry);
+        assert_eq!(is_due, found && entry.due.is_some_and(|at| at <= now));
+        if !has_expired {
+            self.use_now(key);
+        } else if entry.expires.is_some_and(|at| at + self.cache.grace <= now) {
             self.forget(key);
             self.counts.expirations += 1;
-        } else {
-            self.use_now(key);
         }
         if self.is_exact() {
-            assert_eq!(found, self.model.contains_key(&key));
+            assert_eq!(found, self.model.contains_key(&key) && !has_expired);
         }
     }
 
-    fn put(&mut self, key: usize, size: usize, absent: bool, ttl: Option<u64>) {
+    fn put(&mut self, key: usize, size: usize, absent: bool, ttl: Option<u64>, renewed: bool) {
         let length = self.counts.max_bytes * size / 1_000;
         // The number of the step, so that no value is like another.
         let value = [&self.steps.to_le_bytes()[..], &vec![0; length][..]].concat();
@@ -152,8 +161,14 @@ impl Pair {
         // And no two expire at the same time.
         let step = Duration::from_millis(self.steps as u64);
         let expires = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl) + step);
-        let record = Record::new(&self.texts[key], value.as_deref(), expires);
-        let entry = Entry { value, cost: record.cost(), expires };
+        let half = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl) / 2);
+        let (record, due) = match (&value, half, expires) {
+            (Some(value), Some(half), Some(expires)) if renewed => {
+                (Record::renewable(&self.texts[key], value, half, expires), Some(half))
+            }
+            _ => (Record::new(&self.texts[key], value.as_deref(), expires), None),
+        };
+        let entry = Entry { value, cost: record.cost(), due, expires };
         let lease = self.cache.lease(&self.key(key));
         self.cache.insert(&self.key(key), record, lease);
         if entry.cost > self.counts.max_bytes {
@@ -162,7 +177,8 @@ impl Pair {
         }
         let held = self.cache.peek(&self.key(key));
         assert!(held.is_some() || self.has_expired(&entry), "what fits is kept");
-        self.model.insert(key, entry);
+        let replaced = self.model.insert(key, entry);
+        self.counts.expirations += u64::from(replaced.is_some_and(|old| self.has_expired(&old)));
         self.use_now(key);
         if self.is_exact() {
             self.make_room();
@@ -220,8 +236,18 @@ impl Pair {
                 assert_eq!((record.cost(), record.expires()), (entry.cost, entry.expires));
                 assert_eq!(record.clone().into_value().as_deref(), entry.value.as_deref());
             }
+            let past = self.cache.past(&self.key(key));
+            let is_past =
+                |at: Duration| at <= self.clock.now() && self.clock.now() < at + self.cache.grace;
+            let expected_past =
+                self.model.get(&key).filter(|entry| entry.expires.is_some_and(is_past));
+            if let Some(past) = &past {
+                let entry = expected_past.expect("nothing removed, alive or over is past its time");
+                assert_eq!(past.clone().into_value().as_deref(), entry.value.as_deref());
+            }
             if self.is_exact() {
                 assert_eq!(held.is_some(), expected.is_some(), "key {key}");
+                assert_eq!(past.is_some(), expected_past.is_some(), "key {key}");
             }
         }
         if self.is_exact() {
@@ -239,9 +265,10 @@ proptest! {
         // One shard, in which a few or all keys fit, or several.
         max_bytes in prop_oneof![0..3_000_usize, 3_000..20_000_usize, 200_000..600_000_usize],
         eviction in prop_oneof![Just(Eviction::Lru), Just(Eviction::S3Fifo)],
+        grace in prop_oneof![Just(Duration::ZERO), Just(Duration::from_secs(7))],
         steps in vec(step(), 1..200),
     ) {
-        let mut pair = Pair::new(max_bytes, eviction);
+        let mut pair = Pair::new(max_bytes, eviction, grace);
         for step in &steps {
             pair.do_step(step);
             pair.check();

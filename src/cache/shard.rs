@@ -68,23 +68,59 @@ impl Shard {
         self.table.len()
     }
 
-    /// Looks `key` up; `now` is called only if the entry can expire.
+    /// Looks `key` up; `now` is called only if the entry can expire. Sets `is_due` if the value is to be
+    /// renewed. What has expired for longer than `grace` is taken out.
     #[inline]
-    pub(crate) fn get(&mut self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Found {
+    pub(crate) fn get(
+        &mut self,
+        key: &Key<'_>,
+        grace: &Duration,
+        now: impl FnOnce() -> Duration,
+        is_due: &mut bool,
+    ) -> Found {
         let Some((slot, record)) = self.find(key) else { return Found::Nothing };
-        if record.expires().is_some_and(|at| at <= now()) {
-            return self.take_expired(slot);
-        }
         let hit = record.clone();
+        if let Some(watched_from) = hit.watched_from() {
+            let now = now();
+            if watched_from <= now
+                && let Some(found) = self.look_closer(slot, &hit, grace, now, is_due)
+            {
+                return found;
+            }
+        }
         self.counts.hits += 1;
         self.order.touch(&mut self.table.slab, slot);
         Found::Hit(hit)
     }
 
+    /// What is found if it is no hit.
     #[cold]
-    fn take_expired(&mut self, slot: u32) -> Found {
+    #[inline(never)]
+    fn look_closer(
+        &mut self,
+        slot: u32,
+        record: &Record,
+        grace: &Duration,
+        now: Duration,
+        is_due: &mut bool,
+    ) -> Option<Found> {
+        let end = record.expires()?;
+        if now < end {
+            *is_due = true;
+            return None;
+        }
+        if now < end.saturating_add(*grace) {
+            return Some(Found::Nothing);
+        }
         self.counts.expirations += 1;
-        Found::Expired(self.take(slot))
+        Some(Found::Expired(self.take(slot)))
+    }
+
+    /// A record that has expired, whose `grace` has not ended yet.
+    pub(crate) fn past(&self, key: &Key<'_>, grace: Duration, now: Duration) -> Option<Record> {
+        let (_, record) = self.find(key)?;
+        let end = record.expires()?;
+        (end <= now && now < end.saturating_add(grace)).then(|| record.clone())
     }
 
     /// What [`get`](Self::get) would find; counts no hit and leaves the order as it is.
@@ -105,11 +141,17 @@ impl Shard {
         key: &Key<'_>,
         record: Record,
         lease: Lease,
+        now: impl FnOnce() -> Duration,
     ) -> Result<Option<Record>, Record> {
         if self.lease(key) != lease {
             return Err(record);
         }
         let replaced = self.take_key(key);
+        if let Some(replaced) = &replaced
+            && replaced.expires().is_some_and(|at| at <= now())
+        {
+            self.counts.expirations += 1;
+        }
         let (cost, expires) = (record.cost(), record.expires_millis());
         let slot = self.table.insert(key.short_hash(), record);
         self.bytes += cost;
@@ -145,7 +187,8 @@ impl Shard {
         std::mem::replace(self, empty)
     }
 
-    fn take_key(&mut self, key: &Key<'_>) -> Option<Record> {
+    /// Takes the entry out; the leases on its key stay.
+    pub(crate) fn take_key(&mut self, key: &Key<'_>) -> Option<Record> {
         let (slot, _) = self.find(key)?;
         Some(self.take(slot))
     }

@@ -68,13 +68,14 @@ impl Group {
             };
             waiting.push((i, index));
         }
-        let loaded = self.load_many(&keys);
+        let keys: Vec<_> = keys.iter().collect();
+        let loaded = self.unless_resting_many(&keys, |keys| self.load_many(keys));
         for (i, index) in waiting {
             answers[i] = loaded[index].clone().map(Record::into_value);
         }
     }
 
-    fn load_many(&self, keys: &[Key<'_>]) -> Vec<Answer> {
+    fn load_many(&self, keys: &[&Key<'_>]) -> Vec<Answer> {
         let mut own = Vec::new();
         let mut by_owner: HashMap<String, (Arc<dyn PeerGetter>, Vec<usize>)> = HashMap::new();
         for (i, key) in keys.iter().enumerate() {
@@ -91,7 +92,7 @@ impl Group {
             parts.push((None, own));
         }
         let loaded = at_once(&parts, |(owner, part)| {
-            let keys: Vec<_> = part.iter().map(|&i| &keys[i]).collect();
+            let keys: Vec<_> = part.iter().map(|&i| keys[i]).collect();
             match owner {
                 Some(owner) => self.load_many_from_peer(&**owner, &keys),
                 None => self.load_many_locally(&keys, Tier::Main),
@@ -142,7 +143,7 @@ impl Group {
         for (i, key) in keys.iter().enumerate() {
             match self.loading.join(key.text) {
                 Seat::Follower(call) => followed.push((i, call)),
-                Seat::Leader(guard) => match self.peek(key) {
+                Seat::Leader(guard) => match self.settled(key) {
                     None => led.push((i, guard)),
                     Some((record, _)) => {
                         self.counters.shared.add_one();
@@ -162,7 +163,7 @@ impl Group {
         for (i, call) in followed {
             self.counters.shared.add_one();
             let answer = call.wait(self.load_timeout);
-            answers[i] = Some(answer.unwrap_or_else(|why| Err(self.unanswered(keys[i], why))));
+            answers[i] = Some(answer.unwrap_or_else(|why| self.unanswered(keys[i], why)));
         }
         answers.into_iter().map(|answer| answer.expect("each key was led or followed")).collect()
     }
@@ -234,7 +235,8 @@ impl Group {
             })
             .collect();
         let missing: Vec<_> = missing.iter().collect();
-        let mut loaded = self.load_many_locally(&missing, Tier::Main).into_iter();
+        let load = |keys: &[&Key<'_>]| self.load_many_locally(keys, Tier::Main);
+        let mut loaded = self.unless_resting_many(&missing, load).into_iter();
         let mut tell = |found: Result<Option<_>, Error>| match found? {
             Some(record) => Ok(self.tell(record)),
             None => Ok(self.tell(loaded.next().expect("one answer for each missing key")?)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::doorkeeper::Doorkeeper;
 use super::fallback_log::FallbackLog;
 use super::handover::Removed;
+use super::refresh::Refresh;
 use super::{Group, Hasher, MAX_GROUP_BYTES};
 use crate::cache::{Cache, Eviction};
 use crate::flight::Flight;
@@ -26,6 +27,8 @@ pub struct GroupBuilder {
     negative_ttl: Option<Duration>,
     hot_ttl: Duration,
     load_timeout: Duration,
+    refresh_ahead: f64,
+    stale_if_error: Duration,
     clock: Clock,
 }
 
@@ -51,12 +54,14 @@ impl GroupBuilder {
             negative_ttl: None,
             hot_ttl: Duration::from_secs(30),
             load_timeout: Duration::from_secs(60),
+            refresh_ahead: 0.0,
+            stale_if_error: Duration::ZERO,
             clock: Clock::real(),
         }
     }
 
     /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry, or
-    /// 112 if it expires. Default: 64 MiB.
+    /// 112 if it expires, or 120 if it is [renewed ahead](Self::refresh_ahead). Default: 64 MiB.
     #[doc(alias = "cacheBytes")]
     pub fn max_bytes(self, max_bytes: usize) -> Self {
         Self { max_bytes, ..self }
@@ -102,6 +107,35 @@ impl GroupBuilder {
         Self { load_timeout, ..self }
     }
 
+    /// Renews values before they expire: a get that finds a value with less than this fraction (0 to 1)
+    /// of its time to live left is answered at once, and the value is loaded anew in the background,
+    /// once however many ask. Default: 0, values are not renewed.
+    ///
+    /// The owner of the key asks its getter, another process that has a copy asks the owner. Until the
+    /// new value is there, gets see the old one, no longer than it lives. If the load fails, or the
+    /// getter panics, they go on to see it, and one of them causes another try after a second. If the
+    /// origin has no such key any more, the value goes. What is [removed](Group::remove) while it is
+    /// being renewed is not kept. A value that nobody asks for in that last part of its life expires.
+    ///
+    /// Up to four threads do this for a group; they start when they are needed, and end when there is
+    /// nothing to do. Where all of them are busy and 256 keys wait, values expire as without this.
+    pub fn refresh_ahead(self, fraction: f64) -> Self {
+        Self { refresh_ahead: fraction, ..self }
+    }
+
+    /// Keeps values for so much longer than they live, as the first to be evicted, to answer gets
+    /// whose load fails: the getter's error or panic, or nothing from it for
+    /// [`load_timeout`](Self::load_timeout), be it at the owner or in place of an owner that does not
+    /// answer. Default: zero, values that expired are gone.
+    ///
+    /// While the origin fails, the load of a key is tried once a second, by one of its callers; the
+    /// others get the old value without waiting. To [`get`](Group::get) it is a value like any other;
+    /// [`get_traced`](Group::get_traced) and the log say that it is stale, and why. Other processes
+    /// keep no copy of it. Neither "no such key" nor what was [removed](Group::remove) comes back.
+    pub fn stale_if_error(self, duration: Duration) -> Self {
+        Self { stale_if_error: duration, ..self }
+    }
+
     /// What knows the owners of keys, such as an [`HttpPool`](crate::HttpPool). Default: nothing,
     /// this process owns all keys.
     #[doc(alias = "RegisterPeers")]
@@ -118,7 +152,7 @@ impl GroupBuilder {
     ///
     /// # Errors
     /// [`Error::Config`] if the name is empty or longer than [`MAX_GROUP_BYTES`], `hot_bytes` is more
-    /// than `max_bytes`, or `ttl_jitter` is not between 0 and 1.
+    /// than `max_bytes`, or `ttl_jitter` or `refresh_ahead` is not between 0 and 1.
     pub fn build(self) -> Result<Arc<Group>, Error> {
         if !(1..=MAX_GROUP_BYTES).contains(&self.name.len()) {
             return Err(Error::Config(format!(
@@ -126,10 +160,11 @@ impl GroupBuilder {
                 self.name.len()
             )));
         }
-        if !(0.0..=1.0).contains(&self.ttl_jitter) {
+        let fractions = [("ttl_jitter", self.ttl_jitter), ("refresh_ahead", self.refresh_ahead)];
+        if let Some((what, wrong)) = fractions.iter().find(|(_, f)| !(0.0..=1.0).contains(f)) {
             return Err(Error::Config(format!(
-                "group {}: ttl_jitter ({}) is a fraction from 0 to 1",
-                self.name, self.ttl_jitter
+                "group {}: {what} ({wrong}) is a fraction from 0 to 1",
+                self.name
             )));
         }
         let default_hot = if self.peers.is_some() { self.max_bytes / 8 } else { 0 };
@@ -141,10 +176,14 @@ impl GroupBuilder {
             )));
         };
         let hasher = Hasher::default();
-        let cache = |bytes| Cache::new(bytes, self.eviction, self.clock.clone());
-        let group = Arc::new(Group {
-            main: cache(main_bytes),
-            hot: cache(hot_bytes),
+        let cache = |bytes| {
+            let cache = Cache::new(bytes, self.eviction, self.clock.clone());
+            cache.with_grace(self.stale_if_error)
+        };
+        let (main, hot) = (cache(main_bytes), cache(hot_bytes));
+        let group = Arc::new_cyclic(|own| Group {
+            main,
+            hot,
             name: self.name,
             getter: self.getter,
             removed: self.peers.as_ref().map(|_| Removed::default()),
@@ -158,6 +197,7 @@ impl GroupBuilder {
             negative_ttl: self.negative_ttl,
             hot_ttl: self.hot_ttl,
             load_timeout: self.load_timeout,
+            refresh: Refresh::new(own.clone(), self.refresh_ahead, self.stale_if_error),
             clock: self.clock,
             counters: Counters::default(),
             fallback_log: FallbackLog::default(),

@@ -35,6 +35,7 @@ mod disowned;
 mod doorkeeper;
 mod fallback_log;
 mod handover;
+mod refresh;
 mod remove;
 mod trace;
 
@@ -56,6 +57,7 @@ pub use builder::GroupBuilder;
 use doorkeeper::Doorkeeper;
 use fallback_log::{FallbackLog, Shown};
 use handover::Removed;
+use refresh::Refresh;
 pub use trace::{Asked, Tier, Trace};
 
 /// The longest name of a group in bytes. Also, it has at least one.
@@ -99,6 +101,7 @@ pub struct Group {
     negative_ttl: Option<Duration>,
     hot_ttl: Duration,
     load_timeout: Duration,
+    refresh: Refresh,
     clock: Clock,
     counters: Counters,
     fallback_log: FallbackLog,
@@ -111,6 +114,8 @@ type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 pub(crate) enum Told {
     /// The value and its remaining time to live.
     Value(ByteView, Option<Duration>),
+    /// A value past its time, since the load failed.
+    Stale(ByteView),
     /// The origin has no such key.
     Absent,
     /// Only the caches were asked, and they do not know.
@@ -166,8 +171,11 @@ impl Group {
             Ok(key) => key,
             Err(error) => return (Err(error), Trace::default()),
         };
-        let (answer, trace) = match self.look_up(&key) {
-            Some((record, tier)) => (Ok(record), Trace { hit: Some(tier), ..Trace::default() }),
+        let mut renews = false;
+        let (answer, trace) = match self.look_up_noting(&key, &mut renews) {
+            Some((record, tier)) => {
+                (Ok(record), Trace { hit: Some(tier), renews, ..Trace::default() })
+            }
             None => self.load_logged(&key),
         };
         (answer.map(Record::into_value), trace)
@@ -178,7 +186,7 @@ impl Group {
     fn load_logged(&self, key: &Key<'_>) -> (Answer, Trace) {
         self.counters.misses.add_one();
         let mut trace = Trace::default();
-        let answer = self.load(key, &mut trace);
+        let answer = self.unless_resting(key, &mut trace, |trace| self.load(key, trace));
         debug!("[{}] {}: {trace}", self.name, Shown(key.text));
         (answer, trace)
     }
@@ -225,12 +233,24 @@ impl Group {
     ) -> Result<Record, PeerError> {
         let answer = answer.inspect_err(|_| owner.errors.add_one())?;
         owner.loads.add_one();
+        let is_wanted = answer.is_some() && self.doorkeeper.note_and_was_seen(key.hash);
+        Ok(self.copy(key, answer, is_wanted.then_some(lease)))
+    }
+
+    /// The owner's answer; kept, if there is a lease and it is not over.
+    fn copy(&self, key: &Key<'_>, answer: Option<Loaded>, lease: Option<Lease>) -> Record {
+        self.note_load(key);
         let ttl = answer.as_ref().and_then(|loaded| loaded.ttl);
         let record = self.record(Tier::Hot, key, answer.as_ref(), ttl);
-        if answer.is_some() && self.doorkeeper.note_and_was_seen(key.hash) {
-            self.hot.insert(key, record.clone(), lease);
+        match (answer, lease) {
+            (None, _) => self.drop_outdated(key),
+            (Some(loaded), _) if loaded.stale => return record.stale(),
+            (Some(_), Some(lease)) if ttl != Some(Duration::ZERO) => {
+                self.hot.insert(key, record.clone(), lease)
+            }
+            (Some(_), _) => {}
         }
-        Ok(record)
+        record
     }
 
     /// Loads from the origin, and keeps the value in the cache of that tier.
@@ -244,16 +264,21 @@ impl Group {
                 trace.handed_over = Some(asked);
                 return Ok(record);
             }
-            let get = AssertUnwindSafe(|| self.getter.get(key.text));
-            let (loaded, took) = timed(|| catch_unwind(get));
-            self.counters.getter_times.record(took);
+            let (loaded, took) = self.ask_getter(key);
             trace.loaded = Some(took);
-            let loaded = match loaded {
-                Ok(loaded) => loaded.map_err(|error| failed(key, error.into())),
-                Err(panic) => Err(panicked(key, &*panic)),
-            };
             self.fill(tier, key, loaded, lease)
         })
+    }
+
+    fn ask_getter(&self, key: &Key<'_>) -> (Result<Option<Loaded>, Error>, Duration) {
+        let get = AssertUnwindSafe(|| self.getter.get(key.text));
+        let (loaded, took) = timed(|| catch_unwind(get));
+        self.counters.getter_times.record(took);
+        let loaded = match loaded {
+            Ok(loaded) => loaded.map_err(|error| failed(key, error.into())),
+            Err(panic) => Err(panicked(key, &*panic)),
+        };
+        (loaded, took)
     }
 
     /// Takes the answer of the getter, and keeps the value.
@@ -265,25 +290,41 @@ impl Group {
         loaded: Result<Option<Loaded>, Error>,
         lease: Lease,
     ) -> Answer {
-        let loaded = loaded.inspect_err(|_| self.counters.local_load_errors.add_one())?;
-        self.counters.local_loads.add_one();
+        match loaded {
+            Ok(loaded) => {
+                self.counters.local_loads.add_one();
+                Ok(self.keep(tier, key, loaded, lease))
+            }
+            Err(error) => {
+                self.counters.local_load_errors.add_one();
+                self.stand_in(key, error)
+            }
+        }
+    }
+
+    fn keep(&self, tier: Tier, key: &Key<'_>, loaded: Option<Loaded>, lease: Lease) -> Record {
+        self.note_load(key);
         let ttl = match &loaded {
             Some(loaded) => loaded.ttl.or(self.ttl).map(|ttl| self.jittered(ttl, key)),
             None => self.negative_ttl,
         };
         let record = self.record(tier, key, loaded.as_ref(), ttl);
+        if loaded.is_none() {
+            self.drop_outdated(key);
+        }
         if loaded.is_some() || self.negative_ttl.is_some() {
             self.cache(tier).insert(key, record.clone(), lease);
             if tier == Tier::Main {
                 self.limit_if_disowned(key);
             }
         }
-        Ok(record)
+        record
     }
 
     /// Answers a peer that takes this node for the key's owner: the value and its remaining time
     /// to live, or `None` if the origin has no such key. Asks no other peer but for what it has in its
-    /// caches, and only after the list of peers has changed.
+    /// caches, and only after the list of peers has changed. A value that is
+    /// [past its time](GroupBuilder::stale_if_error) has none left.
     ///
     /// [`HttpServer`](crate::HttpServer) calls this; a transport of your own would.
     ///
@@ -291,28 +332,29 @@ impl Group {
     /// As [`get`](Self::get).
     #[doc(alias = "ServeHTTP")]
     pub fn answer_peer(&self, key: &str) -> Result<Option<(ByteView, Option<Duration>)>, Error> {
-        self.answer_peer_traced(key).map(|(found, _)| found)
+        Ok(match self.answer_peer_traced(key)?.0 {
+            Told::Value(value, remaining) => Some((value, remaining)),
+            Told::Stale(value) => Some((value, Some(Duration::ZERO))),
+            Told::Absent | Told::NotCached => None,
+        })
     }
 
     /// As [`answer_peer`](Self::answer_peer), and whether the answer was cached.
-    #[allow(clippy::type_complexity)]
-    pub(crate) fn answer_peer_traced(
-        &self,
-        key: &str,
-    ) -> Result<(Option<(ByteView, Option<Duration>)>, bool), Error> {
+    pub(crate) fn answer_peer_traced(&self, key: &str) -> Result<(Told, bool), Error> {
         let key = self.key(key)?;
         self.counters.peer_requests.add_one();
         let (record, was_cached) = match self.look_up(&key) {
             Some((record, _)) => (record, true),
             None => (self.load_for_peer(&key)?, false),
         };
-        Ok((self.with_remaining_ttl(record), was_cached))
+        Ok((self.tell(record), was_cached))
     }
 
     fn load_for_peer(&self, key: &Key<'_>) -> Answer {
         self.counters.misses.add_one();
         let mut trace = Trace::default();
-        let answer = self.load_locally(key, Tier::Main, &mut trace);
+        let load = |trace: &mut Trace| self.load_locally(key, Tier::Main, trace);
+        let answer = self.unless_resting(key, &mut trace, load);
         debug!("[{}] {}: {trace}, for a peer", self.name, Shown(key.text));
         answer
     }
@@ -329,15 +371,13 @@ impl Group {
     }
 
     fn tell(&self, record: Record) -> Told {
-        match self.with_remaining_ttl(record) {
-            Some((value, ttl)) => Told::Value(value, ttl),
+        let is_stale = record.is_stale();
+        let remaining = record.expires().map(|at| at.saturating_sub(self.clock.now()));
+        match record.into_value() {
+            Some(value) if is_stale => Told::Stale(value),
+            Some(value) => Told::Value(value, remaining),
             None => Told::Absent,
         }
-    }
-
-    fn with_remaining_ttl(&self, record: Record) -> Option<(ByteView, Option<Duration>)> {
-        let remaining = record.expires().map(|at| at.saturating_sub(self.clock.now()));
-        record.into_value().map(|value| (value, remaining))
     }
 
     /// The group's name.
@@ -369,10 +409,20 @@ impl Group {
 
     #[inline]
     fn look_up(&self, key: &Key<'_>) -> Option<(Record, Tier)> {
-        let found = match self.main.get(key) {
+        self.look_up_noting(key, &mut false)
+    }
+
+    /// Looks into the caches; sets `renews` if this has the value renewed.
+    #[inline]
+    fn look_up_noting(&self, key: &Key<'_>, renews: &mut bool) -> Option<(Record, Tier)> {
+        let mut is_due = false;
+        let found = match self.main.get(key, &mut is_due) {
             Some(record) => (record, Tier::Main),
-            None => (self.hot.get(key)?, Tier::Hot),
+            None => (self.hot.get(key, &mut is_due)?, Tier::Hot),
         };
+        if is_due {
+            *renews = self.renew(key, found.1);
+        }
         if max_level() >= Level::Debug {
             self.log_hit(key, found.1);
         }
@@ -407,11 +457,11 @@ impl Group {
     ) -> Answer {
         match flight.join(key.text) {
             Seat::Leader(guard) => {
-                let answer = match self.peek(key) {
+                let answer = match self.settled(key) {
                     None => work(trace),
                     Some((record, tier)) => {
                         self.counters.shared.add_one();
-                        trace.hit = Some(tier);
+                        trace.hit = tier;
                         Ok(record)
                     }
                 };
@@ -422,18 +472,29 @@ impl Group {
                 self.counters.shared.add_one();
                 let (answer, took) = timed(|| call.wait(self.load_timeout));
                 trace.waited = Some(took);
-                answer.unwrap_or_else(|why| Err(self.unanswered(key, why)))
+                answer.unwrap_or_else(|why| self.unanswered(key, why))
             }
         }
     }
 
-    fn unanswered(&self, key: &Key<'_>, why: Unanswered) -> Error {
-        let key = key.text.to_string();
+    /// What a leader need not load any more: the answer of another one that has ended just now, and
+    /// the cache that has it.
+    fn settled(&self, key: &Key<'_>) -> Option<(Record, Option<Tier>)> {
+        let kept = self.peek(key).map(|(record, tier)| (record, Some(tier)));
+        kept.or_else(|| Some((self.resting(key)?, None)))
+    }
+
+    fn unanswered(&self, key: &Key<'_>, why: Unanswered) -> Answer {
+        let text = key.text.to_string();
+        let message = "in another thread".into();
         match why {
-            Unanswered::Recursive => Error::Recursive { key },
-            Unanswered::TimedOut => Error::LoadTimeout { key, waited: self.load_timeout },
+            Unanswered::Recursive => Err(Error::Recursive { key: text }),
+            Unanswered::TimedOut => {
+                let waited = self.load_timeout;
+                self.stand_in(key, Error::LoadTimeout { key: text, waited })
+            }
             Unanswered::LeaderPanicked => {
-                Error::GetterPanicked { key, message: "in another thread".into() }
+                self.stand_in(key, Error::GetterPanicked { key: text, message })
             }
         }
     }
@@ -450,8 +511,16 @@ impl Group {
             Tier::Main => ttl,
             Tier::Hot => Some(ttl.map_or(self.hot_ttl, |ttl| ttl.min(self.hot_ttl))),
         };
-        let expires = ttl.map(|ttl| self.clock.now().saturating_add(ttl));
-        Record::new(key.text, loaded.map(|loaded| &*loaded.value), expires)
+        let value = loaded.map(|loaded| &*loaded.value);
+        let Some(ttl) = ttl else { return Record::new(key.text, value, None) };
+        let now = self.clock.now();
+        let expires = now.saturating_add(ttl);
+        match (value, self.refresh.due(ttl)) {
+            (Some(value), Some(due)) => {
+                Record::renewable(key.text, value, now.saturating_add(due), expires)
+            }
+            (value, _) => Record::new(key.text, value, Some(expires)),
+        }
     }
 
     /// `ttl`, shortened by a random part of it, up to `ttl_jitter`.

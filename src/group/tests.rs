@@ -393,6 +393,10 @@ fn the_defaults_are_those_of_the_docs() {
     assert_eq!(group.ttl, None);
     assert_eq!(group.hot_ttl, Duration::from_secs(30));
     assert_eq!(group.load_timeout, Duration::from_secs(60));
+    for of in [&alone, &group] {
+        assert_eq!(of.refresh.due(Duration::from_secs(10)), None);
+        assert_eq!(of.refresh.grace, Duration::ZERO);
+    }
 }
 
 #[test]
@@ -774,9 +778,9 @@ fn a_trace_tells_the_branches_that_a_get_took() {
     let own = Group::builder("scores", scores(&Arc::default())).build().unwrap();
     let (answer, trace) = own.get_traced("Tom");
     assert_eq!(answer.unwrap().unwrap(), "630");
-    let Trace { hit, asked, handed_over, loaded, waited } = &trace;
+    let Trace { hit, asked, handed_over, loaded, waited, renews, stale } = &trace;
     assert_eq!((hit, asked, handed_over, waited), (&None, &None, &None, &None));
-    assert!(loaded.is_some());
+    assert!(loaded.is_some() && !renews && stale.is_none());
     let (_, trace) = own.get_traced("Tom");
     assert_eq!(trace, Trace { hit: Some(Tier::Main), ..Trace::default() });
     assert_eq!(own.get_traced("").1, Trace::default());

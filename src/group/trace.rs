@@ -35,6 +35,10 @@ pub struct Trace {
     pub loaded: Option<Duration>,
     /// How long this get waited for another one that was loading the same key.
     pub waited: Option<Duration>,
+    /// The value is about to expire, and this get had it loaded anew in the background.
+    pub renews: bool,
+    /// Why the value is past its time: the load that failed, of this get or shortly before.
+    pub stale: Option<String>,
 }
 
 /// One of a group's two caches.
@@ -72,7 +76,9 @@ impl fmt::Display for Trace {
             steps.push(format!("handed over by {peer} in {took:.1?}"));
         }
         steps.extend(self.hit.map(|tier| format!("{tier} hit")));
+        steps.extend(self.renews.then(|| "renewed in the background".into()));
         steps.extend(self.loaded.map(|took| format!("searched the origin in {took:.1?}")));
+        steps.extend(self.stale.as_ref().map(|why| format!("stale: {why}")));
         f.write_str(&steps.join(", "))
     }
 }
@@ -107,5 +113,9 @@ mod tests {
         assert_eq!(handed_over.to_string(), "handed over by http://b:8001 in 1.2ms");
         let hit = Trace { hit: Some(Tier::Hot), ..Trace::default() };
         assert_eq!(hit.to_string(), "hot hit");
+        let hit = Trace { renews: true, ..hit };
+        assert_eq!(hit.to_string(), "hot hit, renewed in the background");
+        let stale = Trace { loaded, stale: Some("disk full".into()), ..Trace::default() };
+        assert_eq!(stale.to_string(), "searched the origin in 20.0ms, stale: disk full");
     }
 }

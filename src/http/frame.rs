@@ -12,7 +12,7 @@
 //!
 //! | status | then |
 //! |---|---|
-//! | 0, a value | 8 bytes: the milliseconds it still lives, all ones: no end; 4: its length; the value |
+//! | 0, a value | 8 bytes: the milliseconds it still lives, all ones: no end; 4: its length; the value. A value past its time, for which the origin failed, lives for 0 |
 //! | 1, absent | nothing |
 //! | 2, the owner's load failed | 2 bytes: the length of the text; the text |
 //! | 3, not here | nothing: not cached and only cached values were asked for, or the answer is full; ask singly |
@@ -127,23 +127,26 @@ pub(super) fn read_question(body: &[u8]) -> Result<Vec<&str>, &'static str> {
 
 pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
     let length = |answer: &Result<Told, Error>| match answer {
-        Ok(Told::Value(value, _)) => 13 + value.len(),
+        Ok(Told::Value(value, _) | Told::Stale(value)) => 13 + value.len(),
         _ => 1,
     };
     let all = answers.iter().map(length).sum::<usize>();
     let mut body = Vec::with_capacity(all.min(MAX_ANSWER_BYTES));
     let mut room = MAX_VALUE_BYTES;
     for answer in answers {
+        let mut push = |value: &[u8], life: u64| {
+            let Some(rest) = room.checked_sub(value.len()) else { return body.push(NOT_HERE) };
+            room = rest;
+            body.push(VALUE);
+            body.extend(life.to_be_bytes());
+            body.extend((value.len() as u32).to_be_bytes());
+            body.extend_from_slice(value);
+        };
+        let millis = |ttl: Duration| (ttl.as_millis() as u64).min(NO_END - 1);
         match answer {
-            Ok(Told::Value(value, ttl)) if value.len() <= room => {
-                room -= value.len();
-                body.push(VALUE);
-                let ttl = ttl.map_or(NO_END, |ttl| (ttl.as_millis() as u64).min(NO_END - 1));
-                body.extend(ttl.to_be_bytes());
-                body.extend((value.len() as u32).to_be_bytes());
-                body.extend_from_slice(value);
-            }
-            Ok(Told::Value(..) | Told::NotCached) => body.push(NOT_HERE),
+            Ok(Told::Value(value, ttl)) => push(value, ttl.map_or(NO_END, millis)),
+            Ok(Told::Stale(value)) => push(value, 0),
+            Ok(Told::NotCached) => body.push(NOT_HERE),
             Ok(Told::Absent) => body.push(ABSENT),
             Err(error) => {
                 let text = error.to_string();
@@ -169,7 +172,7 @@ pub(super) fn read_answer(body: &[u8], count: usize) -> Result<Vec<Heard>, &'sta
                 let ttl = u64::from_be_bytes(rest.take()?);
                 let ttl = (ttl != NO_END).then(|| Duration::from_millis(ttl));
                 let length = u32::from_be_bytes(rest.take()?) as usize;
-                Ok(Heard::Value(Loaded { value: rest.bytes(length)?.to_vec(), ttl }))
+                Ok(Heard::Value(Loaded { ttl, ..rest.bytes(length)?.into() }))
             }
             [ABSENT] => Ok(Heard::Absent),
             [FAILED] => {
@@ -227,6 +230,7 @@ mod tests {
             Ok(Told::Absent),
             Ok(Told::NotCached),
             Err(Error::Config("disk full".into())),
+            Ok(Told::Stale(ByteView::from("589"))),
         ]);
         let heard = [
             Heard::Value("630".into()),
@@ -234,8 +238,9 @@ mod tests {
             Heard::Absent,
             Heard::NotHere,
             Heard::Failed("disk full".into()),
+            Heard::Value(Loaded::from("589").ttl(Duration::ZERO)),
         ];
-        assert_eq!(read_answer(&body, 5).unwrap(), heard);
+        assert_eq!(read_answer(&body, 6).unwrap(), heard);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::io;
 
 pub use ::real::thread::*;
-pub use shuttle::thread::{Scope, ScopedJoinHandle, ThreadId, current, scope, yield_now};
+pub use shuttle::thread::{
+    JoinHandle, Scope, ScopedJoinHandle, ThreadId, current, scope, yield_now,
+};
 
 #[derive(Debug)]
 pub struct Builder;
@@ -11,6 +13,17 @@ pub struct Builder;
 impl Builder {
     pub fn new() -> Self {
         Self
+    }
+
+    pub fn name(self, _name: String) -> Self {
+        self
+    }
+
+    pub fn spawn<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<JoinHandle<T>> {
+        Ok(shuttle::thread::spawn(work))
     }
 
     pub fn spawn_scoped<'s, T: Send + 's>(

@@ -120,9 +120,10 @@ impl Exchange {
     /// The value that a `200` brings.
     fn value(&self, asked: Duration, answer: &mut Response<Body>) -> Result<Loaded, PeerError> {
         let ttl = header(answer, wire::TTL_MS).and_then(wire::ttl_from_header);
+        let stale = is_stale(answer);
         check_origin(answer, wire::VALUE_TYPE)?;
         let value = body(answer, self.options.max_value_bytes)?;
-        Ok(self.since(asked, Loaded { value, ttl }))
+        Ok(self.since(asked, Loaded { ttl, stale, ..value.into() }))
     }
 
     /// Asks for several keys. `None` for the keys that are not in the answer;
@@ -151,11 +152,12 @@ impl Exchange {
         match answer.status().as_u16() {
             200 if is_batch => {
                 check_origin(&answer, wire::BATCH_TYPE)?;
+                let has_stale = is_stale(&answer);
                 let body = body(&mut answer, frame::MAX_ANSWER_BYTES as u64)?;
                 let heard = frame::read_answer(&body, keys.len());
                 let heard =
                     heard.map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
-                Ok(heard.into_iter().map(|heard| self.answer_of(asked, heard)).collect())
+                Ok(heard.into_iter().map(|heard| self.answer_of(asked, heard, has_stale)).collect())
             }
             // As Go's servers answer a POST, each in its way; but not one of ours without the group.
             200 | 400 | 404 | 405 | 500 | 501 if header(&answer, wire::ERROR).is_none() => {
@@ -166,13 +168,16 @@ impl Exchange {
         }
     }
 
-    fn answer_of(&self, asked: Duration, heard: Heard) -> Option<Answer> {
+    fn answer_of(&self, asked: Duration, heard: Heard, has_stale: bool) -> Option<Answer> {
         let limit = self.options.max_value_bytes;
         match heard {
             Heard::Value(loaded) if loaded.value.len() as u64 > limit => {
                 Some(Err(PeerError::TooLarge { limit }))
             }
-            Heard::Value(loaded) => Some(Ok(Some(self.since(asked, loaded)))),
+            Heard::Value(loaded) => {
+                let stale = has_stale && loaded.ttl == Some(Duration::ZERO);
+                Some(Ok(Some(self.since(asked, Loaded { stale, ..loaded }))))
+            }
             Heard::Absent => Some(Ok(None)),
             Heard::Failed(text) => Some(Err(PeerError::Status { code: 502, text })),
             Heard::NotHere => None,
@@ -246,6 +251,10 @@ fn failure(error: ureq::Error) -> PeerError {
 
 fn header<'r>(answer: &'r Response<Body>, name: &str) -> Option<&'r str> {
     answer.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+fn is_stale(answer: &Response<Body>) -> bool {
+    header(answer, wire::STALE) == Some(wire::IS_STALE)
 }
 
 /// Refuses an answer that no node writes: a peer's address may have been given to another server.

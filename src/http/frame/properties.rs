@@ -44,7 +44,7 @@ impl Frame {
     fn heard(&self) -> Heard {
         match self.clone() {
             Self::Value(value, ttl) => {
-                Heard::Value(Loaded { value, ttl: ttl.map(Duration::from_millis) })
+                Heard::Value(Loaded { ttl: ttl.map(Duration::from_millis), ..value.into() })
             }
             Self::Absent => Heard::Absent,
             Self::Failed(text) => Heard::Failed(text),

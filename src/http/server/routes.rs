@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tiny_http::{Method, Request, ResponseBox};
+use tiny_http::{Header, Method, Request, ResponseBox};
 
 use super::reply::{bytes, header, text};
 use super::request::{first, header_bytes, path_of};
@@ -14,7 +14,7 @@ use crate::group::Told;
 use crate::http::{frame, wire};
 use crate::metrics::{head, prometheus};
 use crate::stats::Counter;
-use crate::{ByteView, Error, Group};
+use crate::{Error, Group};
 
 /// The most bytes in the names and values of a header.
 const MAX_HEADER_BYTES: usize = 64 << 10;
@@ -62,9 +62,8 @@ impl Routes {
         match self.route(request) {
             Err(answer) => Some(answer),
             Ok(Asked::Key(group, key)) => match group.answer_peer_cached(&key).ok()? {
-                Told::Value(value, ttl) => Some(value_or_absent(Some((value, ttl)))),
-                Told::Absent => Some(value_or_absent(None)),
                 Told::NotCached => None,
+                told => Some(answer_of(told)),
             },
             Ok(Asked::CachedKey(group, key)) => Some(hand_over(group, &key)),
             Ok(Asked::CachedKeys(group)) => {
@@ -152,8 +151,8 @@ fn not_allowed(allowed: &str) -> ResponseBox {
 
 fn answer_get(group: &Group, key: &str) -> ResponseBox {
     match group.answer_peer_traced(key) {
-        Ok((found, was_cached)) if was_cached => value_or_absent(found),
-        Ok((found, _)) => value_or_absent(found).with_header(header(wire::CACHE, wire::MISS)),
+        Ok((told, was_cached)) if was_cached => answer_of(told),
+        Ok((told, _)) => answer_of(told).with_header(header(wire::CACHE, wire::MISS)),
         Err(error @ Error::KeyLength(_)) => text(400, error),
         Err(error) => text(502, error),
     }
@@ -163,20 +162,25 @@ fn answer_get(group: &Group, key: &str) -> ResponseBox {
 fn hand_over(group: &Group, key: &str) -> ResponseBox {
     match group.answer_handover(key) {
         Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::NOT_CACHED)),
-        Ok(found) => value_or_absent(found),
+        Ok(Some((value, ttl))) => answer_of(Told::Value(value, ttl)),
         Err(error) => text(400, error),
     }
 }
 
-fn value_or_absent(found: Option<(ByteView, Option<Duration>)>) -> ResponseBox {
-    let Some((value, ttl)) = found else {
-        return bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT));
-    };
-    let answer = bytes(200, value).with_header(header("Content-Type", wire::VALUE_TYPE));
-    match ttl {
-        Some(ttl) => answer.with_header(header(wire::TTL_MS, &wire::ttl_to_header(ttl))),
-        None => answer,
+fn answer_of(told: Told) -> ResponseBox {
+    let value = |value| bytes(200, value).with_header(header("Content-Type", wire::VALUE_TYPE));
+    let ttl = |ttl| header(wire::TTL_MS, &wire::ttl_to_header(ttl));
+    match told {
+        Told::Value(bytes, None) => value(bytes),
+        Told::Value(bytes, Some(left)) => value(bytes).with_header(ttl(left)),
+        Told::Stale(bytes) => value(bytes).with_header(ttl(Duration::ZERO)).with_header(stale()),
+        Told::Absent => bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT)),
+        Told::NotCached => text(502, "not cached"),
     }
+}
+
+fn stale() -> Header {
+    header(wire::STALE, wire::IS_STALE)
 }
 
 fn answer_batch(group: &Group, body: &[u8], request: &Request) -> ResponseBox {
@@ -195,7 +199,10 @@ fn batch_from_caches(group: &Group, keys: &[&str], request: &Request) -> Respons
 }
 
 fn batch(answers: &[Result<Told, Error>]) -> ResponseBox {
-    bytes(200, frame::write_answer(answers)).with_header(header("Content-Type", wire::BATCH_TYPE))
+    let answer = bytes(200, frame::write_answer(answers));
+    let answer = answer.with_header(header("Content-Type", wire::BATCH_TYPE));
+    let has_stale = answers.iter().any(|answer| matches!(answer, Ok(Told::Stale(_))));
+    if has_stale { answer.with_header(stale()) } else { answer }
 }
 
 fn is_only_if_cached(request: &Request) -> bool {

@@ -1,0 +1,464 @@
+//! `Refresh`: values renewed before they expire, and kept for when the origin fails.
+//!
+//! When the life of a popular value ends, its next caller waits for the origin; and while the origin
+//! is down, every key fails as its life ends. Two options of a group help:
+//! [`refresh_ahead`](crate::GroupBuilder::refresh_ahead) and
+//! [`stale_if_error`](crate::GroupBuilder::stale_if_error). Both begin in the cache, see
+//! [`Record`]: from some time on a hit also says that the value is due, and what has expired is kept
+//! for the grace.
+//!
+//! ```text
+//!  a hit that is due ── an attempt under way, or less than a second ago? ─ no ─▶ a renewing thread
+//!
+//!  a miss ── a load failed less than a second ago, or is being tried again? ── yes ─▶ old value
+//!              │ no
+//!              ▼
+//!            load ── failed? ── yes ─▶ old value, if there is one
+//! ```
+//!
+//! Both go by the [`Attempts`], so that a failing origin is asked once a second for each key.
+//!
+//! A removal beats a renewal as it beats a load: by the lease, which is taken before the getter is
+//! called. And it takes out what has expired as well, so that nothing removed comes back.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::thread;
+use std::time::Duration;
+
+use log::{debug, warn};
+
+use super::fallback_log::Shown;
+use super::{Answer, Group, Tier, Trace, timed, was_attempted};
+use crate::cache::{Key, Record};
+use crate::flight::Seat;
+use crate::{Error, PeerGetter};
+
+/// After a failed load of a key, the next one is this much later at the earliest.
+const REST: Duration = Duration::from_secs(1);
+/// How long a failure is remembered, so that one caller tries again and the others need not wait.
+const REMEMBERED: Duration = Duration::from_secs(60);
+/// One log line at the most in this time.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+pub(super) struct Refresh {
+    own: Weak<Group>,
+    /// A value is due when less than this part of its life is left; 0: never.
+    fraction: f64,
+    /// How long values are kept after they have expired; zero: not at all.
+    pub(super) grace: Duration,
+    // Guards what is known of failed loads and of renewals, by the hash of the key.
+    attempts: Mutex<Attempts>,
+    // Guards when a failure was logged, and how many were not since.
+    logged: Mutex<Option<(Duration, u64)>>,
+    crew: Arc<Crew>,
+}
+
+impl Refresh {
+    pub(super) fn new(own: Weak<Group>, fraction: f64, grace: Duration) -> Self {
+        Self {
+            own,
+            fraction,
+            grace,
+            attempts: Mutex::default(),
+            logged: Mutex::default(),
+            crew: Arc::default(),
+        }
+    }
+
+    fn is_off(&self) -> bool {
+        self.fraction == 0.0 && self.grace.is_zero()
+    }
+
+    /// How long a value of that life lives before it is due; `None` if it never is.
+    pub(super) fn due(&self, ttl: Duration) -> Option<Duration> {
+        if self.fraction == 0.0 {
+            return None;
+        }
+        let before = Duration::try_from_secs_f64(ttl.as_secs_f64() * (1.0 - self.fraction)).ok()?;
+        // Less than the fraction is left from the next millisecond on.
+        let due = before.saturating_add(Duration::from_millis(1));
+        (due < ttl).then_some(due)
+    }
+}
+
+impl Drop for Refresh {
+    fn drop(&mut self) {
+        self.crew.close();
+    }
+}
+
+/// Which keys are being tried, and which are left alone for a moment.
+#[derive(Default)]
+struct Attempts {
+    // By the hash of the key: where two have the same, one is renewed or tried a little later.
+    by_key: HashMap<u64, Attempt>,
+    // At this number what is over is forgotten.
+    sweep_at: usize,
+}
+
+struct Attempt {
+    /// Why the last load failed; `None` if it did not.
+    failure: Option<String>,
+    is_under_way: bool,
+    /// When the next one may begin.
+    next: Duration,
+}
+
+impl Attempts {
+    /// Begins a renewal; `false` if it is not the time for one.
+    fn begin(&mut self, key: u64, now: Duration, patience: Duration) -> bool {
+        if self.by_key.get(&key).is_some_and(|attempt| now < attempt.next) {
+            return false;
+        }
+        let failure = self.by_key.remove(&key).and_then(|attempt| attempt.failure);
+        self.note(
+            key,
+            now,
+            Attempt { failure, is_under_way: true, next: now.saturating_add(patience) },
+        );
+        true
+    }
+
+    /// Whether the load of the key has failed and is not to be tried by this caller: not yet, or since
+    /// another one does. If this caller is to try, others are not, as long as its patience lasts.
+    fn is_left_alone(&mut self, key: u64, now: Duration, patience: Duration) -> bool {
+        let Some(attempt) = self.by_key.get_mut(&key).filter(|attempt| attempt.failure.is_some())
+        else {
+            return false;
+        };
+        if now < attempt.next {
+            return true;
+        }
+        (attempt.is_under_way, attempt.next) = (true, now.saturating_add(patience));
+        false
+    }
+
+    /// Whether the load of the key has failed just now.
+    fn has_just_failed(&self, key: u64, now: Duration) -> bool {
+        self.by_key.get(&key).is_some_and(|attempt| {
+            attempt.failure.is_some() && !attempt.is_under_way && now < attempt.next
+        })
+    }
+
+    /// An attempt that has come to nothing.
+    fn give_up(&mut self, key: u64, now: Duration) {
+        if let Some(failure) = self.by_key.remove(&key).and_then(|attempt| attempt.failure) {
+            self.failed(key, now, failure);
+        }
+    }
+
+    fn failed(&mut self, key: u64, now: Duration, failure: String) {
+        self.rest(key, now, Some(failure));
+    }
+
+    /// No renewal of the key begins for a while.
+    fn rest(&mut self, key: u64, now: Duration, failure: Option<String>) {
+        self.note(key, now, Attempt { failure, is_under_way: false, next: now + REST });
+    }
+
+    fn note(&mut self, key: u64, now: Duration, attempt: Attempt) {
+        self.by_key.insert(key, attempt);
+        if self.by_key.len() > self.sweep_at {
+            self.by_key.retain(|_, attempt| now < attempt.next.saturating_add(REMEMBERED));
+            self.sweep_at = (2 * self.by_key.len()).max(1024);
+        }
+    }
+}
+
+// Renewed ahead.
+impl Group {
+    /// Has a value renewed that is due; `false` if that is under way, was tried a moment ago, or there
+    /// is nobody to do it. Never waits.
+    #[cold]
+    pub(super) fn renew(&self, key: &Key<'_>, tier: Tier) -> bool {
+        let Refresh { own, attempts, crew, .. } = &self.refresh;
+        let now = self.clock.now();
+        if !attempts.lock().unwrap().begin(key.hash, now, self.load_timeout) {
+            return false;
+        }
+        let is_taken = crew.take_on(Job { key: key.text.into(), tier }, own);
+        if !is_taken {
+            attempts.lock().unwrap().give_up(key.hash, now);
+        }
+        is_taken
+    }
+
+    /// Renews a value, on a thread of the crew.
+    fn renew_now(&self, Job { key, tier }: &Job) {
+        let (key, tier) = (&Key::new(key, &self.hasher), *tier);
+        let is_due = |record: Record| record.is_due(self.clock.now());
+        let renewed = match self.peers.pick(key.text) {
+            // It waited until it expired, was removed, or was loaded anew.
+            _ if !self.cache(tier).peek(key).is_some_and(is_due) => None,
+            None => self.renew_by_getter(key),
+            Some(owner) if tier == Tier::Hot => Some(self.renew_by_asking(&*owner, key)),
+            // The key went to another node. The value that is here ends soon.
+            Some(_) => None,
+        };
+        let now = self.clock.now();
+        match renewed {
+            None => self.refresh.attempts.lock().unwrap().give_up(key.hash, now),
+            Some(Ok(())) => {
+                self.counters.refreshes.add_one();
+                debug!("[{}] {}: renewed", self.name, Shown(key.text));
+            }
+            Some(Err(why)) => {
+                self.counters.refreshes.add_one();
+                self.counters.refresh_errors.add_one();
+                self.refresh.attempts.lock().unwrap().failed(key.hash, now, why.clone());
+                self.warn_seldom(key, "could not be renewed", &why);
+            }
+        }
+    }
+
+    /// `None` if the key is being loaded anyway.
+    fn renew_by_getter(&self, key: &Key<'_>) -> Option<Result<(), String>> {
+        let Seat::Leader(guard) = self.loading.join(key.text) else { return None };
+        let lease = self.main.lease(key);
+        let (loaded, _) = self.ask_getter(key);
+        let failure = loaded.as_ref().err().map(Error::to_string);
+        // For those who found the value expired meanwhile, and wait.
+        let answer = match loaded {
+            Ok(loaded) => Ok(self.keep(Tier::Main, key, loaded, lease)),
+            Err(error) => self.stand_in(key, error),
+        };
+        guard.finish(&answer);
+        Some(failure.map_or(Ok(()), Err))
+    }
+
+    /// In no flight: who finds the copy expired meanwhile asks the owner as ever.
+    fn renew_by_asking(&self, owner: &dyn PeerGetter, key: &Key<'_>) -> Result<(), String> {
+        let lease = self.hot.lease(key);
+        let (answer, took) = timed(|| owner.get(&self.name, key.text));
+        if was_attempted(&answer) {
+            self.counters.of_peer(owner.name()).times.record(took);
+        }
+        let loaded = answer.map_err(|error| format!("peer {}: {error}", owner.name()))?;
+        if loaded.as_ref().is_some_and(|loaded| loaded.stale) {
+            return Err(format!("peer {}: its value is stale", owner.name()));
+        }
+        self.copy(key, loaded, Some(lease));
+        // The owner may have answered with what it renews just now. It is not asked in a loop.
+        self.refresh.attempts.lock().unwrap().rest(key.hash, self.clock.now(), None);
+        Ok(())
+    }
+}
+
+// Kept for when the origin fails.
+impl Group {
+    /// Loads, unless that has failed a moment ago or is being tried again, and a value past its time
+    /// can answer.
+    pub(super) fn unless_resting(
+        &self,
+        key: &Key<'_>,
+        trace: &mut Trace,
+        load: impl FnOnce(&mut Trace) -> Answer,
+    ) -> Answer {
+        let answer = match self.left_alone(key) {
+            Some(stale) => Ok(stale),
+            None => load(trace),
+        };
+        trace.stale = self.note_stale(key, &answer);
+        answer
+    }
+
+    /// The same for many keys.
+    pub(super) fn unless_resting_many(
+        &self,
+        keys: &[&Key<'_>],
+        load: impl FnOnce(&[&Key<'_>]) -> Vec<Answer>,
+    ) -> Vec<Answer> {
+        let stale: Vec<_> = keys.iter().map(|key| self.left_alone(key)).collect();
+        let is_open = |(&key, stale): (&_, &Option<_>)| stale.is_none().then_some(key);
+        let open: Vec<_> = keys.iter().zip(&stale).filter_map(is_open).collect();
+        let mut loaded = load(&open).into_iter();
+        let answer = |stale: Option<Record>| match stale {
+            Some(stale) => Ok(stale),
+            None => loaded.next().expect("one answer for each key"),
+        };
+        let answers: Vec<_> = stale.into_iter().map(answer).collect();
+        keys.iter().zip(&answers).for_each(|(key, answer)| drop(self.note_stale(key, answer)));
+        answers
+    }
+
+    /// The value past its time, of a key that is left alone by this caller.
+    fn left_alone(&self, key: &Key<'_>) -> Option<Record> {
+        let Refresh { grace, attempts, .. } = &self.refresh;
+        let now = self.clock.now();
+        if grace.is_zero()
+            || !attempts.lock().unwrap().is_left_alone(key.hash, now, self.load_timeout)
+        {
+            return None;
+        }
+        let stale = self.past(key)?.stale();
+        self.counters.shared.add_one();
+        Some(stale)
+    }
+
+    /// The value past its time, of a key whose load has failed just now: for the leader of a flight
+    /// that has missed the end of another one.
+    pub(super) fn resting(&self, key: &Key<'_>) -> Option<Record> {
+        let Refresh { grace, attempts, .. } = &self.refresh;
+        let rests = !grace.is_zero()
+            && attempts.lock().unwrap().has_just_failed(key.hash, self.clock.now());
+        rests.then(|| self.past(key)).flatten().map(|record| record.stale())
+    }
+
+    /// The answer of a load that failed: the value past its time, if there is one.
+    pub(super) fn stand_in(&self, key: &Key<'_>, error: Error) -> Answer {
+        if self.refresh.grace.is_zero() {
+            return Err(error);
+        }
+        let Some(past) = self.past(key) else { return Err(error) };
+        let (now, why) = (self.clock.now(), error.to_string());
+        self.warn_seldom(key, "is stale", &why);
+        self.refresh.attempts.lock().unwrap().failed(key.hash, now, why);
+        Ok(past.stale())
+    }
+
+    /// A load has told what there is.
+    pub(super) fn note_load(&self, key: &Key<'_>) {
+        if !self.refresh.is_off() {
+            self.refresh.attempts.lock().unwrap().by_key.remove(&key.hash);
+        }
+    }
+
+    /// The origin has no such key: what it had before is not to come back.
+    pub(super) fn drop_outdated(&self, key: &Key<'_>) {
+        if !self.refresh.is_off() {
+            self.main.drop_outdated(key);
+            self.hot.drop_outdated(key);
+        }
+    }
+
+    fn past(&self, key: &Key<'_>) -> Option<Record> {
+        let past = [self.main.past(key), self.hot.past(key)].into_iter().flatten();
+        past.filter(|record| !record.is_absent()).max_by_key(Record::expires)
+    }
+
+    /// Counts an answer that is stale; returns why it is.
+    fn note_stale(&self, key: &Key<'_>, answer: &Answer) -> Option<String> {
+        if !answer.as_ref().is_ok_and(Record::is_stale) {
+            return None;
+        }
+        self.counters.stale.add_one();
+        let attempts = self.refresh.attempts.lock().unwrap();
+        let failure = attempts.by_key.get(&key.hash).and_then(|attempt| attempt.failure.clone());
+        Some(failure.unwrap_or_else(|| "the owner could not load it".into()))
+    }
+
+    fn warn_seldom(&self, key: &Key<'_>, what: &str, why: &dyn Display) {
+        let now = self.clock.now();
+        let mut logged = self.refresh.logged.lock().unwrap();
+        let silent = match &mut *logged {
+            Some((at, silent)) if now < *at + LOG_EVERY => {
+                *silent += 1;
+                return;
+            }
+            before => before.map_or(0, |(_, silent)| silent),
+        };
+        *logged = Some((now, 0));
+        drop(logged);
+        let key = Shown(key.text);
+        match silent {
+            0 => warn!("[{}] {key} {what}: {why}", self.name),
+            _ => {
+                warn!("[{}] {key} {what}, and {silent} more since the last line: {why}", self.name)
+            }
+        }
+    }
+}
+
+/// The threads that renew values: as many as there is work for, up to [`Crew::MOST_THREADS`].
+struct Crew {
+    // Guards the jobs, and how many threads there are.
+    work: Mutex<Work>,
+    /// Notified for each job, and at the end.
+    wake: Condvar,
+    /// How long a thread without work stays.
+    idle: Duration,
+}
+
+#[derive(Default)]
+struct Work {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+    is_over: bool,
+}
+
+struct Job {
+    key: Box<str>,
+    tier: Tier,
+}
+
+impl Default for Crew {
+    fn default() -> Self {
+        Self { work: Mutex::default(), wake: Condvar::new(), idle: Duration::from_secs(5) }
+    }
+}
+
+impl Crew {
+    const MOST_THREADS: usize = 4;
+    const MOST_JOBS: usize = 256;
+
+    /// Leaves a job to a thread, and starts one if all are busy; `false` if there is no room, or no
+    /// thread to be had.
+    fn take_on(self: &Arc<Self>, job: Job, group: &Weak<Group>) -> bool {
+        let mut work = self.work.lock().unwrap();
+        if work.jobs.len() >= Self::MOST_JOBS {
+            return false;
+        }
+        work.jobs.push_back(job);
+        if work.idle >= work.jobs.len() || work.threads == Self::MOST_THREADS {
+            drop(work);
+            self.wake.notify_one();
+            return true;
+        }
+        work.threads += 1;
+        drop(work);
+        let (crew, group) = (self.clone(), group.clone());
+        let thread = thread::Builder::new().name("geecache-renew".into());
+        let Err(error) = thread.spawn(move || crew.run(&group)) else { return true };
+        debug!("no thread to renew values: {error}");
+        let mut work = self.work.lock().unwrap();
+        work.threads -= 1;
+        // Without any thread nobody would come for the job.
+        work.threads > 0 || work.jobs.pop_back().is_none()
+    }
+
+    fn run(&self, group: &Weak<Group>) {
+        while let Some(job) = self.next() {
+            let Some(group) = group.upgrade() else { return };
+            // A getter's panic ends in its load. This is about a peer of the user's.
+            let _ = catch_unwind(AssertUnwindSafe(|| group.renew_now(&job)));
+        }
+    }
+
+    /// The next job; `None` if there was none for a while, or the group is gone: then the thread ends.
+    fn next(&self) -> Option<Job> {
+        let mut work = self.work.lock().unwrap();
+        work.idle += 1;
+        // A job that comes as the patience ends is not left alone: whether there is one is looked at
+        // under the lock under which this thread stops being idle.
+        let is_unwanted = |work: &mut Work| work.jobs.is_empty() && !work.is_over;
+        (work, _) = self.wake.wait_timeout_while(work, self.idle, is_unwanted).unwrap();
+        work.idle -= 1;
+        let job = work.jobs.pop_front();
+        if job.is_none() {
+            work.threads -= 1;
+        }
+        job
+    }
+
+    fn close(&self) {
+        self.work.lock().unwrap().is_over = true;
+        self.wake.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests;
