@@ -1,7 +1,7 @@
 //! Measures geecache side by side with the crates that people would use instead.
 //!
 //! ```text
-//! cargo run --release --example bench -- hits|evict|memory|ratio|ring|hot|fetch|combine|batch|network|stampede|all [--json] [--quick]
+//! cargo run --release --example bench -- hits|evict|memory|ratio|ring|hot|fetch|combine|batch|network|stampede|origin|all [--json] [--quick]
 //! ```
 //!
 //! Tables go to stdout, progress to stderr. Every number is measured in the run that prints it;
@@ -19,6 +19,7 @@
 //! - `batch`: many keys at once
 //! - `network`: such gets behind a network, combined and not
 //! - `stampede`: many callers of one cold key
+//! - `origin`: callers of an origin that is slow, or down for a while
 //!
 //! `workload` draws the keys, `systems` makes the caches, `remote` is the other process,
 //! `measure` takes the times and `table` prints them.
@@ -32,6 +33,7 @@ mod hot;
 mod measure;
 mod memory;
 mod network;
+mod origin;
 mod ratio;
 mod remote;
 mod ring;
@@ -96,6 +98,8 @@ enum Topic {
     Network,
     /// Many callers of one cold key
     Stampede,
+    /// Callers of an origin that is slow, or down for a while
+    Origin,
     /// Every topic in turn
     All,
     /// A child of `memory`
@@ -125,6 +129,7 @@ const ALL: &[fn(&Settings) -> Report] = &[
     batch::run,
     network::run,
     stampede::run,
+    origin::run,
 ];
 
 fn main() {
@@ -141,6 +146,7 @@ fn main() {
         Topic::Batch => &[batch::run as _],
         Topic::Network => &[network::run as _],
         Topic::Stampede => &[stampede::run as _],
+        Topic::Origin => &[origin::run as _],
         Topic::All => ALL,
         Topic::Fill { system } => return memory::fill(&system),
         Topic::Own => return remote::own(),

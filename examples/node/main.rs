@@ -82,6 +82,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
 
     let mut scores = Group::builder("scores", database)
         .max_bytes(usize::try_from(options.max_bytes.as_u64())?)
+        .refresh_ahead(options.refresh_ahead)
+        .stale_if_error(options.stale_if_error)
         .peers(pool.clone());
     if let Some(ttl) = options.ttl {
         scores = scores.ttl(ttl);

@@ -213,13 +213,13 @@ function drawStates() {
 
 /** What the library said of a get, as the branches of the flow. */
 function branches(get) {
-  const { hit, asked, loaded_ms: loaded, waited_ms: waited } = get.trace;
+  const { hit, asked, loaded_ms: loaded, waited_ms: waited, renews, stale } = get.trace;
   // A get that fell back can still find the key in a cache, where another has put it meanwhile.
   const missed = hit === null || asked !== null;
   const remote = missed && (asked !== null || (loaded === null && get.owner !== get.node));
   const fellBack = asked !== null && asked.error !== null;
   const local = missed && (!remote || fellBack);
-  return { hit, asked, loaded, waited, missed, remote, fellBack, local };
+  return { hit, asked, loaded, waited, missed, remote, fellBack, local, renews, stale };
 }
 
 /** The lines of the flow along which a get went. */
@@ -340,7 +340,8 @@ function steps(get) {
   const owner = nameOf(get.owner);
   if (!b.missed) {
     const [main, hot] = ["The main cache", "The hot cache"];
-    return b.hit === "main" ? [`${main} has it.`] : [`${main} does not have it.`, `${hot} has a copy.`];
+    const found = b.hit === "main" ? [`${main} has it.`] : [`${main} does not have it.`, `${hot} has a copy.`];
+    return b.renews ? [...found, "It is about to expire: it is renewed in the background."] : found;
   }
   const told = ["Neither the main cache nor the hot cache has it."];
   const waited = b.waited === null ? "" : `Another caller was at it already: waited ${time(b.waited)}.`;
@@ -361,8 +362,9 @@ function steps(get) {
   }
   if (b.local) {
     told.push(b.loaded !== null ? `${nameOf(get.node)} loads from the origin: ${time(b.loaded)}.` :
-      waited || "Another caller has loaded it meanwhile.");
+      waited || (b.stale ? "The origin is left alone for a moment." : "Another caller has loaded it meanwhile."));
   }
+  if (b.stale) told.push(`The value is past its time. It is stale: the origin failed: ${b.stale}.`);
   return told;
 }
 
@@ -600,7 +602,8 @@ async function getOne(key, isLatest) {
 /** The way of a get in a few words. */
 function inShort(get) {
   const b = branches(get);
-  if (!b.missed) return `${b.hit} hit`;
+  if (b.stale) return "stale: the origin failed";
+  if (!b.missed) return b.renews ? `${b.hit} hit, renewed in the background` : `${b.hit} hit`;
   const waited = b.waited === null ? "found meanwhile" : `waited ${time(b.waited)} for another caller`;
   const load = b.loaded === null ? waited : `loaded from the origin in ${time(b.loaded)}`;
   if (b.fellBack) return `${nameOf(b.asked.peer)} did not answer, ${load}`;

@@ -105,6 +105,8 @@ impl Page {
                 "asked": asked,
                 "loaded_ms": trace.loaded.map(ms),
                 "waited_ms": trace.waited.map(ms),
+                "renews": trace.renews,
+                "stale": trace.stale,
                 "text": trace.to_string(),
             },
         }))

@@ -47,9 +47,13 @@ pub(crate) struct Cache {
     eviction: Eviction,
     // How long entries are kept after they have expired, for `past`.
     grace: Duration,
+    // Called without locks at each hit that is due for renewal.
+    on_due: Option<Box<OnDue>>,
     rejected: AtomicU64,
     clock: Clock,
 }
+
+type OnDue = dyn Fn(&Key<'_>) + Send + Sync;
 
 /// A shard that shares no cache line with its neighbour.
 #[repr(align(128))]
@@ -91,6 +95,7 @@ impl Cache {
             max_bytes,
             eviction,
             grace: Duration::ZERO,
+            on_due: None,
             rejected: AtomicU64::new(0),
             clock,
         }
@@ -102,21 +107,36 @@ impl Cache {
         Self { grace, ..self }
     }
 
-    /// Looks `key` up; sets `is_due` if the value is to be renewed.
+    /// The same cache, which calls this at each hit that is due for renewal.
+    pub(crate) fn with_on_due(self, on_due: impl Fn(&Key<'_>) + Send + Sync + 'static) -> Self {
+        Self { on_due: Some(Box::new(on_due)), ..self }
+    }
+
     #[inline]
-    pub(crate) fn get(&self, key: &Key<'_>, is_due: &mut bool) -> Option<Record> {
+    pub(crate) fn get(&self, key: &Key<'_>) -> Option<Record> {
         if self.is_empty() {
             return None;
         }
         let now = || self.clock.now();
-        let found = self.shard(self.home(key)).lock().unwrap().get(key, &self.grace, now, is_due);
+        let found = self.shard(self.home(key)).lock().unwrap().get(key, &self.grace, now);
         match found {
             Found::Hit(record) => Some(record),
+            Found::Due(record) => {
+                self.tell_due(key);
+                Some(record)
+            }
             Found::Expired(record) => {
                 self.drop_expired(record);
                 None
             }
             Found::Nothing => None,
+        }
+    }
+
+    #[cold]
+    fn tell_due(&self, key: &Key<'_>) {
+        if let Some(on_due) = &self.on_due {
+            on_due(key);
         }
     }
 
@@ -318,7 +338,7 @@ mod tests {
 
         fn get(&self, key: &str) -> Option<String> {
             self.cache
-                .get(&Key::new(key, &self.hasher), &mut false)
+                .get(&Key::new(key, &self.hasher))
                 .map(|r| r.into_value().unwrap().to_string())
         }
 

@@ -96,7 +96,7 @@ impl S3Fifo {
         self.last = slot;
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn touch(&mut self, entry: &mut Entry) {
         let flags = entry.flags();
         if flags & IN_MAIN == 0 && self.credit < MOST_CREDIT {

@@ -47,6 +47,8 @@ pub(crate) struct Counts {
 /// What a look-up finds.
 pub(crate) enum Found {
     Hit(Record),
+    /// A hit; the value is to be renewed.
+    Due(Record),
     /// There was an entry, but it had expired; it has been taken out.
     Expired(Record),
     Nothing,
@@ -68,52 +70,42 @@ impl Shard {
         self.table.len()
     }
 
-    /// Looks `key` up; `now` is called only if the entry can expire. Sets `is_due` if the value is to be
-    /// renewed. What has expired for longer than `grace` is taken out.
+    /// Looks `key` up; `now` is called only if the entry can expire. What has expired for longer than
+    /// `grace` is taken out.
     #[inline]
     pub(crate) fn get(
         &mut self,
         key: &Key<'_>,
         grace: &Duration,
-        now: impl FnOnce() -> Duration,
-        is_due: &mut bool,
+        now: impl Fn() -> Duration,
     ) -> Found {
         let Some((slot, record)) = self.find(key) else { return Found::Nothing };
-        let hit = record.clone();
-        if let Some(watched_from) = hit.watched_from() {
-            let now = now();
-            if watched_from <= now
-                && let Some(found) = self.look_closer(slot, &hit, grace, now, is_due)
-            {
-                return found;
-            }
+        if record.watched_from().is_some_and(|at| at <= now()) {
+            return self.look_closer(slot, *grace, now());
         }
+        let hit = record.clone();
         self.counts.hits += 1;
         self.order.touch(&mut self.table.slab, slot);
         Found::Hit(hit)
     }
 
-    /// What is found if it is no hit.
+    // Apart, so that other hits do not pay for it.
     #[cold]
     #[inline(never)]
-    fn look_closer(
-        &mut self,
-        slot: u32,
-        record: &Record,
-        grace: &Duration,
-        now: Duration,
-        is_due: &mut bool,
-    ) -> Option<Found> {
-        let end = record.expires()?;
+    fn look_closer(&mut self, slot: u32, grace: Duration, now: Duration) -> Found {
+        let record = self.table.slab.record(slot);
+        let end = record.expires().unwrap_or(Duration::MAX);
         if now < end {
-            *is_due = true;
-            return None;
+            let hit = record.clone();
+            self.counts.hits += 1;
+            self.order.touch(&mut self.table.slab, slot);
+            return Found::Due(hit);
         }
-        if now < end.saturating_add(*grace) {
-            return Some(Found::Nothing);
+        if now < end.saturating_add(grace) {
+            return Found::Nothing;
         }
         self.counts.expirations += 1;
-        Some(Found::Expired(self.take(slot)))
+        Found::Expired(self.take(slot))
     }
 
     /// A record that has expired, whose `grace` has not ended yet.

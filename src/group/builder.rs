@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::doorkeeper::Doorkeeper;
 use super::fallback_log::FallbackLog;
 use super::handover::Removed;
-use super::refresh::Refresh;
-use super::{Group, Hasher, MAX_GROUP_BYTES};
+use super::refresh::{self, Refresh};
+use super::{Group, Hasher, MAX_GROUP_BYTES, Tier};
 use crate::cache::{Cache, Eviction};
 use crate::flight::Flight;
 use crate::peer::NoPeers;
@@ -182,8 +182,8 @@ impl GroupBuilder {
         };
         let (main, hot) = (cache(main_bytes), cache(hot_bytes));
         let group = Arc::new_cyclic(|own| Group {
-            main,
-            hot,
+            main: main.with_on_due(refresh::on_due(own, Tier::Main)),
+            hot: hot.with_on_due(refresh::on_due(own, Tier::Hot)),
             name: self.name,
             getter: self.getter,
             removed: self.peers.as_ref().map(|_| Removed::default()),

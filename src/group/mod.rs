@@ -171,9 +171,9 @@ impl Group {
             Ok(key) => key,
             Err(error) => return (Err(error), Trace::default()),
         };
-        let mut renews = false;
-        let (answer, trace) = match self.look_up_noting(&key, &mut renews) {
+        let (answer, trace) = match self.look_up(&key) {
             Some((record, tier)) => {
+                let renews = self.is_renewed(&key, &record);
                 (Ok(record), Trace { hit: Some(tier), renews, ..Trace::default() })
             }
             None => self.load_logged(&key),
@@ -409,20 +409,10 @@ impl Group {
 
     #[inline]
     fn look_up(&self, key: &Key<'_>) -> Option<(Record, Tier)> {
-        self.look_up_noting(key, &mut false)
-    }
-
-    /// Looks into the caches; sets `renews` if this has the value renewed.
-    #[inline]
-    fn look_up_noting(&self, key: &Key<'_>, renews: &mut bool) -> Option<(Record, Tier)> {
-        let mut is_due = false;
-        let found = match self.main.get(key, &mut is_due) {
+        let found = match self.main.get(key) {
             Some(record) => (record, Tier::Main),
-            None => (self.hot.get(key, &mut is_due)?, Tier::Hot),
+            None => (self.hot.get(key)?, Tier::Hot),
         };
-        if is_due {
-            *renews = self.renew(key, found.1);
-        }
         if max_level() >= Level::Debug {
             self.log_hit(key, found.1);
         }

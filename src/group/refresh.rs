@@ -107,6 +107,12 @@ struct Attempt {
     next: Duration,
 }
 
+impl Attempt {
+    fn rests(&self, now: Duration) -> bool {
+        !self.is_under_way && now < self.next
+    }
+}
+
 impl Attempts {
     /// Begins a renewal; `false` if it is not the time for one.
     fn begin(&mut self, key: u64, now: Duration, patience: Duration) -> bool {
@@ -138,9 +144,12 @@ impl Attempts {
 
     /// Whether the load of the key has failed just now.
     fn has_just_failed(&self, key: u64, now: Duration) -> bool {
-        self.by_key.get(&key).is_some_and(|attempt| {
-            attempt.failure.is_some() && !attempt.is_under_way && now < attempt.next
-        })
+        self.by_key.get(&key).is_some_and(|attempt| attempt.failure.is_some() && attempt.rests(now))
+    }
+
+    /// Whether no renewal of the key begins at this time, and none is under way.
+    fn is_resting(&self, key: u64, now: Duration) -> bool {
+        self.by_key.get(&key).is_some_and(|attempt| attempt.rests(now))
     }
 
     /// An attempt that has come to nothing.
@@ -168,22 +177,30 @@ impl Attempts {
     }
 }
 
+/// What a cache of the group does at a hit that is due.
+pub(super) fn on_due(group: &Weak<Group>, tier: Tier) -> impl Fn(&Key<'_>) + use<> {
+    let group = group.clone();
+    move |key| group.upgrade().iter().for_each(|group| group.renew(key, tier))
+}
+
 // Renewed ahead.
 impl Group {
-    /// Has a value renewed that is due; `false` if that is under way, was tried a moment ago, or there
-    /// is nobody to do it. Never waits.
-    #[cold]
-    pub(super) fn renew(&self, key: &Key<'_>, tier: Tier) -> bool {
+    /// Has a value renewed that is due, unless that is under way, was tried a moment ago, or there is
+    /// nobody to do it. Never waits.
+    fn renew(&self, key: &Key<'_>, tier: Tier) {
         let Refresh { own, attempts, crew, .. } = &self.refresh;
         let now = self.clock.now();
-        if !attempts.lock().unwrap().begin(key.hash, now, self.load_timeout) {
-            return false;
-        }
-        let is_taken = crew.take_on(Job { key: key.text.into(), tier }, own);
-        if !is_taken {
+        if attempts.lock().unwrap().begin(key.hash, now, self.load_timeout)
+            && !crew.take_on(Job { key: key.text.into(), tier }, own)
+        {
             attempts.lock().unwrap().give_up(key.hash, now);
         }
-        is_taken
+    }
+
+    /// Whether a hit was due, and its renewal was not tried just before.
+    pub(super) fn is_renewed(&self, key: &Key<'_>, hit: &Record) -> bool {
+        let now = self.clock.now();
+        hit.is_due(now) && !self.refresh.attempts.lock().unwrap().is_resting(key.hash, now)
     }
 
     /// Renews a value, on a thread of the crew.

@@ -35,7 +35,8 @@ pub struct Trace {
     pub loaded: Option<Duration>,
     /// How long this get waited for another one that was loading the same key.
     pub waited: Option<Duration>,
-    /// The value is about to expire, and this get had it loaded anew in the background.
+    /// The value is about to expire, and is [loaded anew](crate::GroupBuilder::refresh_ahead) in the
+    /// background.
     pub renews: bool,
     /// Why the value is past its time: the load that failed, of this get or shortly before.
     pub stale: Option<String>,

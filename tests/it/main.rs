@@ -23,6 +23,7 @@
 //! | `tls` | peers behind `https://`, with the feature `tls` |
 //! | `far` | owners behind that relay: forgotten connections, slow keys, strangers |
 //! | `network` | the relay that stands for a network between nodes |
+//! | `origin` | values renewed ahead, and values past their time while the origin is down |
 //! | `examples` | the programs of `examples` that are one file |
 //! | `node` | the program of `examples/node` |
 //! | `page` | its page, in a browser |
@@ -53,6 +54,7 @@ mod metrics;
 mod mixed;
 mod network;
 mod node;
+mod origin;
 mod overload;
 mod owners;
 mod page;

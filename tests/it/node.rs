@@ -841,7 +841,8 @@ fn the_front_traces_a_get_here_and_at_the_other_fronts() {
     assert_eq!((&first["trace"]["hit"], &first["trace"]["asked"]), (&Value::Null, &Value::Null));
     let second = trace(0, &format!("key={own}"));
     let hit = serde_json::json!({
-        "hit": "main", "asked": null, "loaded_ms": null, "waited_ms": null, "text": "main hit",
+        "hit": "main", "asked": null, "loaded_ms": null, "waited_ms": null, "renews": false,
+        "stale": null, "text": "main hit",
     });
     assert_eq!(second["trace"], hit);
     let other = trace(1, &format!("key={own}"));

@@ -288,15 +288,20 @@ fn what_more_keys_than_there_is_room_for_need_is_left_to_their_end() {
     keys.iter().for_each(|key| drop(group.get(key).unwrap()));
     origin.clock.advance(ms(8_001));
     let open = origin.close();
-    let begin = |key: &String| usize::from(group.get_traced(key).1.renews);
-    assert_eq!(keys[..Crew::MOST_THREADS].iter().map(begin).sum::<usize>(), Crew::MOST_THREADS);
+    let ask = |keys: &[String]| keys.iter().for_each(|key| drop(group.get(key).unwrap()));
+    ask(&keys[..Crew::MOST_THREADS]);
     eventually(|| origin.calls() == 300 + Crew::MOST_THREADS);
-    let room = keys[Crew::MOST_THREADS..].iter().map(begin).sum::<usize>();
-    assert_eq!(room, Crew::MOST_JOBS);
-    assert_eq!(group.refresh.crew.work.lock().unwrap().threads, Crew::MOST_THREADS);
+    ask(&keys);
+    {
+        let work = group.refresh.crew.work.lock().unwrap();
+        assert_eq!((work.threads, work.jobs.len()), (Crew::MOST_THREADS, Crew::MOST_JOBS));
+    }
     drop(open);
-    eventually(|| refreshes(&group) == ((Crew::MOST_THREADS + Crew::MOST_JOBS) as u64, 0));
-    assert!(group.get_traced(&keys[299]).1.renews, "it found no room, and does now");
+    let renewed = (Crew::MOST_THREADS + Crew::MOST_JOBS) as u64;
+    eventually(|| refreshes(&group) == (renewed, 0));
+    ask(&keys[299..]);
+    eventually(|| refreshes(&group) == (renewed + 1, 0));
+    assert_eq!(group.stats().misses, 300, "all have been hits");
 }
 
 #[test]

@@ -5,11 +5,14 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread;
+use std::time::Duration;
 
 use libtest_mimic::Trial;
 
 use super::{LONG, NONE, many, together};
-use crate::{BoxError, Error, Group, GroupBuilder, Loaded, PeerError, PeerGetter, PeerPicker};
+use crate::{
+    BoxError, Clock, Error, Group, GroupBuilder, Loaded, PeerError, PeerGetter, PeerPicker,
+};
 
 pub(super) fn all() -> Vec<Trial> {
     vec![
@@ -23,8 +26,19 @@ pub(super) fn all() -> Vec<Trial> {
         many(batches_that_cross_load_each_key_once),
         many(getters_that_ask_for_each_others_keys_end),
         many(a_value_whose_key_goes_to_another_node_has_an_end),
+        many(a_removal_beats_a_renewal::<2, false>),
+        many(a_removal_beats_a_renewal::<2, true>),
+        many(a_removal_beats_a_renewal::<4, false>),
+        many(a_value_is_renewed_once::<3>),
+        many(nothing_stale_is_seen_after_a_removal::<2, false>),
+        many(nothing_stale_is_seen_after_a_removal::<2, true>),
+        many(nothing_stale_is_seen_after_a_removal::<3, false>),
+        many(a_key_whose_load_fails_is_tried_once::<3>),
     ]
 }
+
+/// The version of an origin that fails.
+const BROKEN: usize = usize::MAX;
 
 /// The source: each key has the version that was written last, 0 for none.
 #[derive(Default)]
@@ -42,6 +56,11 @@ impl Origin {
         self.version.store(version, Ordering::SeqCst);
     }
 
+    /// From now on all loads fail.
+    pub(super) fn break_down(&self) {
+        self.write(BROKEN);
+    }
+
     pub(super) fn loads(&self) -> usize {
         self.loads.load(Ordering::SeqCst)
     }
@@ -52,7 +71,10 @@ impl Origin {
             origin.loads.fetch_add(1, Ordering::SeqCst);
             let version = origin.version.load(Ordering::SeqCst);
             thread::yield_now();
-            Ok::<_, BoxError>((version > 0).then(|| version.to_string()))
+            if version == BROKEN {
+                return Err(BoxError::from("broken"));
+            }
+            Ok((version > 0).then(|| version.to_string()))
         };
         Group::builder("scores", load).max_bytes(10_000).negative_ttl(LONG)
     }
@@ -197,4 +219,77 @@ fn a_value_whose_key_goes_to_another_node_has_an_end() {
     });
     let (_, remaining) = group.answer_peer("k").unwrap().unwrap();
     assert!(remaining.is_some(), "would stay for ever");
+}
+
+const TTL: Duration = Duration::from_secs(10);
+
+/// A group with the value 1 of an origin of version 1, and that long after it was loaded.
+fn after(time: Duration) -> (Arc<Origin>, Arc<Group>) {
+    let (origin, clock) = (Origin::at(1), Clock::by_hand());
+    let builder = origin.group().ttl(TTL).clock(clock.clone());
+    let group = builder.refresh_ahead(0.5).stale_if_error(LONG).build().unwrap();
+    assert_eq!(ask(&group, 0), 1);
+    clock.advance(time);
+    (origin, group)
+}
+
+fn a_removal_beats_a_renewal<const CALLERS: usize, const ALL: bool>() {
+    let (origin, group) = after(TTL * 3 / 4);
+    together(CALLERS, |i| {
+        if i > 0 {
+            ask(&group, i);
+            return;
+        }
+        ask(&group, 0);
+        origin.write(2);
+        if ALL {
+            group.clear().unwrap()
+        } else {
+            group.remove("k").unwrap()
+        }
+        assert_eq!(ask(&group, 0), 2, "while others ask");
+    });
+    assert_eq!(ask(&group, 0), 2, "was kept");
+}
+
+fn a_value_is_renewed_once<const CALLERS: usize>() {
+    let (origin, group) = after(TTL * 3 / 4);
+    origin.write(2);
+    together(CALLERS, |i| {
+        // Some before the renewal ends, some after it.
+        for _ in 0..2 {
+            assert!(matches!(ask(&group, i % 2 * 2), 1 | 2));
+        }
+    });
+    assert!(origin.loads() <= 2);
+    assert_eq!(group.stats().misses, 1);
+}
+
+fn nothing_stale_is_seen_after_a_removal<const CALLERS: usize, const ALL: bool>() {
+    let (origin, group) = after(TTL);
+    origin.break_down();
+    together(CALLERS, |i| {
+        if i > 0 {
+            let _ = group.get("k");
+            return;
+        }
+        if ALL {
+            group.clear().unwrap()
+        } else {
+            group.remove("k").unwrap()
+        }
+        assert!(group.get("k").is_err(), "while others ask");
+    });
+    assert!(group.get("k").is_err(), "was kept");
+}
+
+fn a_key_whose_load_fails_is_tried_once<const CALLERS: usize>() {
+    let (origin, group) = after(TTL);
+    origin.break_down();
+    together(CALLERS, |i| {
+        for _ in 0..2 {
+            assert_eq!(ask(&group, i % 2 * 2), 1);
+        }
+    });
+    assert_eq!(origin.loads(), 2, "the first, and the one that failed");
 }

@@ -1,0 +1,226 @@
+//! The origin, slow or down, between nodes: values renewed ahead, and values past their time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use geecache::{BoxError, Clock, Loaded, Stats};
+
+use crate::support::*;
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// An origin whose values are versions, and which can be broken.
+#[derive(Clone, Default)]
+struct Versions {
+    version: Arc<AtomicUsize>,
+    is_broken: Arc<AtomicBool>,
+}
+
+impl Versions {
+    fn origin(&self) -> Origin {
+        let this = self.clone();
+        Origin::new(move |key: &str| {
+            if this.is_broken.load(Ordering::SeqCst) {
+                return Err(BoxError::from("no such table"));
+            }
+            Ok(Some(format!("{key} v{}", this.version.load(Ordering::SeqCst))))
+        })
+    }
+
+    fn write(&self, version: usize) {
+        self.version.store(version, Ordering::SeqCst);
+    }
+
+    fn breaks(&self, is_broken: bool) {
+        self.is_broken.store(is_broken, Ordering::SeqCst);
+    }
+}
+
+/// Nodes with both options, whose values live for 10 s by one clock.
+fn nodes<const N: usize>(cluster: Cluster, clock: &Clock) -> [Node; N] {
+    let clock = clock.clone();
+    let settings = move |_, builder: geecache::GroupBuilder| {
+        let builder = builder.ttl(ms(10_000)).refresh_ahead(0.2).stale_if_error(ms(60_000));
+        builder.clock(clock.clone())
+    };
+    cluster.settings(settings).start()
+}
+
+fn sum(nodes: &[Node], of: impl Fn(&Stats) -> u64) -> u64 {
+    nodes.iter().map(|node| of(&node.stats())).sum()
+}
+
+#[test]
+fn a_hundred_gets_through_three_nodes_renew_a_value_once() {
+    for combines in [true, false] {
+        let (versions, clock) = (Versions::default(), Clock::by_hand());
+        let origin = versions.origin();
+        let cluster = Cluster::over(&origin);
+        let cluster = if combines { cluster } else { cluster.without_combining() };
+        let nodes: [Node; 3] = nodes(cluster, &clock);
+        let key = nodes[0].key_of(&nodes[2].url);
+        // Twice, so that the others have copies.
+        for node in nodes.iter().cycle().take(6) {
+            assert_eq!(node.get(&key), Some(format!("{key} v0")));
+        }
+        versions.write(1);
+        clock.advance(ms(8_001));
+        together(10, |i| (0..10).for_each(|_| drop(nodes[i % 3].get(&key).unwrap())));
+        eventually("the owner has the new value", || nodes[2].get(&key).unwrap().ends_with("v1"));
+        // A copy may have been renewed by what the owner was about to replace. It ends with that.
+        clock.advance(ms(1_999));
+        for node in &nodes {
+            assert_eq!(node.get(&key), Some(format!("{key} v1")));
+        }
+        assert_eq!(origin.loads(), 2);
+        assert_eq!(sum(&nodes, |stats| stats.refresh_errors), 0);
+        check_identities(&nodes);
+    }
+}
+
+#[test]
+fn while_the_origin_is_down_all_nodes_answer_and_none_keeps_a_copy() {
+    for combines in [true, false] {
+        let (versions, clock) = (Versions::default(), Clock::by_hand());
+        let origin = versions.origin();
+        let cluster = Cluster::over(&origin);
+        let cluster = if combines { cluster } else { cluster.without_combining() };
+        let nodes: [Node; 3] = nodes(cluster, &clock);
+        let key = nodes[0].key_of(&nodes[2].url);
+        let old = Some(format!("{key} v0"));
+        nodes[2].get(&key);
+        versions.breaks(true);
+        clock.advance(ms(10_000));
+        for node in nodes.iter().cycle().take(30) {
+            assert_eq!(node.get(&key), old);
+        }
+        assert_eq!(origin.loads(), 2, "one that failed, in all nodes together");
+        assert_eq!(sum(&nodes, |stats| stats.hot.entries as u64), 0);
+        assert_eq!(sum(&nodes, |stats| stats.fallbacks), 0);
+        let (_, trace) = nodes[0].group().get_traced(&key);
+        assert!(trace.to_string().ends_with("stale: the owner could not load it"), "{trace}");
+        // In a batch, beside a key that nobody has.
+        let (other, new) = (nodes[0].key_of(&nodes[1].url), "new");
+        let answers = nodes[0].group().get_many(&[&key, new, &other]);
+        assert_eq!(answers[0].as_ref().unwrap().as_ref().unwrap(), &**old.as_ref().unwrap());
+        assert!(answers[1].is_err() && answers[2].is_err());
+        assert_eq!(sum(&nodes, |stats| stats.hot.entries as u64), 0);
+
+        versions.breaks(false);
+        versions.write(1);
+        clock.advance(ms(1_000));
+        for node in &nodes {
+            assert_eq!(node.get(&key), Some(format!("{key} v1")), "it recovers by itself");
+        }
+        check_identities(&nodes);
+    }
+}
+
+#[test]
+fn a_stale_value_ends_after_its_grace_and_with_a_removal_on_all_nodes() {
+    let (versions, clock) = (Versions::default(), Clock::by_hand());
+    let nodes: [Node; 2] = nodes(Cluster::over(&versions.origin()), &clock);
+    let keys: Vec<_> = nodes[0].keys_of(&nodes[1].url).take(2).collect();
+    for _ in 0..3 {
+        nodes[0].get_many(&keys);
+    }
+    versions.breaks(true);
+    clock.advance(ms(69_999));
+    for node in &nodes {
+        assert!(node.get(&keys[0]).is_some() && node.get(&keys[1]).is_some());
+    }
+    nodes[0].group().remove(&keys[0]).unwrap();
+    for node in &nodes {
+        assert!(node.group().get(&keys[0]).is_err(), "it was removed");
+        assert!(node.get(&keys[1]).is_some());
+    }
+    clock.advance(ms(1));
+    for node in &nodes {
+        assert!(node.group().get(&keys[1]).is_err(), "its grace has ended");
+    }
+    check_identities(&nodes);
+}
+
+#[test]
+fn where_neither_the_owner_nor_the_origin_answers_an_old_copy_does() {
+    let (versions, clock) = (Versions::default(), Clock::by_hand());
+    let cluster = Cluster::over(&versions.origin());
+    let [asker, mut owner] = nodes(cluster, &clock);
+    let key = asker.key_of(&owner.url);
+    for _ in 0..3 {
+        asker.get(&key);
+    }
+    versions.breaks(true);
+    owner.take_server().shutdown(LONG);
+    clock.advance(ms(10_000));
+    let (answer, trace) = asker.group().get_traced(&key);
+    assert_eq!(answer.unwrap().unwrap(), &*format!("{key} v0"));
+    let reasons = (trace.asked.unwrap().error.is_some(), trace.loaded.is_some());
+    assert_eq!(reasons, (true, true));
+    assert!(trace.stale.unwrap().contains("no such table"));
+    check_identities([&asker]);
+}
+
+#[test]
+fn between_nodes_a_stale_value_says_so_and_is_a_plain_value_to_others() {
+    let (versions, clock) = (Versions::default(), Clock::by_hand());
+    let [node, _other] = nodes(Cluster::over(&versions.origin()), &clock);
+    let key = node.key_of(&node.url);
+    node.get(&key);
+    let path = format!("/_geecache/scores/{}", key.replace(' ', "%20"));
+    let mut client = Client::connect(&node.url);
+    let mut ask = || {
+        client.send(&format!("GET {path}"), &[]);
+        client.answer()
+    };
+    assert_eq!(ask().header("Geecache-Stale"), None);
+    versions.breaks(true);
+    clock.advance(ms(10_000));
+    for _ in 0..2 {
+        let answer = ask();
+        assert_eq!((answer.status, answer.text()), (200, &*format!("{key} v0")));
+        assert_eq!(answer.header("Geecache-Stale"), Some("1"));
+        assert_eq!(answer.header("Geecache-Ttl-Ms"), Some("0"));
+        assert_eq!(answer.header("Content-Type"), Some("application/octet-stream"));
+    }
+    let ask = |key: &str| post(&node.url, "/_geecache/scores", &[], &batch_of(&[key]));
+    let answer = ask(&key);
+    assert_eq!(answer.header("Geecache-Stale"), Some("1"));
+    let value = format!("{key} v0");
+    let frame = [&[0; 9][..], &(value.len() as u32).to_be_bytes(), value.as_bytes()].concat();
+    assert_eq!(answer.body, frame, "a value that lives for 0 ms");
+    versions.breaks(false);
+    clock.advance(ms(1_000));
+    assert_eq!(ask(&key).header("Geecache-Stale"), None);
+}
+
+#[test]
+fn an_answer_without_life_that_is_not_marked_is_not_stale_and_not_kept() {
+    // As a node answers whose value has less than a millisecond left.
+    let (stub, _questions) = recording(|question| {
+        let frame = [&[0; 9][..], &3_u32.to_be_bytes(), b"630"].concat();
+        let head = "HTTP/1.1 200 OK\r\nGeecache-Ttl-Ms: 0\r\n";
+        let (kind, body) = if question.is_batch() {
+            (BATCH_TYPE, &*frame)
+        } else {
+            ("application/octet-stream", &b"630"[..])
+        };
+        let length = body.len();
+        let head = format!("{head}Content-Type: {kind}\r\nContent-Length: {length}\r\n\r\n");
+        [head.as_bytes(), body].concat()
+    });
+    let clock = Clock::by_hand();
+    let origin = Origin::new(|_: &str| Err::<Option<Loaded>, _>("no such table"));
+    let [asker] = nodes(Cluster::over(&origin).peer(&stub.url), &clock);
+    let key = asker.key_of(&stub.url);
+    for _ in 0..3 {
+        let (answer, trace) = asker.group().get_traced(&key);
+        assert_eq!(answer.unwrap().unwrap(), "630");
+        assert_eq!(trace.stale, None);
+        assert_eq!(asker.get_many(&[&key]), [Some("630".to_string())]);
+    }
+    assert_eq!((asker.stats().hot.entries, asker.stats().stale), (0, 0));
+}
