@@ -1,23 +1,28 @@
 //! What a cluster does, shown: where each answer came from is read off the nodes' counters.
 
-use std::time::Instant;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
 
 use crate::Asked;
-use crate::nodes::{FRONT, FRONT_NODE, Nodes, owner, port};
+use crate::nodes::{DEMO_TTL, FRONT, FRONT_NODE, Nodes, owner, port};
 
 /// What is shown, and the metrics, or the beginning of those, that it is the sum of.
-const COUNTERS: [(&str, &str); 6] = [
+const COUNTERS: [(&str, &str); 7] = [
     ("gets", "geecache_gets_total{group=\"scores\"}"),
     ("main hits", "geecache_hits_total{group=\"scores\",cache=\"main\"}"),
     ("hot hits", "geecache_hits_total{group=\"scores\",cache=\"hot\"}"),
     ("from owner", "geecache_peer_loads_total{group=\"scores\",peer="),
     ("fallbacks", "geecache_fallbacks_total{group=\"scores\"}"),
     ("searches", "geecache_local_loads_total{group=\"scores\"}"),
+    ("stale", "geecache_stale_total{group=\"scores\"}"),
 ];
 
 type Counts = [u64; COUNTERS.len()];
 
-pub(crate) fn run(nodes: &mut Nodes, asked: &Asked) -> Result<(), String> {
+pub(crate) fn run(nodes: &mut Nodes, database: &Path, asked: &Asked) -> Result<(), String> {
     let dying = owner("Tom");
     let unasked = (0..).map(|user| format!("user:{user:08}")).find(|key| owner(key) == dying);
     let unasked = unasked.expect("each node owns some of all keys");
@@ -36,6 +41,25 @@ pub(crate) fn run(nodes: &mut Nodes, asked: &Asked) -> Result<(), String> {
         ask(nodes, asked, key)?;
     }
 
+    let alive = |key: &String| ![dying, FRONT_NODE].contains(&owner(key));
+    let user = (0..).map(|user| format!("user:{user:08}")).find(alive);
+    let user = user.expect("each node owns some of all keys");
+    println!("\n{user} belongs to {}, which lives:", port(owner(&user)));
+    ask(nodes, asked, &user)?;
+    let origin = Broken::new(database)?;
+    println!(
+        "\nThe database breaks: its table is renamed. After {DEMO_TTL}, when the life of the value"
+    );
+    println!("has ended, the nodes answer with what they had:");
+    wait(humantime::parse_duration(DEMO_TTL).map_err(|error| error.to_string())?, asked)?;
+    for _ in 0..2 {
+        ask(nodes, asked, &user)?;
+    }
+    origin.mend(&user)?;
+    println!("\nIt is mended, with a new value. A second later a get finds it:");
+    wait(Duration::from_secs(1), asked)?;
+    ask(nodes, asked, &user)?;
+
     println!("\nThe counters at the end; a node that was killed has none:");
     print!("{:6}", "");
     COUNTERS.iter().for_each(|(title, _)| print!("{title:>12}"));
@@ -44,6 +68,48 @@ pub(crate) fn run(nodes: &mut Nodes, asked: &Asked) -> Result<(), String> {
         counts.iter().for_each(|count| print!("{count:>12}"));
     }
     println!();
+    Ok(())
+}
+
+/// A database whose table has another name, until this is dropped.
+struct Broken(Connection);
+
+impl Broken {
+    fn new(database: &Path) -> Result<Self, String> {
+        let open = || {
+            let connection = Connection::open(database)?;
+            connection.busy_timeout(Duration::from_secs(10))?;
+            connection.execute("ALTER TABLE scores RENAME TO scores_elsewhere", [])?;
+            Ok::<_, rusqlite::Error>(Self(connection))
+        };
+        open().map_err(|error| format!("{}: {error}", database.display()))
+    }
+
+    /// Gives a user one point more, and the table its name back.
+    fn mend(self, user: &str) -> Result<(), String> {
+        let one_more =
+            "UPDATE scores_elsewhere SET score = CAST(score AS TEXT) + 1 WHERE name = ?1";
+        self.0.execute(one_more, [user]).map(drop).map_err(|error| error.to_string())
+    }
+}
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        let mended = self.0.execute("ALTER TABLE scores_elsewhere RENAME TO scores", []);
+        if let Err(error) = mended {
+            eprintln!("cluster: the table scores_elsewhere is not renamed back: {error}");
+        }
+    }
+}
+
+fn wait(time: Duration, asked: &Asked) -> Result<(), String> {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        if asked.to_end() {
+            return Err("interrupted".into());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
     Ok(())
 }
 
@@ -73,9 +139,10 @@ fn ask(nodes: &Nodes, asked: &Asked, key: &str) -> Result<(), String> {
 
 /// Where one answer came from, by what grew meanwhile.
 fn source(growth: &[(&str, Counts)]) -> String {
-    let found = growth.iter().find_map(|&(url, [_, main, hot, _, fallbacks, searches])| {
+    let found = growth.iter().find_map(|&(url, [_, main, hot, _, fallbacks, searches, stale])| {
         let node = port(url);
         match () {
+            () if stale > 0 => Some(format!("{node}, which kept it past its time")),
             () if fallbacks > 0 => {
                 Some(format!("the database, searched by {node} in place of the owner"))
             }

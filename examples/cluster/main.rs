@@ -25,7 +25,8 @@ use nodes::{FRONT, Nodes, owner};
 #[derive(Parser)]
 #[command(name = "cluster")]
 struct Options {
-    /// Ask for some keys, kill a node and ask again, tell what happens, and end
+    /// Ask for some keys, kill a node and ask again, break the database and mend it, tell what happens,
+    /// and end
     #[arg(long, conflicts_with = "keep_going")]
     demo: bool,
 
@@ -77,7 +78,7 @@ fn run(options: &Options) -> Result<(), String> {
     let asked = Asked::new().map_err(|error| error.to_string())?;
     let mut nodes = Nodes::start(options, &asked)?;
     if options.demo {
-        return demo::run(&mut nodes, &asked);
+        return demo::run(&mut nodes, &nodes::database(options)?, &asked);
     }
     print_what_to_try(&nodes, options.keep_going);
     while !asked.to_end() {

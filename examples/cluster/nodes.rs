@@ -27,6 +27,14 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 const END_TIMEOUT: Duration = Duration::from_secs(7);
 const POLL: Duration = Duration::from_millis(20);
 
+/// How long values live in the demonstration, so that it can wait for their end.
+pub(crate) const DEMO_TTL: &str = "5s";
+
+/// Where the database is.
+pub(crate) fn database(options: &Options) -> Result<PathBuf, String> {
+    options.db.clone().map_or_else(|| beside_us("cluster.db"), Ok)
+}
+
 /// The nodes that run. Dropping it ends them all.
 pub(crate) struct Nodes(Vec<Node>);
 
@@ -47,7 +55,10 @@ impl Node {
         let mut command = Command::new(&program);
         command.args(["--self-url", url, "--peers", &URLS.join(",")]);
         command.args(["--origin-delay", &options.origin_delay]).arg("--db");
-        command.arg(options.db.clone().map_or_else(|| beside_us("cluster.db"), Ok)?);
+        command.arg(database(options)?);
+        if options.demo {
+            command.args(["--ttl", DEMO_TTL, "--refresh-ahead", "0.2", "--stale-if-error", "1h"]);
+        }
         let fronts = FRONTS.map(|front| format!("http://{front}"));
         command.args(["--api", front, "--fronts", &fronts.join(",")]);
         if options.verbose {
