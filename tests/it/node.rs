@@ -546,6 +546,51 @@ fn values_and_absences_live_as_long_as_the_options_say() {
 }
 
 #[test]
+fn while_the_database_is_broken_nodes_answer_what_they_had_and_then_recover_by_themselves() {
+    let folder = Folder::new("broken");
+    let (urls, database) = (urls::<2>("127.0.0.12"), folder.database());
+    let options = ["--ttl", "200ms", "--refresh-ahead", "0.2", "--stale-if-error", "1h"];
+    let start = |url| Process::start(url, &urls, &database, &options).wait_until_up();
+    let nodes = [start(&urls[0]), start(&urls[1])];
+    let keys: Vec<_> = (0..20).map(|user| format!("user:{user:08}")).collect();
+    let all = format!("GET /api?key={}", keys.join("&key="));
+    let check_all = |score: &str| {
+        for node in &nodes {
+            assert_eq!(node.get(&keys[7]), (200, score.into()));
+            let answer = json(&node.ask(&all));
+            for (user, key) in keys.iter().enumerate().filter(|&(user, _)| user != 7) {
+                assert_eq!(answer[key], *user.to_string(), "{answer}");
+            }
+            assert_eq!(answer[&keys[7]], *score);
+        }
+    };
+    check_all("7");
+    let origin = Connection::open(&database).unwrap();
+    origin.busy_timeout(LONG).unwrap();
+    let sql = |text: &str| drop(origin.execute(text, []).unwrap());
+    sql("ALTER TABLE scores RENAME TO elsewhere");
+    eventually("all values are past their time, and have been for a while", || {
+        check_all("7");
+        urls.iter().all(|url| counted(url, "stale") >= 200)
+    });
+    assert_eq!(nodes[0].get("user:00000099").0, 502, "of what it had not, it says so");
+    sql("UPDATE elsewhere SET score = '77' WHERE name = 'user:00000007'");
+    sql("ALTER TABLE elsewhere RENAME TO scores");
+    eventually("the new value comes", || {
+        nodes.iter().all(|node| {
+            let (status, score) = node.get(&keys[7]);
+            assert!(status == 200 && ["7", "77"].contains(&&*score), "{status} {score}");
+            score == "77"
+        })
+    });
+    eventually("nothing is stale any more", || {
+        let before = urls.each_ref().map(|url| counted(url, "stale"));
+        check_all("77");
+        urls.each_ref().map(|url| counted(url, "stale")) == before
+    });
+}
+
+#[test]
 fn a_node_can_have_4096_workers_and_no_more() {
     let folder = Folder::new("workers");
     let ([url], database) = (urls("127.0.0.15"), folder.database());
