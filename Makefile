@@ -64,7 +64,7 @@ proxy: ## ask and attack three nodes behind HAProxy (installs Debian's haproxy w
 	$(CARGO) build --locked --features tls --example node
 	$(CARGO) test --locked --features tls --test it -- --ignored --nocapture --test-threads=1 proxy::
 
-soak: ## check every answer while three nodes are killed, restarted and more; SECONDS=300, SEED=1
+soak: ## check every answer while three nodes, and the network between them, fail; SECONDS=300, SEED=1
 	$(CARGO) build --release --locked --example soak
 	$(EXAMPLES)/soak --seconds $(SECONDS) --seed $(SEED)
 

@@ -1,19 +1,24 @@
 //! Everything at once: three nodes that are asked, changed, killed, frozen, restarted and taken
-//! out of each other's lists at random, and every answer checked.
+//! out of each other's lists at random, over a network that delays, resets, swallows and cuts, and
+//! every answer checked.
 //!
 //! Type `make soak`. This program starts itself three times more as nodes, is the origin that they
-//! load from, and has callers that ask them. What a get may answer is in `truth.rs`, what callers
-//! do in `callers.rs`, what happens to the nodes in `disorder.rs`; `nodes.rs` and `node.rs` are the
-//! two ends of a process.
+//! load from and the network between them, and has callers that ask them. What a get may answer is
+//! in `truth.rs`, what callers do in `callers.rs`, what happens to the nodes and the network in
+//! `disorder.rs`; `nodes.rs` and `node.rs` are the two ends of a process.
 
 mod callers;
 mod disorder;
 mod node;
 mod nodes;
+// The network between the nodes, which has no other file.
+#[allow(dead_code)]
+#[path = "../../tests/it/support/relay.rs"]
+mod relay;
 mod settle;
 mod truth;
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -31,7 +36,7 @@ use nodes::Nodes;
 use truth::{KEYS, Rule, Truth};
 
 /// Asks three nodes at random while they are killed, frozen, restarted and taken out of each
-/// other's lists, and checks every answer.
+/// other's lists, and their connections delayed, reset, swallowed and cut; checks every answer.
 #[derive(Parser)]
 #[command(name = "soak", args_conflicts_with_subcommands = true)]
 struct Options {
@@ -52,6 +57,8 @@ enum Part {
     Node {
         url: String,
         #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
         origin: String,
         peers: Vec<String>,
     },
@@ -60,8 +67,8 @@ enum Part {
 fn main() -> ExitCode {
     let Options { seconds, seed, part } = Options::parse();
     let ended = match part {
-        Some(Part::Node { url, origin, peers }) => {
-            node::run(&url, &peers, &origin).map_err(|error| error.to_string())
+        Some(Part::Node { url, listen, origin, peers }) => {
+            node::run(&url, listen, &peers, &origin).map_err(|error| error.to_string())
         }
         None => soak(Duration::from_secs(seconds), seed),
     };
@@ -95,6 +102,7 @@ fn soak(time: Duration, seed: u64) -> Result<(), String> {
         (memory_at_start, ended)
     });
     problems.bar.finish_and_clear();
+    nodes.calm();
     let settled = ended.and_then(|()| settle::settle(world));
     summarise(&tally, &happened, &settled, memory_at_start, nodes.memory());
     match tally.wrong + tally.failed {

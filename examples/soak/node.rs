@@ -1,7 +1,7 @@
 //! A node in a process of its own, and the front by which it is told what to do.
 
 use std::error::Error;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +19,14 @@ use crate::truth::TTL;
 /// How long a question to a peer may take. Some freezes are longer.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// Runs a node until it is told to end: where it is, all nodes, where the origin is.
-pub(crate) fn run(url: &str, peers: &[String], origin: &str) -> Result<(), Box<dyn Error>> {
+/// Runs a node until it is told to end: where it is to the others and to itself, all nodes, where
+/// the origin is.
+pub(crate) fn run(
+    url: &str,
+    listen: SocketAddr,
+    peers: &[String],
+    origin: &str,
+) -> Result<(), Box<dyn Error>> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut signals = Signals::new([SIGTERM])?;
     let options = PoolOptions {
@@ -48,8 +54,7 @@ pub(crate) fn run(url: &str, peers: &[String], origin: &str) -> Result<(), Box<d
         .peers(pool.clone())
         .build()?;
 
-    let address = url.strip_prefix("http://").ok_or("a URL of http")?;
-    let listener = TcpListener::bind(address)?;
+    let listener = TcpListener::bind(listen)?;
     let server = HttpServer::start(listener, [group.clone()], ServerOptions::default())?;
     let listener = TcpListener::bind((server.local_addr().ip(), 0))?;
     let front = Front { group, pool };

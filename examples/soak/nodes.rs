@@ -1,7 +1,7 @@
 //! Three processes of a node: started, asked, killed, frozen, ended and started again.
 
-use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -10,18 +10,25 @@ use std::{array, env, fs, process, thread};
 use rustix::process::{Pid, Signal, kill_process};
 use ureq::Agent;
 
+use crate::relay::{Relay, Treatment};
+
 pub(crate) const NODES: usize = 3;
 
 /// More than a node gives what is in flight, on both of its sides.
 const END: Duration = crate::TIMEOUT.saturating_mul(3);
 
 pub(crate) struct Nodes {
-    nodes: [Node; NODES],
+    nodes: Vec<Node>,
     origin: String,
 }
 
 struct Node {
+    /// That of the relay.
     url: String,
+    /// Where it listens, behind the relay.
+    address: SocketAddr,
+    /// The network between it and its peers. It refuses connections while nobody listens.
+    relay: Relay,
     /// Held by each caller who asks here; `None` while the node is not to be asked. As a balancer
     /// in front of them would, we let callers finish before something happens to the node. Its
     /// peers are not told.
@@ -41,12 +48,15 @@ impl Nodes {
         let [_, a, b, c] = process::id().to_be_bytes();
         let host = Ipv4Addr::new(127, 128 | a, b, c);
         let reserved = [(); NODES].map(|()| TcpListener::bind((host, 0)));
-        let address = |reserved: &Result<TcpListener, _>| reserved.as_ref().ok()?.local_addr().ok();
-        let nodes = reserved.each_ref().map(|reserved| Node {
-            url: address(reserved).map_or_else(String::new, |address| format!("http://{address}")),
-            front: RwLock::new(None),
-            process: Mutex::new(None),
-        });
+        let node = |reserved: &io::Result<TcpListener>| {
+            let reserved = reserved.as_ref().map_err(|error| io::Error::from(error.kind()))?;
+            let address = reserved.local_addr()?;
+            let relay = Relay::to(address)?;
+            let url = format!("http://{}", relay.address());
+            Ok(Node { url, address, relay, front: RwLock::new(None), process: Mutex::new(None) })
+        };
+        let nodes: io::Result<Vec<Node>> = reserved.iter().map(node).collect();
+        let nodes = nodes.map_err(|error| format!("the network: {error}"))?;
         drop(reserved);
         let nodes = Self { nodes, origin };
         (0..NODES).try_for_each(|node| nodes.start_one(node))?;
@@ -59,7 +69,8 @@ impl Nodes {
         let node = &self.nodes[i];
         let program = env::current_exe().map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
-        command.args(["node", &node.url, "--origin", &self.origin]).args(self.urls());
+        command.args(["node", &node.url, "--listen", &node.address.to_string()]);
+        command.args(["--origin", &self.origin]).args(self.urls());
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut child = child.map_err(|error| format!("{}: {error}", node.url))?;
         let mut url = String::new();
@@ -68,6 +79,7 @@ impl Nodes {
         if url.is_empty() {
             return Err(format!("{} has ended at its start", node.url));
         }
+        node.relay.treat_new(Treatment::Carry);
         node.admit(Front { url: url.trim().into(), agent: crate::agent() });
         Ok(())
     }
@@ -98,6 +110,7 @@ impl Nodes {
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.nodes[i].relay.refuse_new();
     }
 
     /// By SIGTERM, and waits until it has ended.
@@ -108,7 +121,10 @@ impl Nodes {
         let deadline = Instant::now() + END;
         loop {
             match node.ended() {
-                Some(status) if status.success() => return Ok(()),
+                Some(status) if status.success() => {
+                    node.relay.refuse_new();
+                    return Ok(());
+                }
                 Some(status) => return Err(format!("{} was told to end: {status}", node.url)),
                 None if Instant::now() > deadline => {
                     return Err(format!("{} does not end", node.url));
@@ -125,6 +141,16 @@ impl Nodes {
         thread::sleep(time);
         self.nodes[i].signal(Signal::CONT);
         front.into_iter().for_each(|front| self.nodes[i].admit(front));
+    }
+
+    /// The network between a node and those that ask it.
+    pub(crate) fn relay(&self, i: usize) -> &Relay {
+        &self.nodes[i].relay
+    }
+
+    /// From now on the network does not delay. Connections that it has forgotten stay so.
+    pub(crate) fn calm(&self) {
+        self.nodes.iter().for_each(|node| node.relay.set_delay(Duration::ZERO));
     }
 
     /// Gives all nodes but `absent` a list without it; all nodes a full one if that is `None`.
