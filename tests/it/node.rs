@@ -242,7 +242,7 @@ fn a_node_that_is_told_to_end_does_within_five_seconds() {
     node.lines.line_with("not answered");
     assert_eq!(node.ended().code(), Some(0));
     let took = start.elapsed();
-    assert!((5..9).contains(&took.as_secs()), "{took:?}");
+    assert!((4_900..9_500).contains(&took.as_millis()), "{took:?}");
 }
 
 #[test]
