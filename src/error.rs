@@ -107,7 +107,7 @@ impl From<std::io::Error> for Error {
 /// Why a peer did not answer a get, or did not confirm a removal.
 ///
 /// After a get the group falls back to its own getter; a removal returns it in
-/// [`Error::RemoveIncomplete`]. A get that ends in an error for which
+/// [`Error::RemoveIncomplete`]. A get or a removal that ends in an error for which
 /// [`is_transport`](Self::is_transport) holds also sends an [`HttpPool`](crate::HttpPool)'s peer into
 /// a cool-down.
 #[derive(Clone, Debug, PartialEq, Eq)]

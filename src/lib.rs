@@ -40,10 +40,12 @@
 //! - "No such key" is an answer, `Ok(None)`, not a failure.
 //! - Of many callers that miss the same key one loads; the others wait for it. One load for the
 //!   whole cluster, as long as the owner answers.
-//! - A peer's question never causes another question, so there are no loops.
+//! - A peer's question never causes another one that can wait, so there are no loops.
 //! - The *main* cache holds the keys that this process owns, the *hot* cache copies of others'
 //!   keys that were asked for again, and what was loaded in place of an owner. Copies live for
 //!   [30 seconds](GroupBuilder::hot_ttl) at the most.
+//! - When the list of nodes has changed, the leader of a miss first asks the node that owned the key
+//!   before, from its caches ([`handover`](PoolOptions::handover)).
 //!
 //! # A cluster
 //!
@@ -116,8 +118,9 @@
 //! | | `502` with the error's text: the owner's own load failed | falls back, logs the text |
 //! | | `503` with `Retry-After`: overloaded or shutting down | falls back |
 //! | | `400`, `401`, `405`, `500`, anything else, a timeout, too large a value | falls back |
+//! | `GET {base}{group}/{key}` with `Cache-Control: only-if-cached`, from the key's new owner | `200` as above if it is in a cache; else `404` with `Geecache-Result: not-cached` | has the value; loads it |
 //! | `POST {base}{group}` | `200`, `application/x-geecache-batch`: an answer for each key of the question | has them; asks singly for those marked "not here" |
-//! | | with `Cache-Control: only-if-cached`: no key waits for the origin | |
+//! | | with `Cache-Control: only-if-cached`: no key waits for the origin; with `Geecache-Hand-Over` too: the new owner asks | |
 //! | | `400` malformed, `413` over a MiB; from one that knows no batches `404`, `405`, `500`, … | asks singly, and for a minute sends no more batches |
 //! | `DELETE {base}{group}/{key}`, `DELETE {base}{group}` | `204`: this node's own copies of the key, or of the group, are gone | |
 //! | `GET /healthz` | `200`, `ok` | |
@@ -160,6 +163,10 @@
 //! | an owner's address leads to a stranger | fall back, nothing of it is kept | `far::an_answer_that_no_node_writes_is_a_strangers` |
 //! | an owner answers something that is no answer | fall back | `owners::what_is_not_http_falls_back_to_the_origin`, `owners::status_500_falls_back_to_the_origin`, `batches::an_owner_whose_answer_is_malformed_falls_back` |
 //! | lists of nodes disagree, or a node lists itself under another name | every get is answered; a list without the node itself is refused | `gets::two_nodes_that_each_take_the_other_for_the_owner_both_answer`, `gets::a_node_that_lists_itself_under_another_name_asks_itself_and_is_answered` |
+//! | a node comes or goes | its keys' new owner asks the one before for them, and the origin is not asked | `handover::a_node_that_joins_takes_over_what_it_owns_now_and_the_origin_is_not_asked`, `handover::a_node_that_has_left_hands_over_for_as_long_as_it_answers` |
+//! | an earlier owner is mute or gone | 100 ms at the most, then it is left alone for a while | `handover::a_mute_or_dead_earlier_owner_costs_a_moment_and_then_nothing_for_a_while` |
+//! | a value is removed while an earlier owner, which no removal reaches, has it | it is not taken over | `handover::what_was_removed_is_not_taken_over_from_a_node_that_no_removal_reached` |
+//! | the name by which nodes find each other leads nowhere, or the resolver hangs | the list stays as it is, nobody waits | `discovery::three_nodes_find_a_fourth_and_lose_it_again_and_no_get_fails` |
 //! | the list changes under load, and nodes are killed, frozen and restarted | no get fails, no answer is wrong | `gets::no_get_fails_while_the_list_of_peers_changes`, `restarts::no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes` |
 //! | a getter panics | that get is an error, those who waited are told, the worker lives, the key is usable | `gets::a_getter_that_panics_is_an_error_to_all_who_wait_and_the_key_is_usable_after` |
 //! | a getter fails | an error with its text, shared by those who waited, cached for nobody | `gets::an_error_of_the_getter_is_tried_once_more_here_and_then_told` |

@@ -1,7 +1,7 @@
 //! Measures geecache side by side with the crates that people would use instead.
 //!
 //! ```text
-//! cargo run --release --example bench -- hits|evict|memory|ratio|ring|hot|fetch|combine|batch|network|stampede|origin|all [--json] [--quick]
+//! cargo run --release --example bench -- hits|evict|memory|ratio|ring|hot|fetch|combine|batch|network|stampede|origin|handover|nodes|all [--json] [--quick]
 //! ```
 //!
 //! Tables go to stdout, progress to stderr. Every number is measured in the run that prints it;
@@ -20,6 +20,8 @@
 //! - `network`: such gets behind a network, combined and not
 //! - `stampede`: many callers of one cold key
 //! - `origin`: callers of an origin that is slow, or down for a while
+//! - `handover`: what the origin is asked for when the list of nodes changes
+//! - `nodes`: what grows with the number of nodes
 //!
 //! `workload` draws the keys, `systems` makes the caches, `remote` is the other process,
 //! `measure` takes the times and `table` prints them.
@@ -28,11 +30,13 @@ mod batch;
 mod combine;
 mod evict;
 mod fetch;
+mod handover;
 mod hits;
 mod hot;
 mod measure;
 mod memory;
 mod network;
+mod nodes;
 mod origin;
 mod ratio;
 mod remote;
@@ -100,6 +104,10 @@ enum Topic {
     Stampede,
     /// Callers of an origin that is slow, or down for a while
     Origin,
+    /// What the origin is asked for when the list of nodes changes
+    Handover,
+    /// What grows with the number of nodes
+    Nodes,
     /// Every topic in turn
     All,
     /// A child of `memory`
@@ -130,6 +138,8 @@ const ALL: &[fn(&Settings) -> Report] = &[
     network::run,
     stampede::run,
     origin::run,
+    handover::run,
+    nodes::run,
 ];
 
 fn main() {
@@ -147,6 +157,8 @@ fn main() {
         Topic::Network => &[network::run as _],
         Topic::Stampede => &[stampede::run as _],
         Topic::Origin => &[origin::run as _],
+        Topic::Handover => &[handover::run as _],
+        Topic::Nodes => &[nodes::run as _],
         Topic::All => ALL,
         Topic::Fill { system } => return memory::fill(&system),
         Topic::Own => return remote::own(),

@@ -84,7 +84,9 @@ pub(crate) fn run(settings: &Settings) -> Report {
 type Get = dyn Fn(&str) -> bool + Sync;
 type Options = fn(GroupBuilder) -> GroupBuilder;
 
-const SYSTEMS: [(&str, fn(&Arc<Origin>) -> Box<Get>); 4] = [
+type Make = fn(&Arc<Origin>) -> Box<Get>;
+
+const SYSTEMS: [(&str, Make); 4] = [
     ("geecache", |origin| geecache(origin, |builder| builder)),
     ("geecache, refresh_ahead(0.25)", |origin| {
         geecache(origin, |builder| builder.refresh_ahead(0.25))

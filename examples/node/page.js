@@ -214,12 +214,13 @@ function drawStates() {
 /** What the library said of a get, as the branches of the flow. */
 function branches(get) {
   const { hit, asked, loaded_ms: loaded, waited_ms: waited, renews, stale } = get.trace;
+  const handed = get.trace.handed_over;
   // A get that fell back can still find the key in a cache, where another has put it meanwhile.
   const missed = hit === null || asked !== null;
   const remote = missed && (asked !== null || (loaded === null && get.owner !== get.node));
   const fellBack = asked !== null && asked.error !== null;
   const local = missed && (!remote || fellBack);
-  return { hit, asked, loaded, waited, missed, remote, fellBack, local, renews, stale };
+  return { hit, asked, handed, loaded, waited, missed, remote, fellBack, local, renews, stale };
 }
 
 /** The lines of the flow along which a get went. */
@@ -256,7 +257,7 @@ function notesOf(get) {
   return {
     owner: b.missed ? (get.owner === get.node ? `${owner}, this node` : owner) : "",
     ask: b.asked ? `${nameOf(b.asked.peer)}, ${took}` : b.remote ? waited ?? "answered meanwhile" : "",
-    load: b.local ? (b.loaded === null ? waited ?? "cached meanwhile" : time(b.loaded)) : "",
+    load: b.handed ? `handed over: ${nameOf(b.handed.peer)}` : b.local ? (b.loaded === null ? waited ?? "cached meanwhile" : time(b.loaded)) : "",
     why: b.fellBack ? lines(b.asked.error, 23) : null,
   };
 }
@@ -360,7 +361,9 @@ function steps(get) {
   } else {
     told.push(`${owner} owns the key.`, waited || "Another caller has brought the answer meanwhile.");
   }
-  if (b.local) {
+  if (b.handed) {
+    told.push(`${nameOf(b.handed.peer)}, which owned the key before, hands it over: ${time(b.handed.took_ms)}.`);
+  } else if (b.local) {
     told.push(b.loaded !== null ? `${nameOf(get.node)} loads from the origin: ${time(b.loaded)}.` :
       waited || (b.stale ? "The origin is left alone for a moment." : "Another caller has loaded it meanwhile."));
   }
@@ -401,6 +404,7 @@ const ROWS = [
   ["main hits", c => c.main_hits],
   ["hot hits", c => c.hot_hits],
   ["from the owner", c => c.peer_loads],
+  ["handed over", c => c.handed_over],
   ["fallbacks", c => c.fallbacks],
   ["origin loads", c => c.local_loads],
   ["origin errors", c => c.local_load_errors],
@@ -604,6 +608,7 @@ function inShort(get) {
   const b = branches(get);
   if (b.stale) return "stale: the origin failed";
   if (!b.missed) return b.renews ? `${b.hit} hit, renewed in the background` : `${b.hit} hit`;
+  if (b.handed) return `handed over by ${nameOf(b.handed.peer)}, ${time(b.handed.took_ms)}`;
   const waited = b.waited === null ? "found meanwhile" : `waited ${time(b.waited)} for another caller`;
   const load = b.loaded === null ? waited : `loaded from the origin in ${time(b.loaded)}`;
   if (b.fellBack) return `${nameOf(b.asked.peer)} did not answer, ${load}`;
@@ -655,6 +660,7 @@ function kindOf(get) {
   if (!b.missed) return `${b.hit} hits`;
   if (b.fellBack) return "fallbacks";
   if (b.asked) return "from the owner";
+  if (b.handed) return "handed over";
   return b.loaded === null ? "shared loads" : "origin loads";
 }
 
@@ -678,7 +684,7 @@ async function getHundred(isLatest) {
   if (!isLatest()) return;
   drawFlow(gets);
   const kinds =
-    ["main hits", "hot hits", "from the owner", "origin loads", "fallbacks", "shared loads", "errors"];
+    ["main hits", "hot hits", "from the owner", "handed over", "origin loads", "fallbacks", "shared loads", "errors"];
   const row = kind => {
     const n = gets.filter(get => kindOf(get) === kind).length;
     const bar = html("span", { class: "bar" });

@@ -85,7 +85,7 @@ impl Page {
         if let Err(error @ Error::KeyLength(_)) = answer {
             return Err(error);
         }
-        let ring = self.pool.ring();
+        let (ring, text) = (self.pool.ring(), trace.to_string());
         let asked = trace.asked.as_ref().map(|asked| {
             let was_attempted = asked.error.as_ref().is_none_or(PeerError::was_attempted);
             json!({
@@ -103,11 +103,14 @@ impl Page {
             "trace": {
                 "hit": trace.hit.map(|tier| tier.to_string()),
                 "asked": asked,
+                "handed_over": trace.handed_over.map(|asked| {
+                    json!({ "peer": asked.peer, "took_ms": ms(asked.took) })
+                }),
                 "loaded_ms": trace.loaded.map(ms),
                 "waited_ms": trace.waited.map(ms),
                 "renews": trace.renews,
                 "stale": trace.stale,
-                "text": trace.to_string(),
+                "text": text,
             },
         }))
     }

@@ -19,8 +19,11 @@ enum Event {
     Restart,
     /// Stopped where it stands for a while: mute, but its kernel takes connections.
     Freeze,
-    /// Left out of the others' lists for a while. It goes on answering, and has a full list.
+    /// Left out of the others' lists for a while. It goes on answering, and has a full list. The others
+    /// take over its keys from it.
     Leave,
+    /// The same, but its list has nobody else. When it returns, it takes over keys from the others.
+    StandAlone,
     /// From now on it takes a while, or none, to ask it and to hear its answers.
     Delay,
     /// The connections to it are reset when they next carry a byte.
@@ -31,11 +34,12 @@ enum Event {
     Cut,
 }
 
-const EVENTS: [Event; 8] = [
+const EVENTS: [Event; 9] = [
     Event::Kill,
     Event::Restart,
     Event::Freeze,
     Event::Leave,
+    Event::StandAlone,
     Event::Delay,
     Event::Reset,
     Event::Silence,
@@ -51,8 +55,17 @@ const LONGEST_CUT: usize = 5_000;
 /// How often each happened.
 pub(crate) type Happened = [u64; EVENTS.len()];
 
-pub(crate) const NAMES: [&str; EVENTS.len()] =
-    ["kills", "restarts", "freezes", "list changes", "delays", "resets", "silences", "cuts"];
+pub(crate) const NAMES: [&str; EVENTS.len()] = [
+    "kills",
+    "restarts",
+    "freezes",
+    "list changes",
+    "nodes that stood alone",
+    "delays",
+    "resets",
+    "silences",
+    "cuts",
+];
 
 /// Each to each node in turn, and then at random until `end`.
 pub(crate) fn run(
@@ -93,9 +106,12 @@ fn happen(world: World<'_>, event: Event, node: usize, rng: &mut StdRng) -> Resu
             return world.nodes.start_one(node);
         }
         Event::Freeze => world.nodes.freeze(node, a_while(rng)),
-        Event::Leave => {
+        Event::Leave | Event::StandAlone => {
             world.truth.lists_differ();
             world.nodes.set_lists(Some(node))?;
+            if matches!(event, Event::StandAlone) {
+                world.nodes.set_alone(node)?;
+            }
             thread::sleep(a_while(rng));
             world.nodes.set_lists(None)?;
             world.truth.lists_agree();

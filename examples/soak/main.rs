@@ -104,7 +104,7 @@ fn soak(time: Duration, seed: u64) -> Result<(), String> {
     problems.bar.finish_and_clear();
     nodes.calm();
     let settled = ended.and_then(|()| settle::settle(world));
-    summarise(&tally, &happened, &settled, memory_at_start, nodes.memory());
+    summarise(&tally, &happened, &settled, memory_at_start, &nodes);
     match tally.wrong + tally.failed {
         0 => settled.map(drop),
         _ => Err("not every answer was right".into()),
@@ -125,7 +125,7 @@ fn summarise(
     happened: &Happened,
     settled: &Result<String, String>,
     memory_at_start: [f64; nodes::NODES],
-    memory_at_end: [f64; nodes::NODES],
+    nodes: &Nodes,
 ) {
     let line = |name: &str, value: String| println!("{name:<70}{value:>14}");
     line("gets", tally.gets.to_string());
@@ -146,7 +146,8 @@ fn summarise(
     for (name, times) in disorder::NAMES.iter().zip(happened) {
         line(name, times.to_string());
     }
-    for (name, memory) in [("start", memory_at_start), ("end", memory_at_end)] {
+    line("keys handed over to the nodes that run at the end", nodes.handed_over().to_string());
+    for (name, memory) in [("start", memory_at_start), ("end", nodes.memory())] {
         let memory = memory.map(|mebibytes| format!("{mebibytes:.0}")).join(", ");
         line(&format!("memory of the nodes at the {name}"), format!("{memory} MiB"));
     }

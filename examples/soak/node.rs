@@ -92,6 +92,9 @@ impl Front {
                 true => said(Ok::<_, BoxError>(())),
                 false => said(Err("not all peers")),
             },
+            ("/handed-over", []) => {
+                Response::from_string(self.group.stats().handed_over.to_string()).boxed()
+            }
             ("/fallbacks", []) => {
                 Response::from_string(self.group.stats().fallbacks.to_string()).boxed()
             }

@@ -156,17 +156,31 @@ impl Nodes {
     /// Gives all nodes but `absent` a list without it; all nodes a full one if that is `None`.
     pub(crate) fn set_lists(&self, absent: Option<usize>) -> Result<(), String> {
         let all: Vec<&str> = self.urls().collect();
-        for (i, node) in self.nodes.iter().enumerate().filter(|(i, _)| Some(*i) != absent) {
+        for i in (0..NODES).filter(|&i| Some(i) != absent) {
             let others = all.iter().filter(|&&url| absent.is_none_or(|absent| url != all[absent]));
-            let list = others.copied().collect::<Vec<_>>().join("\n");
-            let front = node.front.read().unwrap();
-            let front = front.as_ref().ok_or_else(|| format!("node {i} is not there"))?;
-            match front.ask("/peers", &list)? {
-                (200, _) => {}
-                (status, text) => return Err(format!("{}: {status} {text}", node.url)),
-            }
+            self.set_list(i, &others.copied().collect::<Vec<_>>().join("\n"))?;
         }
         Ok(())
+    }
+
+    /// Gives a node a list of itself.
+    pub(crate) fn set_alone(&self, i: usize) -> Result<(), String> {
+        self.set_list(i, &self.nodes[i].url)
+    }
+
+    fn set_list(&self, i: usize, list: &str) -> Result<(), String> {
+        let front = self.nodes[i].front.read().unwrap();
+        let front = front.as_ref().ok_or_else(|| format!("node {i} is not there"))?;
+        match front.ask("/peers", list)? {
+            (200, _) => Ok(()),
+            (status, text) => Err(format!("node {i}: {status} {text}")),
+        }
+    }
+
+    /// How many keys the nodes that run now have taken over from earlier owners.
+    pub(crate) fn handed_over(&self) -> u64 {
+        let of_node = |i| self.ask(i, "/handed-over", "").ok()?.1.parse::<u64>().ok();
+        (0..NODES).filter_map(of_node).sum()
     }
 
     /// Those that have ended by themselves.

@@ -567,7 +567,9 @@ fn while_the_database_is_broken_nodes_answer_what_they_had_and_then_recover_by_t
     check_all("7");
     let origin = Connection::open(&database).unwrap();
     origin.busy_timeout(LONG).unwrap();
-    let sql = |text: &str| drop(origin.execute(text, []).unwrap());
+    let sql = |text: &str| {
+        origin.execute(text, []).unwrap();
+    };
     sql("ALTER TABLE scores RENAME TO elsewhere");
     eventually("all values are past their time, and have been for a while", || {
         check_all("7");
