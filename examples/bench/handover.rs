@@ -19,7 +19,7 @@ use crate::workload::scattered;
 use crate::{Settings, progress};
 
 const KEYS: usize = 20_000;
-const CALLERS: usize = 8;
+const CALLERS: usize = 32;
 const ORIGIN: Duration = Duration::from_millis(1);
 /// For how long a node that has left still answers.
 const OVERLAP: Duration = Duration::from_secs(2);

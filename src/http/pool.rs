@@ -167,6 +167,7 @@ impl HttpPool {
                 unused.push(mem::replace(getter, kept.clone()));
             }
         }
+        getters.values().chain(nodes.getters.values()).for_each(|getter| getter.may_hand_over());
         let ring_before = mem::replace(&mut nodes.ring, ring);
         let getters_before = mem::replace(&mut nodes.getters, getters);
         let now = Instant::now();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use geecache::{BoxError, Clock, Loaded};
+use geecache::{BoxError, Clock, GroupBuilder, Loaded};
 
 use crate::support::*;
 
@@ -26,82 +26,93 @@ fn get_all(nodes: &[&Node], keys: &[String]) {
     }
 }
 
-/// How many of the keys `node` has, by its counters.
+/// Tries again while an earlier owner was too slow: on a busy machine 100 ms may not do for each of a
+/// hundred questions. `scenario` tells whether the origin was spared entirely.
+fn in_time(scenario: impl FnMut() -> bool) {
+    eventually("all is handed over in time", scenario);
+}
+
+/// How many keys `node` has taken over.
 fn handed_over(node: &Node) -> u64 {
     node.stats().handed_over
 }
 
 #[test]
 fn a_node_that_joins_takes_over_what_it_owns_now_and_the_origin_is_not_asked() {
-    let origin = Origin::of_all();
-    let [a, b, c] = Cluster::over(&origin).start();
-    set(&[&a, &b]);
-    let keys = keys();
-    get_all(&[&a, &b], &keys);
-    assert_eq!(origin.loads(), keys.len());
+    in_time(|| {
+        let origin = Origin::of_all();
+        let [a, b, c] = Cluster::over(&origin).start();
+        set(&[&a, &b]);
+        let keys = keys();
+        get_all(&[&a, &b], &keys);
+        assert_eq!(origin.loads(), keys.len());
 
-    set(&[&a, &b, &c]);
-    let own: Vec<_> = keys.iter().filter(|key| a.pool.owner(key) == c.url).cloned().collect();
-    assert!(own.len() > 20);
-    let (single, batch) = own.split_at(own.len() / 2);
-    // Not of the earlier owners, which have them for a while yet.
-    get_all(&[&c], single);
-    assert_eq!(c.get_many(batch).into_iter().flatten().count(), batch.len());
-    assert_eq!(handed_over(&c), own.len() as u64);
-    get_all(&[&c], &own);
-    assert_eq!(c.stats().main.hits, own.len() as u64, "what was handed over is kept");
-    get_all(&[&a, &b, &c], &keys);
-    assert_eq!(origin.loads(), keys.len());
-    check_identities([&a, &b, &c]);
-    let metrics = ask(&c.url, "GET /metrics", &[]);
-    let line = format!("geecache_handed_over_total{{group=\"scores\"}} {}\n", own.len());
-    assert!(metrics.text().contains(&line));
+        set(&[&a, &b, &c]);
+        let own: Vec<_> = keys.iter().filter(|key| a.pool.owner(key) == c.url).cloned().collect();
+        assert!(own.len() > 10);
+        let (single, batch) = own.split_at(own.len() / 2);
+        // Not of the earlier owners, which have them for a while yet.
+        get_all(&[&c], single);
+        assert_eq!(c.get_many(batch).into_iter().flatten().count(), batch.len());
+        let loads = origin.loads() - keys.len();
+        assert_eq!(handed_over(&c) as usize + loads, own.len());
+        get_all(&[&c], &own);
+        assert_eq!(c.stats().main.hits, own.len() as u64, "what was handed over is kept");
+        check_identities([&a, &b, &c]);
+        let metrics = ask(&c.url, "GET /metrics", &[]);
+        let name = "geecache_handed_over_total{group=\"scores\"}";
+        assert!(metrics.text().contains(&format!("{name} {}\n", handed_over(&c))));
+        loads == 0
+    });
 }
 
 #[test]
 fn a_node_that_has_left_hands_over_for_as_long_as_it_answers() {
-    let origin = Origin::of_all();
-    let [a, b, c] = Cluster::over(&origin).start();
-    let keys = keys();
-    get_all(&[&a, &b, &c], &keys);
-    set(&[&a, &b]);
-    get_all(&[&a, &b], &keys);
-    assert_eq!(origin.loads(), keys.len());
-    let (_, trace) = {
-        // Removed from the new owner alone, so that it is asked for once more.
-        let [d] = Cluster::over(&origin).start();
-        set(&[&a, &b, &d]);
-        let key = keys.iter().find(|key| a.pool.owner(key) == d.url).unwrap();
-        d.group().get_traced(key)
-    };
-    assert!(trace.to_string().starts_with("handed over by http://127.0.0.1:"), "{trace}");
-    assert_eq!(origin.loads(), keys.len());
+    in_time(|| {
+        let origin = Origin::of_all();
+        let [a, b, c] = Cluster::over(&origin).start();
+        let keys = keys();
+        get_all(&[&a, &b, &c], &keys);
+        let key = keys.iter().find(|key| a.pool.owner(key) == c.url).unwrap();
+        set(&[&a, &b]);
+        let owner = if a.pool.owner(key) == a.url { &a } else { &b };
+        let (_, trace) = owner.group().get_traced(key);
+        get_all(&[&a], &keys);
+        get_all(&[&b], &keys);
+        let is_in_time = origin.loads() == keys.len();
+        let told = format!("handed over by {} in ", c.url);
+        assert!(!is_in_time || trace.to_string().starts_with(&told), "{trace}");
+        is_in_time
+    });
 }
 
 #[test]
 fn a_value_keeps_the_life_that_it_had_before_its_key_went_to_another_node() {
-    let clock = Clock::by_hand();
-    let origin =
-        Origin::new(|key: &str| Ok::<_, BoxError>(Some(Loaded::from(value_of(key)).ttl(TTL))));
-    let settings = {
-        let clock = clock.clone();
-        move |_, builder: geecache::GroupBuilder| builder.clock(clock.clone())
-    };
-    let [a, b] = Cluster::over(&origin).settings(settings).start();
-    let key = b.key_of(&b.url);
-    a.pool.set_peers([&a.url]).unwrap();
-    assert_eq!(a.get(&key), Some(value_of(&key)));
-    clock.advance(TTL / 10);
-    set(&[&a, &b]);
-    assert_eq!(b.get(&key), Some(value_of(&key)));
-    assert_eq!((handed_over(&b), origin.loads()), (1, 1));
-    // Longer than the earlier owner may keep it, which is the `hot_ttl`.
-    clock.advance(TTL * 9 / 10 - Duration::from_secs(10));
-    assert_eq!(b.get(&key), Some(value_of(&key)));
-    assert_eq!(origin.loads(), 1);
-    clock.advance(Duration::from_secs(10));
-    assert_eq!(b.get(&key), Some(value_of(&key)));
-    assert_eq!(origin.loads(), 2, "and no longer");
+    in_time(|| {
+        let clock = Clock::by_hand();
+        let origin =
+            Origin::new(|key: &str| Ok::<_, BoxError>(Some(Loaded::from(value_of(key)).ttl(TTL))));
+        let settings = {
+            let clock = clock.clone();
+            move |_, builder: GroupBuilder| builder.clock(clock.clone())
+        };
+        let [a, b] = Cluster::over(&origin).settings(settings).start();
+        let key = b.key_of(&b.url);
+        a.pool.set_peers([&a.url]).unwrap();
+        assert_eq!(a.get(&key), Some(value_of(&key)));
+        clock.advance(TTL / 10);
+        set(&[&a, &b]);
+        assert_eq!(b.get(&key), Some(value_of(&key)));
+        if handed_over(&b) == 0 {
+            return false;
+        }
+        // Longer than the earlier owner may keep it, which is the `hot_ttl`.
+        clock.advance(TTL * 9 / 10 - Duration::from_secs(10));
+        assert_eq!((b.get(&key), origin.loads()), (Some(value_of(&key)), 1));
+        clock.advance(Duration::from_secs(10));
+        assert_eq!((b.get(&key), origin.loads()), (Some(value_of(&key)), 2), "and no longer");
+        true
+    });
 }
 
 #[test]
@@ -128,47 +139,34 @@ fn only_the_caches_of_an_earlier_owner_are_asked_never_its_origin() {
 #[test]
 fn a_batch_of_large_values_is_handed_over_in_several_answers() {
     let large = |key: &str| format!("{key} {}", "x".repeat(40_000));
-    let origin = Origin::new(move |key: &str| Ok::<_, BoxError>(Some(large(key))));
-    let [a, b] = Cluster::over(&origin).start();
-    let keys: Vec<_> = b.keys_of(&b.url).take(20).collect();
-    a.pool.set_peers([&a.url]).unwrap();
-    a.get_many(&keys);
-    let loads = origin.loads();
-    set(&[&a, &b]);
-    // On a busy machine 100 ms may not do for all of them at once.
-    eventually("all are handed over", || {
+    in_time(|| {
+        let origin = Origin::new(move |key: &str| Ok::<_, BoxError>(Some(large(key))));
+        let [a, b] = Cluster::over(&origin).start();
+        let keys: Vec<_> = b.keys_of(&b.url).take(20).collect();
+        a.pool.set_peers([&a.url]).unwrap();
+        a.get_many(&keys);
+        set(&[&a, &b]);
         let values = b.get_many(&keys);
-        assert!(zip_is_right(&keys, &values, large));
-        handed_over(&b) > 6 || {
-            b.group().answer_clear();
-            false
-        }
+        let expected: Vec<_> = keys.iter().map(|key| Some(large(key))).collect();
+        assert!(values == expected);
+        // Six fit into one answer.
+        assert_eq!(handed_over(&b) as usize + origin.loads(), 2 * keys.len());
+        handed_over(&b) as usize == keys.len()
     });
-    assert!(origin.loads() < loads + keys.len() - 6);
-}
-
-fn zip_is_right(
-    keys: &[String],
-    values: &[Option<String>],
-    value: impl Fn(&str) -> String,
-) -> bool {
-    std::iter::zip(keys, values).all(|(key, found)| found.as_deref() == Some(&*value(key)))
 }
 
 #[test]
 fn a_mute_or_dead_earlier_owner_costs_a_moment_and_then_nothing_for_a_while() {
-    for (former, is_mute) in [(Stub::mute().url.clone(), true), (dead_url(), false)] {
-        let mute = Stub::mute();
-        let former = if is_mute { mute.url.clone() } else { former };
+    let mute = Stub::mute();
+    for former in [mute.url.clone(), dead_url()] {
         let origin = Origin::of_all();
         let [node] = Cluster::over(&origin).peer(&former).start();
         node.pool.set_peers([&node.url]).unwrap();
-        let all: Vec<_> = (0..200).map(|i| format!("key {i}")).collect();
         let start = Instant::now();
-        get_all(&[&node], &all);
+        get_all(&[&node], &keys());
         // 200 times 100 ms would be 20 s.
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-        assert_eq!(origin.loads(), all.len());
+        assert_eq!(origin.loads(), keys().len());
     }
 }
 

@@ -111,6 +111,11 @@ impl HttpGetter {
         self.exchange.sweep();
     }
 
+    /// The list of nodes has changed, and the peer may have owned keys that it can hand over.
+    pub(super) fn may_hand_over(&self) {
+        self.in_vain.store(0, Ordering::Relaxed);
+    }
+
     fn of_group(&self, name: &str) -> Arc<OfGroup> {
         let mut groups = self.groups.lock().unwrap();
         if let Some(group) = groups.get(name) {
