@@ -6,7 +6,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 install = command -v $(1) >/dev/null || \
 	{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy --no-install-recommends $(2); } || \
 	{ echo '$(1) is needed here and could not be installed: the package is $(2)' >&2; exit 1; }
-EXAMPLES := $(or $(CARGO_TARGET_DIR),target)/release/examples
+PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/release
 SECONDS ?= 300
 SEED ?= 1
 
@@ -20,28 +20,27 @@ help: ## list the targets
 	@echo 'With `make cluster KEEP=1` the nodes go on when one of them ends; ARGS=-v logs each get.'
 
 build: ## build the library and the examples, in release mode
-	$(CARGO) build --release --locked --lib --examples
+	$(CARGO) build --release --locked --workspace --exclude tests --lib --bins --examples
 
 test: ## run all tests, and those of the pool in a build without TLS, too
-	$(CARGO) test --locked --features tls
-	$(CARGO) test --locked --lib -- http::options http::pool
+	$(CARGO) test --locked --workspace --features tls
+	$(CARGO) test --locked --workspace --lib -- http::options http::pool
 
 test-metrics: ## check /metrics with promtool (installs Debian's prometheus where missing)
 	$(call install,promtool,prometheus)
-	$(CARGO) test --locked --test it -- --ignored promtool
+	$(CARGO) test --locked --workspace --features tls --test it -- --ignored promtool
 
 test-page: ## test the page in a browser (installs Debian's chromium where missing)
 	$(call install,chromium,chromium)
-	$(CARGO) build --locked --example node
-	$(CARGO) test --locked --test it -- --ignored --test-threads=1 page::
+	$(CARGO) test --locked --workspace --features tls --test it -- --ignored --test-threads=1 page::
 	@echo 'pictures: $(or $(CARGO_TARGET_DIR),target)/page/*.png'
 
 races: ## try 100 times as many schedules of threads and sequences as `make test`
-	RACES=100 $(CARGO) test --release --locked --test races
+	RACES=100 $(CARGO) test --release --locked -p tests --test races
 	PROPTEST_CASES=25600 $(CARGO) test --release --locked --lib cache::properties
 
 stress: ## send a node whatever can be sent: SEEDS=20000 seeds
-	GEECACHE_TEST_SEEDS=$(or $(SEEDS),20000) $(CARGO) test --locked --test it fuzz:: -- --nocapture
+	GEECACHE_TEST_SEEDS=$(or $(SEEDS),20000) $(CARGO) test --locked -p tests --test it fuzz:: -- --nocapture
 
 examples: ## run the small examples: hello, typed, by_hand, three, ring
 	$(CARGO) run --locked --quiet --example hello
@@ -51,32 +50,31 @@ examples: ## run the small examples: hello, typed, by_hand, three, ring
 	$(CARGO) run --locked --quiet --example ring -- Tom Jack Sam
 
 build-cluster:
-	$(CARGO) build --release --locked --example node --example cluster
+	$(CARGO) build --release --locked -p node -p cluster
 
 cluster: build-cluster ## run nodes on 8001 to 8003, with a page on 9999, until Ctrl-C or one of them ends
-	$(EXAMPLES)/cluster $(if $(KEEP),--keep-going) $(ARGS)
+	$(PROGRAMS)/cluster $(if $(KEEP),--keep-going) $(ARGS)
 
 demo: build-cluster ## show by itself what a cluster does, then end
-	$(EXAMPLES)/cluster --demo $(ARGS)
+	$(PROGRAMS)/cluster --demo $(ARGS)
 
 proxy: ## ask and attack three nodes behind HAProxy (installs Debian's haproxy where missing)
 	$(call install,haproxy,haproxy)
-	$(CARGO) build --locked --features tls --example node
-	$(CARGO) test --locked --features tls --test it -- --ignored --nocapture --test-threads=1 proxy::
+	$(CARGO) test --locked -p tests --features tls --test it -- --ignored --nocapture --test-threads=1 proxy::
 
 soak: ## check every answer while three nodes, and the network between them, fail; SECONDS=300, SEED=1
-	$(CARGO) build --release --locked --example soak
-	$(EXAMPLES)/soak --seconds $(SECONDS) --seed $(SEED)
+	$(CARGO) build --release --locked -p soak
+	$(PROGRAMS)/soak --seconds $(SECONDS) --seed $(SEED)
 
 fmt: ## format the code
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 
 fmt-check: ## check the format
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 
 lint: ## run clippy on all targets, with TLS and without, warnings denied
-	$(CARGO) clippy --locked --all-targets --features tls -- -D warnings
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features tls -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 doc: ## build the docs as a book, the private modules among them, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls

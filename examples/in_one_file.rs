@@ -39,7 +39,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;
-use std::io::{self, Cursor};
+use std::io::Cursor;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{env, process, thread};
@@ -83,9 +83,8 @@ impl Cache {
         self.uses += 1;
         self.entries.insert(key.into(), (value, self.uses));
         self.by_last_use.insert(self.uses, key.into());
-        while self.bytes > self.max_bytes
-            && let Some(oldest) = self.by_last_use.values().next().cloned()
-        {
+        while self.bytes > self.max_bytes {
+            let Some(oldest) = self.by_last_use.values().next().cloned() else { break };
             self.remove(&oldest);
         }
     }
@@ -379,7 +378,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             _ => return Err("--port 8001 --api 9999 --host NAME --peers URL,URL,…".into()),
         }
     }
-    simplelog::WriteLogger::init(LevelFilter::Info, Default::default(), io::stderr())?;
+    env_logger::Builder::new().filter_level(LevelFilter::Info).init();
 
     let self_url = format!("http://{host}:{port}");
     let pool = HttpPool::new(&self_url);

@@ -31,10 +31,7 @@ fn output_of(command: &mut Command, patience: Duration) -> Output {
 
 #[test]
 fn no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes() {
-    // Beside the folder of this test's own binary.
-    let folder = env::current_exe().unwrap().parent().unwrap().with_file_name("examples");
-    let program = folder.join("soak");
-    assert!(program.exists(), "`cargo test` or `cargo build --example soak` makes {program:?}");
+    let program = env!("CARGO_BIN_EXE_soak-under-test");
     let seconds = env::var(SECONDS).unwrap_or("30".into());
     let patience = Duration::from_secs(seconds.parse().unwrap()) + MORE;
     let output = output_of(Command::new(program).args(["--seconds", &seconds]), patience);

@@ -1,7 +1,7 @@
 //! Measures geecache side by side with the crates that people would use instead.
 //!
 //! ```text
-//! cargo run --release --example bench -- hits|evict|memory|ratio|ring|hot|fetch|combine|batch|network|stampede|origin|handover|nodes|all [--json] [--quick]
+//! cargo run --release -p bench -- hits|evict|memory|ratio|ring|hot|fetch|combine|batch|network|stampede|origin|handover|nodes|all [--json] [--quick]
 //! ```
 //!
 //! Tables go to stdout, progress to stderr. Every number is measured in the run that prints it;

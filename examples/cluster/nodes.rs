@@ -70,7 +70,7 @@ impl Node {
         // In a group of its own Ctrl-C does not reach it: we end it, in our own time.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| {
-            format!("{}: {error}; `cargo build --example node` makes it", program.display())
+            format!("{}: {error}; `cargo build -p node` makes it", program.display())
         })?;
         let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let log = thread::spawn(move || {
@@ -177,7 +177,7 @@ pub(crate) fn port(address: &str) -> &str {
     address.rsplit(':').next().unwrap_or(address)
 }
 
-/// The path of a file in the folder of this program; cargo puts all examples into one.
+/// The path of a file in the folder of this program; cargo puts the programs of all packages into one.
 fn beside_us(name: &str) -> Result<PathBuf, String> {
     let ours = std::env::current_exe().map_err(|error| error.to_string())?;
     Ok(ours.with_file_name(name))

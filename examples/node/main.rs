@@ -1,6 +1,6 @@
 //! One process of a cluster, over a SQLite file as the origin.
 //!
-//! Type `cargo run --example node -- --help`, or `make cluster` for three of them. A node is two
+//! Type `cargo run -p node -- --help`, or `make cluster` for three of them. A node is two
 //! servers over one group: one that peers ask, and a front with workers of its own, so that
 //! callers who wait for a peer never keep a peer waiting.
 //!

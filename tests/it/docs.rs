@@ -6,7 +6,7 @@ use std::path::Path;
 /// The text of the module of that name: here, or a binary of its own.
 fn source_of(module: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = [format!("tests/it/{module}.rs"), format!("tests/{module}.rs")];
+    let files = [format!("it/{module}.rs"), format!("{module}.rs")];
     let found = files.iter().find_map(|file| fs::read_to_string(root.join(file)).ok());
     found.unwrap_or_else(|| panic!("no module {module}"))
 }

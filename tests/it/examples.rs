@@ -14,7 +14,7 @@ use crate::support::*;
 const SCORES: [(&str, &str); 3] = [("Tom", "630"), ("Jack", "589"), ("Sam", "567")];
 
 fn source_of(example: &str) -> String {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("examples/{example}.rs"));
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../examples/{example}.rs"));
     fs::read_to_string(file).unwrap()
 }
 
@@ -64,7 +64,7 @@ fn the_one_file_has_nothing_of_the_library_and_names_files_that_are_there() {
     let files: Vec<_> = table.split_whitespace().filter(|word| word.ends_with(".rs")).collect();
     assert!(files.len() > 20, "the table was found");
     for file in files {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src").join(file);
         assert!(path.exists(), "{file}");
     }
 }

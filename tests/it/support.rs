@@ -702,13 +702,17 @@ pub(crate) fn this_binary(test: &str) -> Command {
     command
 }
 
-/// The program of that example, which `cargo test` has built.
+/// The program of that example, which is also a target of this package: cargo has built it with
+/// these tests.
 pub(crate) fn example(name: &str) -> Command {
-    // Beside the folder of this test's own binary.
-    let folder = env::current_exe().unwrap().parent().unwrap().with_file_name("examples");
-    let program = folder.join(name);
-    assert!(program.exists(), "`cargo test` or `cargo build --example {name}` makes {program:?}");
-    Command::new(program)
+    Command::new(match name {
+        "hello" => env!("CARGO_BIN_EXE_hello-under-test"),
+        "in_one_file" => env!("CARGO_BIN_EXE_in_one_file-under-test"),
+        "node" => env!("CARGO_BIN_EXE_node-under-test"),
+        "three" => env!("CARGO_BIN_EXE_three-under-test"),
+        "typed" => env!("CARGO_BIN_EXE_typed-under-test"),
+        _ => panic!("{name} is not a target in tests/Cargo.toml"),
+    })
 }
 
 /// Waits for the end of a process.
