@@ -1,14 +1,15 @@
-//! Which requests the front refuses: those that a browser was tricked into.
+//! Which requests the front refuses: those that a web page has made a browser send.
 //!
-//! A front on localhost asks for no password, since only users of the machine reach it. But so do
-//! the pages of all sites that they have open, in two ways, and each leaves a trace:
+//! A front on localhost asks for no password, since only programs on the same machine reach it. But
+//! a browser is such a program, and any page that is open in it can use it in two ways:
 //!
-//! - The name of a site is made to lead to 127.0.0.1 once its page is loaded (DNS rebinding). The
-//!   browser then takes the front for that site, and its `Host` is that name: `421`.
-//! - A page sends a request to the front by its right name. It may not read the answer, but a
-//!   removal would have been done by then. Its `Origin` is another one than the front's own: `403`.
+//! - DNS rebinding: once its page is loaded, the site changes its name's address to 127.0.0.1. The
+//!   browser then takes the front for that site, and lets the page read and remove. The `Host` of
+//!   these requests is the site's name: `421`.
+//! - The page asks `http://localhost:9999`. The browser does not let it read the answer, but the
+//!   request has been carried out by then. Its `Origin` is the site's: `403`.
 //!
-//! Programs send the `Host` that they were told to ask, and no `Origin`.
+//! Other programs send the host of the URL that they were given, and no `Origin`.
 
 use std::net::IpAddr;
 
@@ -26,7 +27,7 @@ impl Visitors {
         Self(hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect())
     }
 
-    /// The answer to a request that comes from a page of another site.
+    /// The answer to a request that may come from a page of another site; `None` for all others.
     pub(crate) fn refusal(&self, request: &Request) -> Option<ResponseBox> {
         let values = |name: &'static str| {
             let headers = request.headers().iter().filter(move |header| header.field.equiv(name));

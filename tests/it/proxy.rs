@@ -1,8 +1,7 @@
 //! Three processes of `examples/node` behind HAProxy, with the settings of `examples/proxy`: asked
 //! through it, and attacked: `make proxy`.
 //!
-//! All three are on one address of the loopback network, and so is HAProxy; attackers come from
-//! others.
+//! All three and HAProxy are on one address of the loopback network; attackers use others.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -23,11 +22,11 @@ use crate::support::*;
 use crate::tls::Authority;
 
 const TOKEN: &str = "wgbGWnN2X0ds";
-/// Where those come from that mean no harm.
-const FRIEND: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// Others are answered within this time, whatever goes on: an attack at once takes longer.
+/// The address of a client that does no harm.
+const CLIENT: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// Others are answered within this time during each attack.
 const PROMPT: Duration = Duration::from_secs(3);
-/// More threads or memory than before do not belong to an attack.
+/// How many threads and bytes more than before may be due to other things than an attack.
 const MORE_THREADS: usize = 20;
 const MORE_BYTES: u64 = 8 << 20;
 
@@ -118,7 +117,7 @@ impl Scene {
         Ok(StreamOwned::new(session, stream))
     }
 
-    /// Asks a node through HAProxy. `headers` end with their line ends.
+    /// Asks a node through HAProxy. Each of `headers` ends with its line end.
     fn ask(
         &self,
         node: usize,
@@ -126,7 +125,7 @@ impl Scene {
         headers: &str,
         body: &[u8],
     ) -> std::io::Result<(u16, Vec<u8>)> {
-        let mut stream = self.tls(node, FRIEND)?;
+        let mut stream = self.tls(node, CLIENT)?;
         let length = body.len();
         let head = format!(
             "{request} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\
@@ -136,30 +135,32 @@ impl Scene {
         answer(&mut stream)
     }
 
-    /// How a key's value comes from that node through HAProxy.
+    /// The status and the value at a path of a node, through HAProxy.
     fn get(&self, node: usize, path: &str) -> (u16, String) {
         let (status, body) =
             self.ask(node, &format!("GET /_geecache/scores/{path}"), "", b"").unwrap();
         (status, String::from_utf8(body).unwrap())
     }
 
-    /// How often a node loaded in place of an owner.
+    /// How often any node loaded a key that another one owns.
     fn fallbacks(&self) -> u64 {
         self.behind.iter().map(|url| counted(url, "fallbacks")).sum()
     }
 
-    /// Does harm to the first node, and meanwhile and afterwards looks at how it is and whether
-    /// others are answered.
-    fn bear<T>(&self, attack: &str, work: impl FnOnce() -> T) -> T {
-        let state = || {
-            let pid = self.nodes[0].pid();
-            (threads_of(pid), memory_of(pid))
-        };
+    /// The threads and the memory of the first node.
+    fn state(&self) -> (usize, u64) {
+        let pid = self.nodes[0].pid();
+        (threads_of(pid), memory_of(pid))
+    }
+
+    /// Attacks the first node. While what `work` returns is held, others must be answered, and the
+    /// node's threads and memory be as they were.
+    fn attack<T>(&self, attack: &str, work: impl FnOnce() -> T) -> T {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let (threads, memory) = state();
+        let (threads, memory) = self.state();
         let held = work();
         let (start, answer) = (Instant::now(), self.get(0, "Tom"));
-        let (took, (threads_now, memory_now)) = (start.elapsed(), state());
+        let (took, (threads_now, memory_now)) = (start.elapsed(), self.state());
         println!(
             "{attack}: others are answered in {:.1} ms; the node has {threads_now} threads, \
              {threads} before, and {:.1} MiB, {:.1} before; HAProxy has {:.0} MiB",
@@ -201,7 +202,7 @@ fn answer(stream: &mut impl Read) -> std::io::Result<(u16, Vec<u8>)> {
     Ok((status.unwrap(), all[end + 4..].into()))
 }
 
-/// Writes until the other side does not want more; how much, and what it then says.
+/// Writes until the other side refuses more. How much, and the status of its answer if it arrives.
 fn write_until_refused(stream: &mut Tls, part: &[u8], most: usize) -> (usize, Option<u16>) {
     let mut written = 0;
     while written < most && stream.write_all(part).is_ok() {
@@ -260,12 +261,12 @@ fn nodes_behind_haproxy_ask_each_other_through_it() {
     println!("a question of 1 MiB is answered, one of a byte more is not");
 
     // Past the token, and past TLS.
-    let mut stream = scene.tls(0, FRIEND).unwrap();
+    let mut stream = scene.tls(0, CLIENT).unwrap();
     stream
         .write_all(b"GET /_geecache/scores/Tom HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .unwrap();
     assert_eq!(answer(&mut stream).unwrap().0, 401);
-    let mut plain = scene.tcp(0, FRIEND).unwrap();
+    let mut plain = scene.tcp(0, CLIENT).unwrap();
     plain.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     assert!(answer(&mut plain).is_err());
 
@@ -287,9 +288,9 @@ fn haproxy_bounds_what_strangers_take() {
     const MOST: usize = 64 << 20;
     allow_many_files();
     let scene = Scene::start("proxy-attack", "127.0.0.39");
-    let enemy = |i: u8| Ipv4Addr::new(127, 0, 0, 40 + i);
+    let attacker = |i: u8| Ipv4Addr::new(127, 0, 0, 40 + i);
     let send = |bytes: &str| {
-        let mut stream = scene.tls(0, enemy(0)).unwrap();
+        let mut stream = scene.tls(0, attacker(0)).unwrap();
         stream.write_all(bytes.as_bytes()).unwrap();
         stream
     };
@@ -298,15 +299,16 @@ fn haproxy_bounds_what_strangers_take() {
         assert_eq!(scene.get(0, "Tom").0, 200);
     }
 
+    let before = scene.state();
     for head in ["GET /", "GET / HTTP/1.1\r\nHost: x\r\nX: ", "GET / HTTP/1.1\r\n0: "] {
-        scene.bear("a header without an end", || {
+        scene.attack("a header without an end", || {
             let (written, status) = write_until_refused(&mut send(head), PART, MOST);
             assert!(written < MOST, "{written} bytes");
             println!("  after {written} bytes of {head:?}: {status:?}");
         });
     }
     let lines = "X: y\r\n".repeat(20_000);
-    scene.bear("header lines without an end", || {
+    scene.attack("header lines without an end", || {
         let head = "GET / HTTP/1.1\r\nHost: x\r\n";
         let (written, status) = write_until_refused(&mut send(head), lines.as_bytes(), MOST);
         assert!(written < MOST, "{written} bytes");
@@ -315,7 +317,7 @@ fn haproxy_bounds_what_strangers_take() {
     let chunked =
         "POST /_geecache/scores HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
     for size in ["", "5;x=", "fffffffffffffff"] {
-        scene.bear("a chunk size without an end", || {
+        scene.attack("a chunk size without an end", || {
             let mut stream = send(&format!("{chunked}{size}"));
             let (written, status) = write_until_refused(&mut stream, PART, MOST);
             assert!(written < MOST, "{written} bytes");
@@ -328,7 +330,7 @@ fn haproxy_bounds_what_strangers_take() {
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "POST /_geecache/scores HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n",
     ] {
-        scene.bear("requests of other versions, and huge announcements", || {
+        scene.attack("requests of other versions, and huge announcements", || {
             let held: Vec<_> = (0..100).map(|_| send(line)).collect();
             let statuses = held.into_iter().map(|mut held| answer(&mut held).ok().map(|a| a.0));
             let statuses: Vec<_> = statuses.collect();
@@ -340,10 +342,10 @@ fn haproxy_bounds_what_strangers_take() {
     }
 
     // From several addresses, since one alone would not be let in.
-    let held = scene.bear("1,000 half-open requests", || {
+    let held = scene.attack("1,000 half-open requests", || {
         let quarter = |i| {
             let half_open = |_| {
-                let mut stream = scene.tls(0, enemy(i as u8)).unwrap();
+                let mut stream = scene.tls(0, attacker(i as u8)).unwrap();
                 stream.write_all(b"GET /_geecache/scores/Tom HTTP/1.1\r\nHost: ").unwrap();
                 stream
             };
@@ -358,16 +360,17 @@ fn haproxy_bounds_what_strangers_take() {
         assert_eq!(stream.read(&mut [0]).ok().unwrap_or(0), 0);
     }
     println!("  each got 408 and was closed");
-    let held = scene.bear("2,000 connections from one address", || {
+    let held = scene.attack("2,000 connections from one address", || {
         // Most are reset at once.
-        (0..2_000).map(|_| scene.tcp(0, enemy(0))).collect::<Vec<_>>()
+        (0..2_000).map(|_| scene.tcp(0, attacker(0))).collect::<Vec<_>>()
     });
     drop(held);
-    let held = scene.bear("2,000 connections from eight addresses", || {
-        (0..2_000).map(|i| scene.tcp(0, enemy(1 + (i % 8) as u8)).unwrap()).collect::<Vec<_>>()
+    let held = scene.attack("2,000 connections from eight addresses", || {
+        (0..2_000).map(|i| scene.tcp(0, attacker(1 + (i % 8) as u8)).unwrap()).collect::<Vec<_>>()
     });
     for mut stream in held {
         assert_eq!(stream.read(&mut [0; 1024]).unwrap_or(0), 0, "closed, in time");
     }
-    scene.bear("nothing", || ());
+    let (threads, memory) = scene.state();
+    assert!(threads <= before.0 + MORE_THREADS && memory <= before.1 + MORE_BYTES);
 }
