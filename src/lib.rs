@@ -113,6 +113,7 @@
 //! | Request | Answer | The asking node |
 //! |---|---|---|
 //! | `GET {base}{group}/{key}` | `200`, `application/octet-stream`, the bytes; `Geecache-Ttl-Ms: n` if the value expires in n ms; `Geecache-Cache: miss` if it was loaded for this question | has the value |
+//! | | the same with `Geecache-Ttl-Ms: 0`, `Geecache-Stale: 1`: past its time, since the owner's load failed | has the value, keeps no copy |
 //! | | `404` with `Geecache-Result: absent` | "no such key", final |
 //! | | `404` without it: no such group there (`Geecache-Error: no-group`), or a stranger | falls back |
 //! | | `502` with the error's text: the owner's own load failed | falls back, logs the text |
@@ -138,6 +139,7 @@
 //! | first byte of a frame | then |
 //! |---|---|
 //! | 0: a value | 8: the milliseconds it still lives, all ones for ever; 4: its length; the value |
+//! | | 0 milliseconds in an answer with the header `Geecache-Stale: 1`: it is past its time |
 //! | 1: absent | |
 //! | 2: the owner's load failed | 2: the length of the text; the text |
 //! | 3: not here, ask singly | |
@@ -170,6 +172,8 @@
 //! | the list changes under load, and nodes are killed, frozen and restarted | no get fails, no answer is wrong | `gets::no_get_fails_while_the_list_of_peers_changes`, `restarts::no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes` |
 //! | a getter panics | that get is an error, those who waited are told, the worker lives, the key is usable | `gets::a_getter_that_panics_is_an_error_to_all_who_wait_and_the_key_is_usable_after` |
 //! | a getter fails | an error with its text, shared by those who waited, cached for nobody | `gets::an_error_of_the_getter_is_tried_once_more_here_and_then_told` |
+//! | the origin is slow | with [`refresh_ahead`](GroupBuilder::refresh_ahead), values that are asked for are loaded anew before they expire | `origin::a_hundred_gets_through_three_nodes_renew_a_value_once` |
+//! | the origin is down | with [`stale_if_error`](GroupBuilder::stale_if_error), values past their time answer, marked, and each key is tried once a second; else an error | `origin::while_the_origin_is_down_all_nodes_answer_and_none_keeps_a_copy`, `origin::where_neither_the_owner_nor_the_origin_answers_an_old_copy_does`, `origin::a_stale_value_ends_after_its_grace_and_with_a_removal_on_all_nodes`, `node::while_the_database_is_broken_nodes_answer_what_they_had_and_then_recover_by_themselves` |
 //! | more requests than workers and queue can take | `503` at once on the new ones but hits, those accepted are finished soon; peers fall back, and load a key once in each node | `load::a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished`, `overload::those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_once`, `overload::while_an_owner_is_overloaded_each_asking_node_loads_a_key_once` |
 //! | all workers wait for the origin | what waits for nothing is answered: hits, `/healthz`, `/metrics` | `clients::hits_are_answered_while_all_workers_wait_for_the_origin`, `load::probes_are_answered_while_all_workers_wait_and_requests_are_refused`, `load::what_is_answered_immediately_waits_for_no_worker`, `node::the_page_and_the_status_are_there_while_all_workers_wait` |
 //! | a value larger than the cache, or than what may travel | returned, not kept, counted; nothing else is flushed | `values::a_value_above_the_budget_is_returned_and_flushes_nothing`, `values::a_value_of_just_the_transfer_limit_travels_and_one_byte_more_is_loaded_here` |

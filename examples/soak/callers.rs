@@ -13,7 +13,7 @@ use rand_distr::{Distribution, Zipf};
 
 use crate::Problems;
 use crate::nodes::{NODES, Nodes};
-use crate::truth::{KEYS, Question, Rule, Truth};
+use crate::truth::{DOWN, KEYS, Question, Rule, Truth};
 
 pub(crate) const CALLERS: usize = 16;
 
@@ -38,6 +38,8 @@ pub(crate) struct Tally {
     pub(crate) gets: u64,
     pub(crate) wrong: u64,
     pub(crate) failed: u64,
+    /// Gets whose load failed at the origin.
+    pub(crate) down: u64,
     /// Answers by the [`Rule`] they were checked against.
     pub(crate) checked: [u64; 3],
     pub(crate) batches: u64,
@@ -91,6 +93,7 @@ impl Tally {
             gets: 0,
             wrong: 0,
             failed: 0,
+            down: 0,
             checked: [0; 3],
             batches: 0,
             removals: 0,
@@ -132,6 +135,11 @@ impl Tally {
         let checked = match answer.split_at_checked(1) {
             Some(("=", value)) => question.check(Some(value)),
             Some(("-", "")) => question.check(None),
+            // And there was no older value to give.
+            Some(("!", error)) if error.contains(DOWN) => {
+                self.down += 1;
+                return;
+            }
             _ => {
                 self.failed += 1;
                 return world.problems.add(format!("a get failed: {answer}"));
@@ -176,6 +184,7 @@ impl AddAssign for Tally {
         self.gets += other.gets;
         self.wrong += other.wrong;
         self.failed += other.failed;
+        self.down += other.down;
         zip(&mut self.checked, other.checked).for_each(|(sum, checked)| *sum += checked);
         self.batches += other.batches;
         self.removals += other.removals;

@@ -131,6 +131,7 @@ fn summarise(
     line("gets", tally.gets.to_string());
     line("answers wrong", tally.wrong.to_string());
     line("gets failed", tally.failed.to_string());
+    line("gets whose load failed at the origin, with no older value", tally.down.to_string());
     for (rule, checked) in
         [Rule::Newest, Rule::Changing, Rule::HalfRemoved].iter().zip(tally.checked)
     {

@@ -14,7 +14,7 @@ use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 
 use crate::TIMEOUT;
-use crate::truth::TTL;
+use crate::truth::{GRACE, TTL};
 
 /// How long a question to a peer may take. Some freezes are longer.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -51,6 +51,8 @@ pub(crate) fn run(
         .ttl_jitter(0.1)
         .negative_ttl(TTL / 10)
         .hot_ttl(TTL / 5)
+        .refresh_ahead(0.3)
+        .stale_if_error(GRACE)
         .peers(pool.clone())
         .build()?;
 

@@ -26,9 +26,17 @@ pub(crate) const KEYS: usize = 2_000;
 /// For how long a node keeps a value.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 
-/// So long ago a value was changed that nobody has it any more: it has expired, and what was under
-/// way then has ended.
-const LONG_AGO: Duration = TTL.saturating_add(crate::TIMEOUT);
+/// For how much longer, to answer where a load fails.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
+
+/// One in so many loads fails.
+const FAILS: u64 = 16;
+/// What the origin says then.
+pub(crate) const DOWN: &str = "the origin answers 503";
+
+/// So long ago a value was changed that nobody has it any more: it has expired, also where loads
+/// fail, and what was under way then has ended.
+const LONG_AGO: Duration = TTL.saturating_add(GRACE).saturating_add(crate::TIMEOUT);
 
 /// How long a load takes at the least, so that others fall into it.
 const LOAD: Duration = Duration::from_millis(5);
@@ -93,6 +101,10 @@ impl Truth {
     pub(crate) fn answer(&self, request: &Request) -> ResponseBox {
         let key: usize = request.url()[1..].parse().expect("nodes ask for keys");
         self.loads[key].fetch_add(1, Ordering::SeqCst);
+        // Not of the keys that are for the end.
+        if key < KEYS && rand::random_range(0..FAILS) == 0 {
+            return Response::from_string("down").with_status_code(503).boxed();
+        }
         let version = self.keys[key].lock().unwrap().newest();
         thread::sleep(LOAD);
         match value(key, version) {

@@ -33,7 +33,6 @@ const LATEST: u64 = NEVER - 2;
 const ENDS_LATER: u64 = 1 << 46;
 /// The second time is the end that the record had before its life was limited.
 const LIMITED: u64 = 1 << 47;
-const SECOND: usize = 8;
 const KEY_LENGTH: u32 = 48;
 const ABSENT: u64 = 1 << 63;
 
@@ -153,8 +152,9 @@ impl Record {
     #[inline]
     pub(crate) fn into_value(self) -> Option<ByteView> {
         let head = self.head();
-        let second = if head & (ENDS_LATER | LIMITED) == 0 { 0 } else { SECOND };
-        let start = self.key_end() + second;
+        // 8 or 0, without a branch.
+        let has_second = (head >> 46 | head >> 47) & 1;
+        let start = self.key_end() + 8 * has_second as usize;
         (head & ABSENT == 0).then(|| ByteView::tail(self.0, start))
     }
 
