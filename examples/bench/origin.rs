@@ -84,9 +84,9 @@ pub(crate) fn run(settings: &Settings) -> Report {
 type Get = dyn Fn(&str) -> bool + Sync;
 type Options = fn(GroupBuilder) -> GroupBuilder;
 
-type Make = fn(&Arc<Origin>) -> Box<Get>;
+type Start = fn(&Arc<Origin>) -> Box<Get>;
 
-const SYSTEMS: [(&str, Make); 4] = [
+const SYSTEMS: [(&str, Start); 4] = [
     ("geecache", |origin| geecache(origin, |builder| builder)),
     ("geecache, refresh_ahead(0.25)", |origin| {
         geecache(origin, |builder| builder.refresh_ahead(0.25))
@@ -187,9 +187,10 @@ struct Seen {
 /// Asks from all callers for that long.
 fn ask(get: &Get, time: Duration) -> Seen {
     let keys = &Keys::new(KEYS, 20);
+    let draw = |caller| zipf(&mut rng(caller as u64), KEYS, 0.99, 1 << 14);
+    let asked: Vec<_> = (0..CALLERS).map(draw).collect();
     let end = Instant::now() + time;
-    let call = |caller: u64| {
-        let asked = zipf(&mut rng(caller), KEYS, 0.99, 1 << 16);
+    let call = |asked: &[u32]| {
         let mut seen = Seen { times: histogram(), failed: 0 };
         for &key in asked.iter().cycle() {
             let start = Instant::now();
@@ -203,8 +204,7 @@ fn ask(get: &Get, time: Duration) -> Seen {
         seen
     };
     thread::scope(|scope| {
-        let callers: Vec<_> =
-            (0..CALLERS as u64).map(|caller| scope.spawn(move || call(caller))).collect();
+        let callers: Vec<_> = asked.iter().map(|asked| scope.spawn(move || call(asked))).collect();
         let mut all = Seen { times: histogram(), failed: 0 };
         for caller in callers {
             let seen = caller.join().expect("no panic");
