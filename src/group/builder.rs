@@ -1,5 +1,6 @@
 //! `GroupBuilder`: a group's settings and their defaults.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::stats::Counters;
 use crate::{Clock, Error, Getter, PeerPicker};
 
 /// Settings of a [`Group`]; each has a default.
+#[must_use = "`build` makes the group"]
 pub struct GroupBuilder {
     name: String,
     getter: Box<dyn Getter>,
@@ -30,6 +32,24 @@ pub struct GroupBuilder {
     refresh_ahead: f64,
     stale_if_error: Duration,
     clock: Clock,
+}
+
+/// Shows everything but the getter and the peers.
+impl fmt::Debug for GroupBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupBuilder")
+            .field("name", &self.name)
+            .field("max_bytes", &self.max_bytes)
+            .field("hot_bytes", &self.hot_bytes)
+            .field("eviction", &self.eviction)
+            .field("ttl", &self.ttl)
+            .field("ttl_jitter", &self.ttl_jitter)
+            .field("negative_ttl", &self.negative_ttl)
+            .field("hot_ttl", &self.hot_ttl)
+            .field("load_timeout", &self.load_timeout)
+            .field("clock", &self.clock)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Group {

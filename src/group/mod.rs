@@ -41,6 +41,7 @@ mod trace;
 
 use log::{Level, debug, max_level, warn};
 use std::any::Any;
+use std::fmt;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -105,6 +106,17 @@ pub struct Group {
     clock: Clock,
     counters: Counters,
     fallback_log: FallbackLog,
+}
+
+/// Shows the name and what is in the caches, but no key and no value.
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group")
+            .field("name", &self.name)
+            .field("main", &self.main.stats())
+            .field("hot", &self.hot.stats())
+            .finish_non_exhaustive()
+    }
 }
 
 type Answer = Result<Record, Error>;

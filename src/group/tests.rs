@@ -79,6 +79,17 @@ fn a_miss_loads_and_a_hit_does_not() {
 }
 
 #[test]
+fn the_debug_text_has_the_name_and_the_counts_but_no_key_and_no_value() {
+    let builder = Group::builder("scores", scores(&Arc::default()));
+    assert!(format!("{builder:?}").contains("scores"));
+    let group = builder.build().unwrap();
+    group.get("Tom").unwrap();
+    let text = format!("{group:?}");
+    assert!(text.contains("scores") && text.contains("entries: 1,"), "{text}");
+    assert!(!text.contains("Tom") && !text.contains("630"), "{text}");
+}
+
+#[test]
 fn an_absent_key_is_an_answer_and_not_an_error() {
     let group = Group::builder("scores", scores(&Arc::default())).build().unwrap();
     assert_eq!(group.get("kkk").unwrap(), None);

@@ -28,6 +28,7 @@ const NAMED: usize = 10;
 
 /// A pool's list of nodes follows a name, until this is dropped or the pool is:
 /// see [`HttpPool::follow`].
+#[derive(Debug)]
 #[must_use = "the name is followed for as long as this lives"]
 pub struct Following {
     is_over: Arc<AtomicBool>,

@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{iter, mem};
@@ -237,6 +238,17 @@ impl HttpPool {
     }
 }
 
+/// Shows the nodes and the options, but no token.
+impl fmt::Debug for HttpPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpPool")
+            .field("self_url", &self.self_url)
+            .field("peers", &self.peers())
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
 impl PeerPicker for HttpPool {
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
         let mut nodes = self.nodes.lock().unwrap();
@@ -347,6 +359,15 @@ mod tests {
         let pool = pool();
         assert!(pool.pick(&key_of(&pool, URLS[0])).is_none());
         assert_eq!(pool.pick(&key_of(&pool, URLS[1])).unwrap().name(), URLS[1]);
+    }
+
+    #[test]
+    fn the_debug_text_has_the_nodes_but_no_token() {
+        let options = PoolOptions { token: Some("se-cret".into()), ..PoolOptions::default() };
+        let pool = HttpPool::with_options(URLS[0], options).unwrap();
+        pool.set_peers(URLS).unwrap();
+        let text = format!("{pool:?}");
+        assert!(URLS.iter().all(|url| text.contains(url)) && !text.contains("cret"), "{text}");
     }
 
     #[test]

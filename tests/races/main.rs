@@ -17,7 +17,8 @@
 //! variables and threads are shuttle's.
 
 #![allow(dead_code, unused_imports)] // of the modules' parts that no scenario needs
-#![allow(missing_docs, unreachable_pub, clippy::new_without_default)]
+#![allow(missing_debug_implementations, missing_docs, unreachable_pub)]
+#![allow(clippy::new_without_default)]
 // The library supports a Rust that has no `let` chains, this program does not have to.
 #![allow(clippy::collapsible_if, clippy::collapsible_match)]
 

@@ -53,6 +53,7 @@ mod workers;
 
 use std::collections::HashMap;
 use std::mem;
+use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +86,7 @@ use crate::{Error, Group};
 /// # Ok::<(), geecache::Error>(())
 /// ```
 #[doc(alias = "ServeHTTP")]
+#[must_use = "it serves for as long as this lives"]
 pub struct HttpServer {
     listener: Arc<Listener>,
     workers: Arc<Workers>,
@@ -205,6 +207,12 @@ impl HttpServer {
         }
         self.listener.stop_accepting();
         self.workers.drain(grace)
+    }
+}
+
+impl fmt::Debug for HttpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpServer").field("local_addr", &self.local_addr()).finish_non_exhaustive()
     }
 }
 
