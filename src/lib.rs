@@ -206,6 +206,8 @@
 
 // The reading order links to private modules, which `make doc` shows.
 #![allow(rustdoc::private_intra_doc_links)]
+// docs.rs shows which items need a feature.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod byte_view;
 mod cache;

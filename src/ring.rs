@@ -161,10 +161,8 @@ mod tests {
 
     #[test]
     fn owners_are_those_that_go_computes_in_any_order_of_the_list() {
-        let rows: Vec<&str> = include_str!("../tests/ring-vectors.tsv")
-            .lines()
-            .filter(|l| !l.starts_with('#'))
-            .collect();
+        let rows: Vec<&str> =
+            include_str!("ring-vectors.tsv").lines().filter(|l| !l.starts_with('#')).collect();
         assert_eq!(rows.len(), 240);
         for row in rows {
             let [nodes, key, owner] = row.split('\t').collect::<Vec<_>>()[..] else {

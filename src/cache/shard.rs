@@ -193,11 +193,11 @@ impl Shard {
     /// eviction.
     #[doc(alias = "RemoveOldest")]
     pub(crate) fn evict(&mut self, now: impl FnOnce() -> Duration) -> Option<Record> {
-        if let Some(&(at, slot)) = self.expiries.first()
-            && Duration::from_millis(at) <= now()
-        {
-            self.counts.expirations += 1;
-            return Some(self.take(slot));
+        if let Some(&(at, slot)) = self.expiries.first() {
+            if Duration::from_millis(at) <= now() {
+                self.counts.expirations += 1;
+                return Some(self.take(slot));
+            }
         }
         let slot = self.order.victim(&mut self.table.slab)?;
         self.counts.evictions += 1;

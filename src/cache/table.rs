@@ -31,11 +31,10 @@ impl Table {
     pub(crate) fn find(&self, hash: u32, key: &[u8]) -> Option<(u32, &Record)> {
         let mut slot = self.heads[self.chain(hash)];
         while let Some(entry) = self.slab.get(slot) {
-            if entry.hash() == hash
-                && let Some(record) = &entry.record
-                && record.has_key(key)
-            {
-                return Some((slot, record));
+            if let Some(record) = &entry.record {
+                if entry.hash() == hash && record.has_key(key) {
+                    return Some((slot, record));
+                }
             }
             slot = entry.next;
         }

@@ -13,7 +13,7 @@
 //! 3. A keeps its value in the main cache, and asks once more who owns the key.
 
 use super::Group;
-use crate::cache::Key;
+use crate::cache::{Key, Record};
 
 impl Group {
     /// Limits the life of all values whose keys another node owns.
@@ -28,9 +28,8 @@ impl Group {
         }
         let lease = self.main.lease(key);
         let end = self.clock.now().saturating_add(self.hot_ttl);
-        if let Some(record) = self.main.peek(key)
-            && record.expires().is_none_or(|at| at > end)
-        {
+        let is_longer = |record: &Record| record.expires().is_none_or(|at| at > end);
+        if let Some(record) = self.main.peek(key).filter(is_longer) {
             self.main.insert(key, record.until(end), lease);
         }
     }

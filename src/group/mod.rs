@@ -270,11 +270,11 @@ impl Group {
     fn load_locally(&self, key: &Key<'_>, tier: Tier, trace: &mut Trace) -> Answer {
         self.fly(&self.loading, key, trace, |trace| {
             let lease = self.cache(tier).lease(key);
-            if tier == Tier::Main
-                && let Some((record, asked)) = self.take_over(key, lease)
-            {
-                trace.handed_over = Some(asked);
-                return Ok(record);
+            if tier == Tier::Main {
+                if let Some((record, asked)) = self.take_over(key, lease) {
+                    trace.handed_over = Some(asked);
+                    return Ok(record);
+                }
             }
             let (loaded, took) = self.ask_getter(key);
             trace.loaded = Some(took);

@@ -87,7 +87,8 @@ fn query_escape(text: &str) -> String {
 
 #[test]
 fn the_ring_of_these_tests_is_gos() {
-    let recorded = include_str!("../ring-vectors.tsv").lines().filter(|l| !l.starts_with('#'));
+    let recorded =
+        include_str!("../../src/ring-vectors.tsv").lines().filter(|l| !l.starts_with('#'));
     for row in recorded {
         let [nodes, key, owner] = row.split('\t').collect::<Vec<_>>()[..] else { panic!("{row}") };
         assert_eq!(owner_in_go(&nodes.split(',').collect::<Vec<_>>(), key), owner, "{row}");
