@@ -48,6 +48,7 @@ mod workload;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 
 use clap::{Parser, Subcommand};
@@ -180,7 +181,7 @@ fn progress(topic: &'static str, steps: usize) -> ProgressBar {
     bar.with_message(topic).with_finish(ProgressFinish::AndClear)
 }
 
-/// What this machine is, in one line.
+/// What this machine is and how busy it was at the start, in one line.
 fn machine() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name| {
@@ -189,10 +190,19 @@ fn machine() -> String {
     };
     let memory = field(&read("/proc/meminfo"), "MemTotal");
     let gibibytes = memory.trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0) / (1 << 20) as f64;
+    // It knows the names of processors that /proc/cpuinfo has as numbers alone.
+    let lscpu = Command::new("lscpu").env("LC_ALL", "C").output();
+    let lscpu = lscpu.map_or_else(
+        |_| String::new(),
+        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+    );
+    let load = read("/proc/loadavg");
+    let load: Vec<_> = load.split(' ').take(3).collect();
     format!(
-        "{} x {}, {gibibytes:.0} GiB, Linux {}",
+        "{} x {}, {gibibytes:.0} GiB, Linux {}; load averages at the start, of 1, 5 and 15 minutes: {}",
         thread::available_parallelism().map_or(0, usize::from),
-        field(&read("/proc/cpuinfo"), "model name"),
+        field(&lscpu, "Model name:"),
         read("/proc/sys/kernel/osrelease").trim(),
+        load.join(", "),
     )
 }
