@@ -7,6 +7,7 @@ install = command -v $(1) >/dev/null || \
 	{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy --no-install-recommends $(2); } || \
 	{ echo '$(1) is needed here and could not be installed: the package is $(2)' >&2; exit 1; }
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/release
+MSRV := $(shell sed -nE 's/^rust-version = "(.*)"/\1/p' Cargo.toml | head -n 1)
 SECONDS ?= 300
 SEED ?= 1
 
@@ -73,14 +74,27 @@ fmt-check: ## check the format
 	$(CARGO) fmt --all --check
 
 lint: ## run clippy on all targets, with TLS and without, warnings denied
+	@# The library supports a Rust without `let` chains. Edition 2021 has none, so its parser finds them.
+	rustfmt --check --edition 2021 --style-edition 2024 src/lib.rs examples/*.rs
 	$(CARGO) clippy --locked --workspace --all-targets --features tls -- -D warnings
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+msrv: ## build the library with the oldest Rust that it supports (rustup installs it)
+	rustup toolchain install $(MSRV) --profile minimal --no-self-update
+	rustup run $(MSRV) cargo check --locked --lib --features tls
+
+package: ## pack the library as for a registry, and build it from that
+	$(CARGO) package --locked --allow-dirty
+
+deny: ## check the licences, sources and versions of all dependencies
+	$(CARGO) test --locked --workspace --features tls --test it -- --ignored dependencies::
 
 doc: ## build the docs as a book, the private modules among them, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --features tls --document-private-items
 
-ci: fmt-check lint test test-metrics test-page proxy doc ## format, lint, all tests (installs what they need), docs: before each merge
+# The tests last: theirs is the last word.
+ci: fmt-check lint doc package deny test-metrics test-page proxy test ## all checks and tests (installs what they need): before each merge
 
 clean: ## remove what was built
 	$(CARGO) clean

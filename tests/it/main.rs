@@ -30,6 +30,7 @@
 //! | `discovery` | nodes that find each other by a name |
 //! | `proxy` | the same program behind HAProxy, with the feature `tls` |
 //! | `docs` | what the docs say of all these |
+//! | `dependencies` | the licences, sources and versions of all packages |
 //!
 //! `support` has the nodes, the stand-ins, the relay between nodes and the ways to wait; `child` a node in a process of its
 //! own; `browser` a browser.
@@ -39,6 +40,7 @@ mod browser;
 mod child;
 mod clients;
 mod combining;
+mod dependencies;
 mod discovery;
 mod docs;
 mod examples;
