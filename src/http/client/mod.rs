@@ -375,7 +375,7 @@ impl PeerGetter for HttpGetter {
         }
         // When all nodes start together, nobody has anything, and each question costs a round trip.
         let in_vain = self.in_vain.fetch_add(1, Ordering::Relaxed);
-        if in_vain >= OFTEN_IN_VAIN && !in_vain.is_multiple_of(OFTEN_IN_VAIN) {
+        if in_vain >= OFTEN_IN_VAIN && in_vain % OFTEN_IN_VAIN != 0 {
             return found;
         }
         let Some(attempt) = self.handover_cooldown.attempt(began) else { return found };

@@ -173,11 +173,14 @@ impl Clients {
                 _ => {}
             }
         }
-        let is_over = |_: &_, client: &mut Client| {
+        clients.retain(|_, client| {
             let part = client.part.as_ref().filter(|_| client.probe.is_none());
-            part.is_some_and(|(_, since)| since.elapsed() > closed)
-        };
-        parts.extend(clients.extract_if(is_over).filter_map(|(_, client)| client.part));
+            let is_over = part.is_some_and(|(_, since)| since.elapsed() > closed);
+            if is_over {
+                parts.extend(client.part.take());
+            }
+            !is_over
+        });
         drop(clients);
         drop(parts);
         to_probe

@@ -52,8 +52,8 @@ mod turn;
 mod workers;
 
 use std::collections::HashMap;
-use std::mem;
 use std::fmt;
+use std::mem;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;

@@ -114,12 +114,12 @@ fn headers_that_count(request: &Request) -> Vec<Header> {
 fn correct_head(answer: &mut Vec<u8>, code: u16, is_last: bool) {
     const LENGTH: &[u8] = b"Content-Length: 0\r\n";
     let find = |answer: &[u8], what: &[u8]| answer.windows(what.len()).position(|at| at == what);
-    if code == 204
-        && let Some(at) = find(answer, LENGTH)
-    {
+    let length = find(answer, LENGTH).filter(|_| code == 204);
+    if let Some(at) = length {
         answer.drain(at..at + LENGTH.len());
     }
-    if is_last && let Some(end) = find(answer, b"\r\n\r\n") {
+    let end = find(answer, b"\r\n\r\n").filter(|_| is_last);
+    if let Some(end) = end {
         answer.splice(end..end, *b"\r\nConnection: close");
     }
 }

@@ -179,7 +179,7 @@ fn is_framed_well(request: &Request, length: usize) -> bool {
 /// gives the writer only for the request, and a request without a connection only for tests.
 pub(super) fn part(request: Request) -> (Request, Writer) {
     // A body of this length is read when the request is made.
-    const PADDING: &str = match str::from_utf8(&[b' '; SHORT]) {
+    const PADDING: &str = match std::str::from_utf8(&[b' '; SHORT]) {
         Ok(padding) => padding,
         Err(_) => unreachable!(),
     };
