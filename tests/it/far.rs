@@ -181,6 +181,10 @@ fn slow_keys_do_not_make_their_owner_seem_dead() {
         assert_eq!(quick_loads() - before, asked as u64, "no other get fell back");
         gate.open();
     });
+    eventually("the owner has loaded them, too", || {
+        let stats = owner.stats();
+        stats.misses == stats.local_loads + stats.shared
+    });
     check_identities([&asker, &owner]);
 }
 
@@ -203,6 +207,10 @@ fn a_slow_key_in_a_batch_leaves_the_others_their_answers() {
     });
     assert_eq!(asker.stats().peer_loads - loads, quick.len() as u64);
     assert!(asker.believes_in_its_peer());
+    eventually("the owner has loaded it, too", || {
+        let stats = owner.stats();
+        stats.misses == stats.local_loads + stats.shared
+    });
     check_identities([&asker, &owner]);
 }
 
