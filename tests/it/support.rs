@@ -796,6 +796,14 @@ pub(crate) fn ask(url: &str, request: &str, headers: &[&str]) -> Answer {
     client.answer()
 }
 
+/// Whether a new connection is answered, soon.
+pub(crate) fn is_answered(url: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address_of(url)) else { return false };
+    stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let asked = stream.write_all(b"GET /healthz HTTP/1.1\r\n\r\n");
+    asked.is_ok() && stream.read(&mut [0; 1]).is_ok_and(|n| n > 0)
+}
+
 /// Sends a body, once, on a connection of its own.
 pub(crate) fn post(url: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
     let length = format!("Content-Length: {}", body.len());

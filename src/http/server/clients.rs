@@ -18,6 +18,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::mem;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,8 +47,9 @@ struct Client {
     connection: u64,
     waiting: VecDeque<Request>,
     probe: Option<Probe>,
-    /// The writer of an answer that was sent in part, and since when.
-    part: Option<(Writer, Instant)>,
+    /// The writer of an answer that was sent in part, those of requests behind it that were dropped,
+    /// and since when.
+    part: Option<(Vec<Writer>, Instant)>,
 }
 
 enum Probe {
@@ -63,6 +65,15 @@ enum Probe {
 pub(super) struct Waits {
     /// The first that waits is to be [probed](Clients::next_to_probe).
     pub(super) is_to_be_probed: bool,
+}
+
+/// What follows an answer.
+pub(super) enum Next {
+    None,
+    /// The client's next request, which is under way now.
+    UnderWay(Request),
+    /// Requests that must not be answered; their writers are to be [kept](Clients::keep).
+    Dropped(VecDeque<Request>),
 }
 
 impl Clients {
@@ -97,25 +108,39 @@ impl Clients {
         self.clients.lock().unwrap().get(&client).is_some_and(|client| client.part.is_some())
     }
 
-    /// A request has been answered. Returns the next one, which is under way then.
-    pub(super) fn answered(&self, connection: Connection, sent: Sent) -> Option<Request> {
+    /// A request has been answered.
+    pub(super) fn answered(&self, connection: Connection, sent: Sent) -> Next {
         let mut clients = self.clients.lock().unwrap();
-        let client = clients.get_mut(&connection.client)?;
+        let Some(client) = clients.get_mut(&connection.client) else { return Next::None };
         if client.connection != connection.number {
-            return None;
+            return Next::None;
         }
         if let Sent::Part(writer) = sent {
-            client.part = Some((writer, Instant::now()));
-            return None;
+            client.part = Some((vec![writer], Instant::now()));
+            // Those came on the same connection: it is alive, so no other has its address.
+            return Next::Dropped(mem::take(&mut client.waiting));
         }
         if client.probe.is_some() {
-            return None; // that is the next one, and goes on by itself
+            return Next::None; // that is the next one, and goes on by itself
         }
-        let next = client.waiting.pop_front();
-        if next.is_none() {
-            clients.remove(&connection.client);
+        match client.waiting.pop_front() {
+            Some(next) => Next::UnderWay(next),
+            None => {
+                clients.remove(&connection.client);
+                Next::None
+            }
         }
-        next
+    }
+
+    /// Keeps the writers of requests that came behind an answer that was sent in part.
+    pub(super) fn keep(&self, client: SocketAddr, writers: Vec<Writer>) {
+        let mut clients = self.clients.lock().unwrap();
+        if let Some((kept, since)) =
+            clients.get_mut(&client).and_then(|client| client.part.as_mut())
+        {
+            kept.extend(writers);
+            *since = Instant::now();
+        }
     }
 
     /// The request of `client` that is to be probed.
@@ -140,7 +165,7 @@ impl Clients {
         let mut clients = self.clients.lock().unwrap();
         let state = clients.get_mut(&client)?;
         if let Some(Probe::BehindPart) = state.probe.take() {
-            state.part = Some((writer, Instant::now()));
+            state.part = Some((vec![writer], Instant::now()));
             return None;
         }
         let number = self.number();

@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{error, warn};
 use tiny_http::{Request, ResponseBox};
 
-use super::clients::Clients;
+use super::clients::{Clients, Next};
 use super::queue::Queue;
 use super::reply::{LARGE, Sent, header, length_of, refuse_unread, send, text};
 use super::request::{
@@ -297,9 +297,21 @@ impl Shared {
     }
 
     fn answered(self: &Arc<Self>, connection: Connection, sent: Sent) {
-        let next = self.clients.answered(connection, sent);
-        if let Some(question) = next.and_then(|next| self.read(next, connection)) {
-            self.go_on(question);
+        match self.clients.answered(connection, sent) {
+            Next::None => {}
+            Next::UnderWay(next) => {
+                if let Some(question) = self.read(next, connection) {
+                    self.go_on(question);
+                }
+            }
+            Next::Dropped(requests) if requests.is_empty() => {}
+            Next::Dropped(requests) => {
+                let shared = self.clone();
+                self.slow_clients.run(move || {
+                    let writers = requests.into_iter().map(Request::into_writer).collect();
+                    shared.clients.keep(connection.client, writers);
+                });
+            }
         }
     }
 
