@@ -40,9 +40,9 @@ use shard::{Found, Shard};
 
 pub(crate) struct Cache {
     // Each Mutex guards its shard; no two are held at once.
-    shards: Box<[Padded]>,
+    shards: Box<[Padded<Mutex<Shard>>]>,
     // The bytes of all shards together.
-    bytes: AtomicUsize,
+    bytes: Padded<AtomicUsize>,
     max_bytes: usize,
     eviction: Eviction,
     // How long entries are kept after they have expired, for `past`.
@@ -55,9 +55,9 @@ pub(crate) struct Cache {
 
 type OnDue = dyn Fn(&Key<'_>) + Send + Sync;
 
-/// A shard that shares no cache line with its neighbour.
+/// Shares no cache line with its neighbours.
 #[repr(align(128))]
-struct Padded(Mutex<Shard>);
+struct Padded<T>(T);
 
 /// A snapshot of a cache. The bytes of an entry are those of its key and its value, and 80 more, or
 /// 112 if it expires, or 120 if it is to be [renewed](crate::GroupBuilder::refresh_ahead) before.
@@ -91,7 +91,7 @@ impl Cache {
         Self {
             // A power of two, rounded down.
             shards: (0..1 << shards.ilog2()).map(|_| shard()).collect(),
-            bytes: AtomicUsize::new(0),
+            bytes: Padded(AtomicUsize::new(0)),
             max_bytes,
             eviction,
             grace: Duration::ZERO,
@@ -114,8 +114,8 @@ impl Cache {
 
     #[inline]
     pub(crate) fn get(&self, key: &Key<'_>) -> Option<Record> {
-        if self.is_empty() {
-            return None;
+        if self.max_bytes == 0 {
+            return None; // as the hot cache of a group without peers
         }
         let now = || self.clock.now();
         let found = self.shard(self.home(key)).lock().unwrap().get(key, &self.grace, now);
@@ -147,7 +147,7 @@ impl Cache {
 
     /// Looks without using: no hit is counted, the order stays.
     pub(crate) fn peek(&self, key: &Key<'_>) -> Option<Record> {
-        if self.is_empty() {
+        if self.max_bytes == 0 {
             return None;
         }
         self.shard(self.home(key)).lock().unwrap().peek(key, || self.clock.now())
@@ -173,24 +173,16 @@ impl Cache {
         }
         let home = self.home(key);
         let mut shard = self.shard(home).lock().unwrap();
-        let mut gone = match shard.insert(key, record, lease, || self.clock.now()) {
+        let replaced = match shard.insert(key, record, lease, || self.clock.now()) {
             Ok(replaced) => replaced,
             Err(_refused) => {
                 drop(shard);
                 return;
             }
         };
-        // In a full cache an entry of the same shard leaves for the new one. If it is as large, the
-        // sum stays as it is, and in the processor caches of all threads.
-        let is_full = self.bytes.load(Ordering::Relaxed) + cost > self.max_bytes;
-        if gone.is_none() && is_full && shard.bytes > self.fair_part() && shard.len() > 1 {
-            gone = shard.evict(|| self.clock.now());
-        }
-        let freed = gone.as_ref().map_or(0, Record::cost);
-        if cost != freed {
-            // Under the lock, so that nobody subtracts what is not added yet.
-            self.bytes.fetch_add(cost.wrapping_sub(freed), Ordering::Relaxed);
-        }
+        let freed = replaced.as_ref().map_or(0, Record::cost);
+        // Under the lock, so that nobody subtracts what is not added yet.
+        self.bytes.0.fetch_add(cost.wrapping_sub(freed), Ordering::Relaxed);
         drop(shard);
         self.make_room(home);
     }
@@ -215,12 +207,12 @@ impl Cache {
     pub(crate) fn clear(&self) {
         for Padded(shard) in &self.shards {
             let cleared = shard.lock().unwrap().clear(self.eviction);
-            self.bytes.fetch_sub(cleared.bytes, Ordering::Relaxed);
+            self.bytes.0.fetch_sub(cleared.bytes, Ordering::Relaxed);
         }
     }
 
     fn give_back(&self, record: &Record) {
-        self.bytes.fetch_sub(record.cost(), Ordering::Relaxed);
+        self.bytes.0.fetch_sub(record.cost(), Ordering::Relaxed);
     }
 
     /// Evicts until the budget holds: first from shards above their fair part, beginning at the
@@ -232,7 +224,7 @@ impl Cache {
                 let index = (filled + i) & (self.shards.len() - 1);
                 let least_entries = if i == 0 { 2 } else { 1 };
                 loop {
-                    if self.bytes.load(Ordering::Relaxed) <= self.max_bytes {
+                    if self.bytes.0.load(Ordering::Relaxed) <= self.max_bytes {
                         return;
                     }
                     let mut shard = self.shard(index).lock().unwrap();
@@ -276,14 +268,6 @@ impl Cache {
             stats.bytes += shard.bytes;
         }
         stats
-    }
-
-    /// Reads one number, where to look into a shard takes a lock: the hot cache of a group without
-    /// peers is always empty. May miss a record that is being inserted just now, but none whose
-    /// flight has ended, since the lock of that flight lies between.
-    #[inline]
-    fn is_empty(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) == 0
     }
 
     fn fair_part(&self) -> usize {
@@ -404,7 +388,7 @@ mod tests {
         }
         let stats = fixture.cache.stats();
         assert_eq!((stats.entries, stats.bytes, stats.evictions), (1, 1 + 999 + OVERHEAD, 0));
-        assert_eq!(fixture.cache.bytes.load(Ordering::Relaxed), stats.bytes);
+        assert_eq!(fixture.cache.bytes.0.load(Ordering::Relaxed), stats.bytes);
     }
 
     #[test]
@@ -479,6 +463,44 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_spread_over_the_shards_and_over_the_chains_of_each() {
+        let fixture = with_budget(16 << 20, Eviction::S3Fifo);
+        let shards = &fixture.cache.shards;
+        assert!(shards.len() >= 16);
+        let per_shard = 1_000;
+        (0..per_shard * shards.len()).for_each(|i| fixture.put(&i.to_string(), b"x"));
+        for Padded(shard) in shards {
+            let shard = shard.lock().unwrap();
+            assert!((800..1_200).contains(&shard.len()), "{} of {per_shard}", shard.len());
+            // By chance alone, one of all chains is this long in one of 500,000 runs.
+            assert!(shard.longest_chain() < 13, "{}", shard.longest_chain());
+        }
+    }
+
+    #[test]
+    fn shards_above_their_fair_part_give_way_to_those_below() {
+        for eviction in [Eviction::S3Fifo, Eviction::Lru] {
+            let fixture = with_budget(1 << 20, eviction);
+            let cache = &fixture.cache;
+            let home = |key: &String| cache.home(&Key::new(key, &fixture.hasher));
+            let keys = || (0..1_000_000).map(|i| format!("{i:07}"));
+            let keys_of = |shard| keys().filter(move |key| home(key) == shard);
+            let cost = OVERHEAD + 8;
+            let (all, fair) = ((1 << 20) / cost, (1 << 20) / cost / cache.shards.len());
+            let entries = |shard: usize| cache.shards[shard].0.lock().unwrap().len();
+            // While the others are empty, a single shard may take the whole budget.
+            keys_of(0).take(2 * all).for_each(|key| fixture.put(&key, b"x"));
+            assert_eq!(entries(0), all);
+            // Another takes its part from it, and after that from itself.
+            for (i, key) in keys_of(1).take(2 * fair).enumerate() {
+                fixture.put(&key, b"x");
+                assert_eq!((entries(0) + entries(1), entries(1)), (all, (i + 1).min(fair)));
+            }
+            assert_eq!(entries(1), fair);
+        }
+    }
+
+    #[test]
     fn the_budget_holds_under_threads_and_the_sums_agree() {
         for eviction in [Eviction::S3Fifo, Eviction::Lru] {
             let fixture = with_budget(256 << 10, eviction);
@@ -490,7 +512,7 @@ mod tests {
             });
             let stats = fixture.cache.stats();
             assert!(stats.bytes <= stats.max_bytes);
-            assert_eq!(fixture.cache.bytes.load(Ordering::Relaxed), stats.bytes);
+            assert_eq!(fixture.cache.bytes.0.load(Ordering::Relaxed), stats.bytes);
             for Padded(shard) in &fixture.cache.shards {
                 shard.lock().unwrap().validate();
             }

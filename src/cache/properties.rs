@@ -238,7 +238,7 @@ impl Pair {
             shard.lock().unwrap().validate();
         }
         let stats = self.cache.stats();
-        assert_eq!(self.cache.bytes.load(Ordering::Relaxed), stats.bytes);
+        assert_eq!(self.cache.bytes.0.load(Ordering::Relaxed), stats.bytes);
         assert!(stats.bytes <= stats.max_bytes, "{stats:?}");
         assert_eq!((stats.hits, stats.rejected), (self.counts.hits, self.counts.rejected));
         for key in 0..KEYS.len() {

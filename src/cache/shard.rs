@@ -226,6 +226,12 @@ impl Shard {
         self.table.find(key.short_hash(), key.text.as_bytes())
     }
 
+    /// How many records the longest chain of the table has.
+    #[cfg(test)]
+    pub(crate) fn longest_chain(&self) -> usize {
+        self.table.longest_chain()
+    }
+
     /// Walks the whole structure and checks that its parts agree.
     #[cfg(test)]
     pub(crate) fn validate(&self) {

@@ -81,6 +81,12 @@ impl Table {
         self.slab[before].next = to;
     }
 
+    #[cfg(test)]
+    pub(crate) fn longest_chain(&self) -> usize {
+        let length = |&head: &u32| self.slab.walk(head, |entry| entry.next).len();
+        self.heads.iter().map(length).max().unwrap_or(0)
+    }
+
     /// The filled slots; checks that each is in its chain, and that no chain has another.
     #[cfg(test)]
     pub(crate) fn slots(&self) -> Vec<u32> {
