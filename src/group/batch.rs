@@ -244,6 +244,17 @@ impl Group {
         found.into_iter().map(&mut tell).collect()
     }
 
+    /// Whether the caches have all `keys` now, and all values `fit`, which is given their lengths. Counts
+    /// nothing.
+    pub(crate) fn has_cached(&self, keys: &[&str], mut fit: impl FnMut(usize) -> bool) -> bool {
+        let mut has = |text: &&str| {
+            let found = self.key(text).ok().and_then(|key| self.peek(&key));
+            found
+                .is_some_and(|(record, _)| record.into_value().is_none_or(|value| fit(value.len())))
+        };
+        keys.iter().all(&mut has)
+    }
+
     /// The same from the caches alone, and only values that `fit`, which is given their lengths. The
     /// other keys count as not cached, and not as asked for.
     pub(crate) fn answer_batch_cached(

@@ -189,6 +189,59 @@ fn slow_keys_do_not_make_their_owner_seem_dead() {
 }
 
 #[test]
+fn hits_need_no_worker_of_the_owner_whatever_their_size() {
+    const WORKERS: usize = 16;
+    const GETS: usize = 50;
+    let gate = Gate::default();
+    let origin = Origin::new({
+        let gate = gate.clone();
+        move |key: &str| {
+            if key.starts_with("slow") {
+                gate.wait();
+            }
+            let length = if key.starts_with("large") { 2_000 } else { 3 };
+            Ok::<_, BoxError>(Some("v".repeat(length)))
+        }
+    });
+    let cluster = Cluster::over(&origin).workers(WORKERS, 256);
+    let ([asker, owner], _relays) = cluster.settings(|_, group| group.hot_bytes(0)).behind_relays();
+    let keys = |prefix: &str, length: usize, count: usize| -> Vec<String> {
+        let width = length - prefix.len();
+        let numbered = (0..).map(|i| format!("{prefix}{i:0width$}"));
+        numbered.filter(|key| asker.pool.owner(key) == owner.url).take(count).collect()
+    };
+    // Callers, and the keys that they ask for: bodies and answers of batches below and above what
+    // tiny_http reads, and a server sends, without another thread.
+    let loads =
+        [(64, keys("small", 16, 200)), (16, keys("long", 100, 200)), (64, keys("large", 16, 200))];
+    for (_, keys) in &loads {
+        asker.get_many(keys);
+    }
+    let slow = keys("slow", 16, WORKERS);
+    thread::scope(|scope| {
+        for key in &slow {
+            let asker = &asker;
+            scope.spawn(move || asker.get(key));
+        }
+        eventually("all workers wait for the origin", || gate.waiting() == WORKERS);
+        let fallbacks = asker.stats().fallbacks;
+        for (callers, keys) in &loads {
+            together(*callers, |caller| {
+                for key in keys.iter().cycle().skip(caller * 3).take(GETS) {
+                    assert!(asker.get(key).is_some());
+                }
+            });
+            // As many as an answer without a worker holds.
+            let values = asker.get_many(&keys[..100]);
+            assert!(values.iter().all(Option::is_some));
+        }
+        assert_eq!(asker.stats().fallbacks, fallbacks, "no get needed a worker");
+        assert_eq!(gate.waiting(), WORKERS, "all of them still wait");
+        gate.open();
+    });
+}
+
+#[test]
 fn a_slow_key_in_a_batch_leaves_the_others_their_answers() {
     let (origin, gate) = Origin::gated_for(|key| key.ends_with('7'));
     let cluster = Cluster::over(&origin).timeout(DEADLINE).settings(|_, group| group.hot_bytes(0));

@@ -70,6 +70,11 @@ impl Routes {
                 let keys = frame::read_question(body).ok()?;
                 Some(batch_from_caches(group, &keys, request))
             }
+            Ok(Asked::Keys(group)) => {
+                let keys = frame::read_question(body).ok()?;
+                let has_all = group.has_cached(&keys, frame::cached_budget());
+                has_all.then(|| batch_from_caches(group, &keys, request))
+            }
             Ok(_) => None,
         }
     }
