@@ -77,31 +77,52 @@
 //!
 //! # Reading order
 //!
-//! Leaves first. Each file opens with the question that it answers, the flaw that it cures and the
-//! race that it guards against; `make doc` builds these pages together with the public ones, as a
-//! short book.
+//! Begin with `examples/in_one_file.rs`: the whole design as Go's GeeCache has it, on the bare packages,
+//! with a table of its flaws and the file that cures each. `make doc` builds these pages together with
+//! the private modules, as a book.
+//!
+//! Two readings. The first is the story, leaves first:
 //!
 //! | file | what |
 //! |---|---|
-//! | [`byte_view.rs`](byte_view) | [`ByteView`]: immutable bytes, cheap to clone |
-//! | [`getter.rs`](getter) | [`Getter`]: the origin; [`Loaded`]: a value and its time to live |
-//! | [`ring.rs`](ring) | [`Ring`]: who owns which key |
-//! | [`flight.rs`](flight) | `Flight`: one runner per key, the others wait |
-//! | [`cache/`](cache) | `Cache`: shards, records in one allocation, [`Eviction`] |
-//! | [`peer.rs`](peer) | [`PeerPicker`], [`PeerGetter`]: the seam between the story and the network |
-//! | [`group/`](group) | [`Group`]: one get, top to bottom |
-//! | [`http/`](http) | [`HttpPool`] asks, [`HttpServer`] answers |
-//! | `error.rs`, `clock.rs`, `stats.rs`, `metrics.rs` | [`Error`], [`Clock`], [`Stats`], [`prometheus`] |
+//! | `getter.rs` | `Getter`: the origin; `Loaded`: a value and its time to live |
+//! | `byte_view.rs` | `ByteView`: immutable bytes, cheap to clone |
+//! | `ring.rs` | `Ring`: which node owns which key |
+//! | `flight.rs` | `Flight`: of all threads that want the same work one does it, the others wait |
+//! | `cache/mod.rs`, `cache/record.rs`, `cache/shard.rs` | `Cache`: entries within a budget of bytes; an entry in one allocation; one shard under one mutex |
+//! | `peer.rs` | `PeerPicker`, `PeerGetter`: the seam between the story and the network; `examples/by_hand.rs` fills it without one |
+//! | `group/builder.rs`, `group/mod.rs` | `Group`: its settings; one get, top to bottom |
+//! | `http/mod.rs`, `http/wire.rs`, `http/pool.rs` | asking and answering; paths and headers; `HttpPool`: the ring, and a getter for each other node |
+//! | `http/client/mod.rs`, `http/client/exchange.rs`, `http/client/cooldown.rs` | `HttpGetter`: a deadline; one request, one answer; a dead peer costs once |
+//! | `http/server/mod.rs`, `http/server/routes.rs`, `http/server/workers.rs` | `HttpServer`: the way of a question; which question gets which answer; the threads that answer |
 //!
-//! Arrows go down only: `http` → `group`, `metrics` → `stats` → `cache`, and `group` → `cache`,
-//! `flight`, `peer`, `getter` → `byte_view`, `error`, `clock`, `ring`. `group` does not know of
-//! HTTP; `ring` and `flight` know of nothing.
+//! The second is what makes it fast and hard to kill:
+//!
+//! | file | what |
+//! |---|---|
+//! | `lib.rs`, `error.rs`, `clock.rs`, `stats.rs`, `metrics.rs` | this story; errors; the time, moved by hand in tests; what is counted; the same for Prometheus |
+//! | `cache/key.rs`, `cache/slab.rs`, `cache/table.rs` | a key and its hash; slots and the lists over them; slots by key |
+//! | `cache/order.rs`, `cache/s3fifo.rs`, `cache/ghosts.rs` | which entry goes first |
+//! | `group/batch.rs`, `group/remove.rs`, `group/trace.rs` | many keys at once; removals; how a get was answered |
+//! | `group/doorkeeper.rs`, `group/disowned.rs`, `group/fallback_log.rs` | which copies are kept; keys that another node owns now; a log that one can read |
+//! | `group/refresh.rs`, `group/handover.rs`, `http/discovery.rs` | a slow or failing origin; a list of nodes that changes; nodes found by a name |
+//! | `http/options.rs`, `http/frame.rs` | options, their limits and checks; a batch as bytes |
+//! | `http/client/combine.rs` | gets that share a request |
+//! | `http/client/addresses.rs`, `http/client/idle.rs`, `http/client/transport.rs` | where a name leads; connections that are kept; ureq |
+//! | `http/server/queue.rs`, `http/server/intake.rs`, `http/server/turn.rs` | who is let in; who receives, and answers hits; whose turn that is |
+//! | `http/server/clients.rs`, `http/server/slow_clients.rs` | one request of a client at a time; threads that wait for clients |
+//! | `http/server/request.rs`, `http/server/reply.rs`, `http/server/listener.rs` | tiny_http's request and answer; its accepting side, with its flaws cured |
+//!
+//! Arrows go down only: `http` uses `group` and `metrics`; `group` uses `cache`, `flight`, `peer`,
+//! `getter` and `stats`; all may use `error`, `clock` and `byte_view`. `client` and `server` know nothing
+//! of each other; what both need is in `wire`, `frame` and `options`. `group` knows nothing of HTTP, and
+//! `ring` and `flight` know nothing of caching.
 //!
 //! # Locks
 //!
-//! `Mutex` everywhere. A comment on each names what it guards. No two are held at once (but for
-//! those of `Combine`, whose comment has their order), and no getter, no I/O, no log line and no
-//! drop of a value happens under one.
+//! A comment on each `Mutex` names what it guards. Counters and single flags are atomics. No two locks
+//! are held at once, but where a comment gives their order, and no getter, no I/O, no log line and no drop
+//! of a value happens under one.
 //!
 //! # Between nodes
 //!
@@ -152,8 +173,9 @@
 //!
 //! # What fails, and what then happens
 //!
-//! The tests are in `tests/it`, that of the restarts in `tests/restarts.rs`; what threads can do to
-//! each other is in `tests/races`, where a model checker chooses who goes on.
+//! The tests are in `tests/it`, that of the restarts in `tests/restarts.rs`. What threads can do to each
+//! other is in `tests/races`, where a model checker chooses which thread goes on: flight, cache, group,
+//! removals across nodes, combining, the workers' queue and the turn of the intake.
 //!
 //! | what | then | shown by |
 //! |---|---|---|
@@ -175,7 +197,7 @@
 //! | the origin is slow | with [`refresh_ahead`](GroupBuilder::refresh_ahead), values that are asked for are loaded anew before they expire | `origin::a_hundred_gets_through_three_nodes_renew_a_value_once` |
 //! | the origin is down | with [`stale_if_error`](GroupBuilder::stale_if_error), values past their time answer, marked, and each key is tried once a second; else an error | `origin::while_the_origin_is_down_all_nodes_answer_and_none_keeps_a_copy`, `origin::where_neither_the_owner_nor_the_origin_answers_an_old_copy_does`, `origin::a_stale_value_ends_after_its_grace_and_with_a_removal_on_all_nodes`, `node::while_the_database_is_broken_nodes_answer_what_they_had_and_then_recover_by_themselves` |
 //! | more requests than workers and queue can take | `503` at once on the new ones but hits, those accepted are finished soon; peers fall back, and load a key once in each node | `load::a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished`, `overload::those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_once`, `overload::while_an_owner_is_overloaded_each_asking_node_loads_a_key_once` |
-//! | all workers wait for the origin | what waits for nothing is answered: hits, `/healthz`, `/metrics` | `clients::hits_are_answered_while_all_workers_wait_for_the_origin`, `load::probes_are_answered_while_all_workers_wait_and_requests_are_refused`, `load::what_is_answered_immediately_waits_for_no_worker`, `node::the_page_and_the_status_are_there_while_all_workers_wait` |
+//! | all workers wait for the origin | what waits for nothing is answered: hits, `/healthz`, `/metrics` | `clients::hits_are_answered_while_all_workers_wait_for_the_origin`, `far::hits_need_no_worker_of_the_owner_whatever_their_size`, `load::probes_are_answered_while_all_workers_wait_and_requests_are_refused`, `load::what_is_answered_immediately_waits_for_no_worker`, `node::the_page_and_the_status_are_there_while_all_workers_wait` |
 //! | a value larger than the cache, or than what may travel | returned, not kept, counted; nothing else is flushed | `values::a_value_above_the_budget_is_returned_and_flushes_nothing`, `values::a_value_of_just_the_transfer_limit_travels_and_one_byte_more_is_loaded_here` |
 //! | a removal cannot reach a node | it is named; its copy lives for `hot_ttl` at the most | `removal::nodes_that_cannot_be_reached_are_named_after_all_others_were`, `removal::a_node_that_was_not_reached_has_its_copy_until_the_hot_ttl_ends` |
 //! | the listener runs out of file descriptors | it answers again within 3 s of there being some, and logs both | `clients::a_lack_of_descriptors_ends_with_the_connections_that_caused_it` |

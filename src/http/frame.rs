@@ -1,21 +1,6 @@
 //! Frames: how a batch of keys, and the answers to it, are written as bytes.
 //!
-//! Numbers are big-endian. The body of the question:
-//!
-//! | bytes | what |
-//! |---|---|
-//! | 4 | the number of keys, up to [`MAX_KEYS`] |
-//! | 2 | the length of the first key |
-//! | … | the first key, UTF-8; and so on |
-//!
-//! The body of the answer has one frame for each key, in the order asked:
-//!
-//! | status | then |
-//! |---|---|
-//! | 0, a value | 8 bytes: the milliseconds it still lives, all ones: no end; 4: its length; the value. A value past its time, for which the origin failed, lives for 0 |
-//! | 1, absent | nothing |
-//! | 2, the owner's load failed | 2 bytes: the length of the text; the text |
-//! | 3, not here | nothing: not cached and only cached values were asked for, or the answer is full; ask singly |
+//! The docs of the crate have the bytes as two tables: [*Between nodes*](crate#between-nodes).
 //!
 //! A length is compared with what was received before it is used.
 

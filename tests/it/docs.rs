@@ -1,4 +1,4 @@
-//! What the docs say of the tests is true.
+//! What the docs say of the tests and of the files is true, and where they say it twice they agree.
 
 use std::fs;
 use std::path::Path;
@@ -26,4 +26,60 @@ fn each_row_of_the_table_of_failures_names_tests_that_are_there() {
             assert!(is_there, "{module}::{name}");
         }
     }
+}
+
+/// The docs of the crate, without the marks of a comment.
+fn docs_of_the_crate() -> String {
+    let docs = include_str!("../../src/lib.rs").lines().take_while(|line| line.starts_with("//!"));
+    let plain = docs.map(|line| line.strip_prefix("//! ").unwrap_or_default());
+    plain.collect::<Vec<_>>().join("\n")
+}
+
+const README: &str = include_str!("../../README.md");
+
+/// What stands from `first` on, up to `last`.
+fn part<'t>(text: &'t str, first: &str, last: &str) -> &'t str {
+    let from = &text[text.find(first).unwrap_or_else(|| panic!("{first}"))..];
+    &from[..from.find(last).unwrap_or_else(|| panic!("{last}"))]
+}
+
+#[test]
+fn the_reading_order_names_each_file_once_and_is_the_same_in_both_places() {
+    let docs = docs_of_the_crate();
+    let order = part(&docs, "Two readings.", "\n\nArrows go down");
+    assert_eq!(part(README, "Two readings.", "\n\nThen `examples/node/`"), order);
+    let quoted = order.split('`').skip(1).step_by(2);
+    let is_of_src = |name: &&str| name.ends_with(".rs") && !name.starts_with("examples/");
+    let mut named: Vec<_> = quoted.filter(is_of_src).map(String::from).collect();
+    named.sort();
+    let mut files = Vec::new();
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
+    let mut folders = vec![src.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push(path.strip_prefix(&src).unwrap().to_str().unwrap().to_string());
+            }
+        }
+    }
+    files.retain(|file| file.ends_with(".rs"));
+    files.retain(|file| !file.ends_with("tests.rs") && !file.ends_with("properties.rs"));
+    files.sort();
+    assert_eq!(named, files);
+}
+
+#[test]
+fn the_picture_of_a_get_and_the_protocol_are_the_same_wherever_they_stand() {
+    let docs = docs_of_the_crate();
+    let lines = |text: &str| -> Vec<String> {
+        let picture = part(text, "get(key) ── main cache?", "keep ─▶ value");
+        picture.lines().map(|line| line.trim_start_matches(['/', '!', ' ']).into()).collect()
+    };
+    assert_eq!(lines(README), lines(&docs));
+    assert_eq!(lines(include_str!("../../src/group/mod.rs")), lines(&docs));
+    let table = |text: &str| part(text, "| Request | Answer |", "\n\n").to_string();
+    assert_eq!(table(README), table(&docs));
 }
