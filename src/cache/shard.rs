@@ -139,9 +139,8 @@ impl Shard {
             return Err(record);
         }
         let replaced = self.take_key(key);
-        if let Some(replaced) = &replaced
-            && replaced.expires().is_some_and(|at| at <= now())
-        {
+        let end = replaced.as_ref().and_then(Record::expires);
+        if end.is_some_and(|at| at <= now()) {
             self.counts.expirations += 1;
         }
         let (cost, expires) = (record.cost(), record.expires_millis());

@@ -404,12 +404,12 @@ mod tests {
         let mut left = all.to_vec();
         let key = (0..).map(|i| i.to_string()).find(|key| {
             left = all.to_vec();
-            while let owner = ring_of(left.iter().map(|s| s.to_string()), &pool.options)
-                .owner(key)
-                .unwrap()
-                .to_string()
-                && owner != all[0]
-            {
+            loop {
+                let ring = ring_of(left.iter().map(|s| s.to_string()), &pool.options);
+                let owner = ring.owner(key).unwrap();
+                if owner == all[0] {
+                    break;
+                }
                 left.retain(|url| *url != owner);
             }
             left.len() == 1

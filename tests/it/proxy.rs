@@ -55,7 +55,7 @@ impl Scene {
         let token = folder.file("token", TOKEN, 0o600);
         let certificate = folder.file("node.pem", &authority.pem_for(host), 0o600);
 
-        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/proxy/haproxy.cfg");
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/proxy/haproxy.cfg");
         let mut command = Command::new("haproxy");
         command.arg("-f").arg(config).arg("-db").env("CERTIFICATE", certificate);
         for i in 0..3 {

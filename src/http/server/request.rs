@@ -58,9 +58,8 @@ pub(super) fn client_of(request: &Request) -> SocketAddr {
 pub(super) fn path_of(request: &Request) -> &str {
     let target = request.url().split('?').next().unwrap_or_default();
     for scheme in ["http://", "https://"] {
-        if let Some((start, rest)) = target.split_at_checked(scheme.len())
-            && start.eq_ignore_ascii_case(scheme)
-        {
+        let Some((start, rest)) = target.split_at_checked(scheme.len()) else { continue };
+        if start.eq_ignore_ascii_case(scheme) {
             return rest.find('/').map_or("/", |at| &rest[at..]);
         }
     }
