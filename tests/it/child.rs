@@ -148,7 +148,7 @@ impl Child {
 
     /// The memory that it holds, in bytes.
     pub(crate) fn memory(&self) -> u64 {
-        self.status("VmRSS:")
+        memory_of(self.process.id())
     }
 
     fn status(&self, field: &str) -> u64 {
