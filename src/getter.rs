@@ -43,11 +43,13 @@ pub trait Getter: Send + Sync {
     /// found out. Errors are returned to the callers and never cached.
     fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError>;
 
-    /// The same for many keys at once, in their order, one answer for each. Default: one after
-    /// the other; if the origin is a database, one query can do it. The whole call should take less
-    /// time than a peer waits for its answer, [`PoolOptions::timeout`](crate::PoolOptions::timeout).
-    fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
-        keys.iter().map(|key| self.get(key)).collect()
+    /// The same for many keys at once, in their order, one answer for each; or an error for all of
+    /// them, which each caller then has as its [`source`](std::error::Error::source). Default: one
+    /// key after the other; if the origin is a database, one query can do it. The whole call should
+    /// take less time than a peer waits for its answer,
+    /// [`PoolOptions::timeout`](crate::PoolOptions::timeout).
+    fn get_many(&self, keys: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
+        Ok(keys.iter().map(|key| self.get(key)).collect())
     }
 }
 

@@ -62,13 +62,12 @@ impl Getter for Database {
     /// One by one: a question to SQLite crosses no network, so one for all would save little. And
     /// it would not find what one for each finds: whether `tom` is `Tom`, or `"7"` is 7, depends on
     /// the type and the collation of the column.
-    fn get_many(&self, names: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
+    fn get_many(&self, names: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
         debug!("[SlowDB] search {} keys", names.len());
-        let scores = self.search(|connection| {
+        Ok(self.search(|connection| {
             let score = |name: &&str| Ok(score_of(connection, name)?);
             Ok(names.iter().map(score).collect())
-        });
-        scores.unwrap_or_else(|error| names.iter().map(|_| Err(error.to_string().into())).collect())
+        })?)
     }
 }
 

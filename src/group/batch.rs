@@ -21,7 +21,7 @@ use super::{
 };
 use crate::cache::{Key, Lease, Record};
 use crate::flight::{LeaderGuard, Seat};
-use crate::{BoxError, ByteView, Error, PeerError, PeerGetter};
+use crate::{ByteView, Error, PeerError, PeerGetter};
 
 impl Group {
     /// The values of many keys, in the order asked, as [`get`](Self::get) would give each.
@@ -202,14 +202,19 @@ impl Group {
         let get_many = AssertUnwindSafe(|| self.getter.get_many(&texts));
         let (loaded, took) = timed(|| catch_unwind(get_many));
         self.counters.getter_times.record(took);
+        let loaded = loaded.map(|loaded| match loaded {
+            Ok(loaded) if loaded.len() != keys.len() => {
+                let (answers, keys) = (loaded.len(), keys.len());
+                Err(format!("get_many gave {answers} answers for {keys} keys").into())
+            }
+            loaded => loaded,
+        });
         let loaded: Vec<_> = match loaded {
-            Ok(loaded) if loaded.len() == keys.len() => zip(keys, loaded)
+            Ok(Ok(loaded)) => zip(keys, loaded)
                 .map(|(key, loaded)| loaded.map_err(|error| failed(key, error.into())))
                 .collect(),
-            Ok(loaded) => {
-                let wrong =
-                    format!("get_many gave {} answers for {} keys", loaded.len(), keys.len());
-                let source = SharedError::from(BoxError::from(wrong));
+            Ok(Err(error)) => {
+                let source = SharedError::from(error);
                 keys.iter().map(|key| Err(failed(key, source.clone()))).collect()
             }
             Err(panic) => keys.iter().map(|key| Err(panicked(key, &*panic))).collect(),

@@ -667,15 +667,27 @@ fn a_removal_tells_two_hundred_peers_sixteen_at_a_time() {
     assert_eq!(failed.iter().map(|(name, _)| name).collect::<Vec<_>>(), Vec::from_iter(&names));
 }
 
+/// The database of a getter is down.
+#[derive(Debug)]
+struct Down(usize);
+
+impl std::fmt::Display for Down {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a query for {} keys: the database is down", self.0)
+    }
+}
+
+impl std::error::Error for Down {}
+
 /// A getter that answers each batch by one call.
 struct Batches(Sender<Vec<String>>);
 
 impl Getter for Batches {
     fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError> {
-        self.get_many(&[key]).pop().unwrap()
+        self.get_many(&[key])?.pop().unwrap()
     }
 
-    fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
+    fn get_many(&self, keys: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
         self.0.send(keys.iter().map(|key| key.to_string()).collect()).unwrap();
         let answer = |key: &&str| match *key {
             "bad" => Err(Fails::from("disk full")),
@@ -684,7 +696,11 @@ impl Getter for Batches {
             key => Ok(Some(Loaded::from(key.to_uppercase()))),
         };
         let answers = keys.iter().map(answer).collect();
-        if keys.contains(&"short") { Vec::new() } else { answers }
+        match keys {
+            _ if keys.contains(&"short") => Ok(Vec::new()),
+            _ if keys.contains(&"down") => Err(Box::new(Down(keys.len()))),
+            _ => Ok(answers),
+        }
     }
 }
 
@@ -749,6 +765,12 @@ fn a_getter_that_fails_a_whole_batch_is_an_error_for_each_key_and_the_keys_are_u
         ]
     );
     assert_eq!(errors(&["short"]), ["loading \"short\": get_many gave 0 answers for 1 keys"]);
+    for answer in group.get_many(&["a", "down", "b"]) {
+        let error = answer.unwrap_err();
+        let source = std::error::Error::source(&error).unwrap();
+        assert_eq!(source.downcast_ref::<Down>().unwrap().0, 3, "as the getter made it");
+        assert!(error.to_string().ends_with(": a query for 3 keys: the database is down"));
+    }
     assert_eq!(group.get("a").unwrap().unwrap(), "A");
     check_identities(&group.stats());
 }

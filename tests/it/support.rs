@@ -139,9 +139,9 @@ impl Getter for Origin {
         (self.answer)(key)
     }
 
-    fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Loaded>, BoxError>> {
+    fn get_many(&self, keys: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
         self.batches.lock().unwrap().push(keys.iter().map(|&key| key.into()).collect());
-        keys.iter().map(|key| self.get(key)).collect()
+        Ok(keys.iter().map(|key| self.get(key)).collect())
     }
 }
 
