@@ -6,8 +6,45 @@ use std::iter::zip;
 use crate::cache::CacheStats;
 use crate::stats::{Histogram, PeerStats, Stats};
 
-/// The metrics of several groups in the Prometheus text format (version 0.0.4): each with the
-/// label `group`, those of a cache with `cache`, those of a peer with `peer`.
+/// The metrics of several groups in the Prometheus text format (version 0.0.4).
+///
+/// | metric | type | labels | what |
+/// |---|---|---|---|
+/// | `geecache_gets_total` | counter | group | Keys asked for, by callers here and by peers. |
+/// | `geecache_peer_requests_total` | counter | group | Keys that peers asked for. |
+/// | `geecache_misses_total` | counter | group | Gets that no cache could answer. |
+/// | `geecache_handed_over_total` | counter | group | Keys that an earlier owner gave. |
+/// | `geecache_fallbacks_total` | counter | group | Loads in place of an owner. |
+/// | `geecache_local_loads_total` | counter | group | Keys that the getter answered. |
+/// | `geecache_local_load_errors_total` | counter | group | Keys for which the getter failed. |
+/// | `geecache_shared_total` | counter | group | Misses that shared another's load. |
+/// | `geecache_refreshes_total` | counter | group | Values renewed before they expired. |
+/// | `geecache_refresh_errors_total` | counter | group | Renewals that failed. |
+/// | `geecache_stale_total` | counter | group | Misses answered by a value past its time. |
+/// | `geecache_removals_incomplete_total` | counter | group | Removals that a peer did not confirm. |
+/// | `geecache_hits_total` | counter | group, cache | Gets that a cache answered. |
+/// | `geecache_evictions_total` | counter | group, cache | Entries evicted to make room for others. |
+/// | `geecache_expirations_total` | counter | group, cache | Entries found expired. |
+/// | `geecache_rejected_total` | counter | group, cache | Values larger than the budget. |
+/// | `geecache_entries` | gauge | group, cache | Entries held. |
+/// | `geecache_bytes` | gauge | group, cache | Bytes held, overhead included. |
+/// | `geecache_max_bytes` | gauge | group, cache | The budget in bytes. |
+/// | `geecache_peer_up` | gauge | group, peer | 1 if the peer answered last time, 0 if it cools down. |
+/// | `geecache_peer_loads_total` | counter | group, peer | Misses that the owner answered. |
+/// | `geecache_peer_errors_total` | counter | group, peer, kind | Misses that the owner did not answer. |
+/// | `geecache_origin_load_seconds` | histogram | group | Time of each getter call. |
+/// | `geecache_removal_seconds` | histogram | group | Time of each removal begun here. |
+/// | `geecache_peer_load_seconds` | histogram | group, peer | Time of each question to a peer. |
+/// | `geecache_shed_total` | counter | none | Requests refused with 503. |
+///
+/// The last is added by [`HttpServer`](crate::HttpServer), which answers `/metrics` with all of them.
+/// `cache` is `main` or `hot`. A histogram has the series `_bucket` (with `le`, from 100 µs to 10 s),
+/// `_sum` and `_count`.
+///
+/// The kinds of errors of a peer: `connection` (none, a broken one, or no HTTP), `timeout`,
+/// `out_of_time` (too little was left to ask), `cooling_down` (not asked), the statuses `401`, `404`
+/// (no such group there), `502` (its own load failed) and `503` (overloaded), `status` (any other),
+/// `stranger` (no node of the cluster), `too_large` (the value) and `unsupported`.
 ///
 /// ```
 /// # use geecache::Group;
@@ -43,8 +80,16 @@ pub fn prometheus<'g>(groups: impl IntoIterator<Item = (&'g str, Stats)>) -> Str
         let values = peers.iter().filter_map(|(labels, peer)| Some((labels, read(peer)?)));
         family(&mut text, name, kind, help, values);
     }
+    let errors = peers.iter().flat_map(|(labels, peer)| {
+        let kinds = peer.errors_by_kind.iter();
+        kinds.map(move |(kind, &errors)| (format!("{labels},kind=\"{kind}\""), errors))
+    });
+    let name = "geecache_peer_errors_total";
+    family(&mut text, name, "counter", "Misses that the owner did not answer.", errors);
     let times = groups.iter().map(|(labels, stats)| (labels, &stats.getter_times));
     histogram(&mut text, "geecache_origin_load_seconds", "Time of each getter call.", times);
+    let times = groups.iter().map(|(labels, stats)| (labels, &stats.removal_times));
+    histogram(&mut text, "geecache_removal_seconds", "Time of each removal begun here.", times);
     let times = peers.iter().map(|(labels, peer)| (labels, &peer.times));
     histogram(&mut text, "geecache_peer_load_seconds", "Time of each question to a peer.", times);
     text
@@ -113,6 +158,12 @@ const GROUP_METRICS: &[Metric<Stats, u64>] = &[
     ("geecache_refreshes_total", "counter", "Values renewed before they expired.", |s| s.refreshes),
     ("geecache_refresh_errors_total", "counter", "Renewals that failed.", |s| s.refresh_errors),
     ("geecache_stale_total", "counter", "Misses answered by a value past its time.", |s| s.stale),
+    (
+        "geecache_removals_incomplete_total",
+        "counter",
+        "Removals that a peer did not confirm.",
+        |s| s.removals_incomplete,
+    ),
 ];
 
 const CACHE_METRICS: &[Metric<CacheStats, u64>] = &[
@@ -132,14 +183,12 @@ const PEER_METRICS: &[Metric<PeerStats, Option<u64>>] = &[
         p.up.map(u64::from)
     }),
     ("geecache_peer_loads_total", "counter", "Misses that the owner answered.", |p| Some(p.loads)),
-    ("geecache_peer_errors_total", "counter", "Misses that the owner did not answer.", |p| {
-        Some(p.errors)
-    }),
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PeerError;
 
     #[test]
     fn each_metric_has_its_help_and_type_once_and_labels_are_escaped() {
@@ -147,6 +196,22 @@ mod tests {
         assert_eq!(text.matches("# TYPE geecache_gets_total counter\n").count(), 1);
         assert!(text.contains("geecache_gets_total{group=\"a\"} 0\n"));
         assert!(text.contains("geecache_bytes{group=\"b\\\"\\\\\\n\",cache=\"hot\"} 0\n"));
+    }
+
+    #[test]
+    fn the_kinds_of_errors_of_peers_are_those_of_the_docs() {
+        let status = |code| PeerError::Status { code, text: String::new() };
+        let text = String::new;
+        let errors = [
+            [PeerError::Transport(text()), PeerError::Timeout, PeerError::OutOfTime],
+            [PeerError::CoolingDown, PeerError::Stranger(text()), PeerError::Unsupported],
+            [PeerError::TooLarge { limit: 1 }, status(401), status(404)],
+            [status(502), status(503), status(418)],
+        ];
+        let docs = include_str!("metrics.rs").split("pub fn prometheus").next().unwrap();
+        for error in errors.iter().flatten() {
+            assert!(docs.contains(&format!("`{}`", error.kind())), "{error}");
+        }
     }
 
     #[test]

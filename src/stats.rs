@@ -54,6 +54,11 @@ pub struct Stats {
     /// Misses answered by a value [past its time](crate::GroupBuilder::stale_if_error), of this
     /// process or of the owner.
     pub stale: u64,
+    /// How long each removal took that this process began, of a key or of all: from the first node to
+    /// the last.
+    pub removal_times: Histogram,
+    /// Those of them that [not all peers](crate::Error::RemoveIncomplete) have confirmed.
+    pub removals_incomplete: u64,
     /// How long each call of the getter took; a batch is one call.
     pub getter_times: Histogram,
     /// The questions to each peer, by its name. Those that have left the list are shown for ten minutes.
@@ -75,6 +80,8 @@ pub struct PeerStats {
     pub loads: u64,
     /// Misses that it did not answer.
     pub errors: u64,
+    /// The same by the kind of error; [`prometheus`](crate::prometheus) lists the kinds.
+    pub errors_by_kind: BTreeMap<&'static str, u64>,
     /// How long each question took, answered or not. A batch is one question; a peer that cools down
     /// is not asked, and neither is one that there was no time left to ask.
     pub times: Histogram,
@@ -126,6 +133,8 @@ pub(crate) struct Counters {
     pub(crate) refreshes: Counter,
     pub(crate) refresh_errors: Counter,
     pub(crate) stale: Counter,
+    pub(crate) removal_times: Times,
+    pub(crate) removals_incomplete: Counter,
     pub(crate) getter_times: Times,
     // Guards the table alone.
     peers: Mutex<Peers>,
@@ -151,7 +160,8 @@ struct Peer {
 #[derive(Default)]
 pub(crate) struct PeerCounters {
     pub(crate) loads: Counter,
-    pub(crate) errors: Counter,
+    // Guards the number of errors of each kind.
+    errors: Mutex<BTreeMap<&'static str, u64>>,
     pub(crate) times: Times,
 }
 
@@ -230,6 +240,8 @@ impl Counters {
             refreshes: self.refreshes.get(),
             refresh_errors: self.refresh_errors.get(),
             stale: self.stale.get(),
+            removal_times: self.removal_times.snapshot(),
+            removals_incomplete: self.removals_incomplete.get(),
             getter_times: self.getter_times.snapshot(),
             peers: by_peer,
             main,
@@ -253,8 +265,9 @@ impl Peers {
             };
             let is_shown = peer.left.is_none_or(|left| now < left + SHOWN_AFTER);
             if !is_shown {
-                gone.0 += peer.counters.loads.get();
-                gone.1 += peer.counters.errors.get();
+                let counts = peer.counters.snapshot();
+                gone.0 += counts.loads;
+                gone.1 += counts.errors;
             }
             is_shown
         });
@@ -264,11 +277,17 @@ impl Peers {
 }
 
 impl PeerCounters {
+    pub(crate) fn add_error(&self, kind: &'static str) {
+        *self.errors.lock().unwrap().entry(kind).or_default() += 1;
+    }
+
     fn snapshot(&self) -> PeerStats {
+        let errors_by_kind = self.errors.lock().unwrap().clone();
         PeerStats {
             up: None,
             loads: self.loads.get(),
-            errors: self.errors.get(),
+            errors: errors_by_kind.values().sum(),
+            errors_by_kind,
             times: self.times.snapshot(),
         }
     }
@@ -296,7 +315,7 @@ mod tests {
     fn a_peer_that_left_keeps_its_counts_and_is_neither_up_nor_down() {
         let counters = Counters::default();
         counters.of_peer("b").loads.add_one();
-        counters.of_peer("c").errors.add_one();
+        counters.of_peer("c").add_error("timeout");
         let caches = CacheStats::default;
         let at = |seconds, peers: &[(&'static str, bool)]| {
             let now = Duration::from_secs(seconds);

@@ -243,7 +243,7 @@ impl Group {
         lease: Lease,
         owner: &PeerCounters,
     ) -> Result<Record, PeerError> {
-        let answer = answer.inspect_err(|_| owner.errors.add_one())?;
+        let answer = answer.inspect_err(|error| owner.add_error(error.kind()))?;
         owner.loads.add_one();
         let is_wanted = answer.is_some() && self.doorkeeper.note_and_was_seen(key.hash);
         Ok(self.copy(key, answer, is_wanted.then_some(lease)))

@@ -23,6 +23,7 @@
 //! ends after its `hot_ttl`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Group, at_once};
 use crate::cache::Key;
@@ -38,7 +39,7 @@ impl Group {
     /// # Errors
     /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
     pub fn remove(&self, key: &str) -> Result<(), Error> {
-        let key = self.key(key)?;
+        let (key, start) = (self.key(key)?, Instant::now());
         self.remove_here(&key);
         let owner = self.peers.pick(key.text);
         let is_owner =
@@ -61,7 +62,7 @@ impl Group {
         ask_all(&former, remove);
         // A copy may have come from the owner between the first line and its removal there.
         self.remove_here(&key);
-        complete(failed)
+        self.complete(start, failed)
     }
 
     /// Removes all keys of the group from all nodes, as [`remove`](Self::remove) does with one.
@@ -69,7 +70,7 @@ impl Group {
     /// # Errors
     /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
     pub fn clear(&self) -> Result<(), Error> {
-        let others = self.peers.others();
+        let (others, start) = (self.peers.others(), Instant::now());
         let clear = |peer: &dyn PeerGetter| peer.clear(&self.name);
         // Each node owns some keys and has copies of others, so none can be first. The second
         // round drops the copies that were made of values which the first had not dropped yet.
@@ -80,7 +81,16 @@ impl Group {
         let reached: Vec<_> = others.iter().filter(|peer| reached(peer)).cloned().collect();
         self.answer_clear();
         let failed_later = ask_all(&reached, clear);
-        complete([failed, failed_later].concat())
+        self.complete(start, [failed, failed_later].concat())
+    }
+
+    fn complete(&self, start: Instant, failed: Vec<(String, PeerError)>) -> Result<(), Error> {
+        self.counters.removal_times.record(start.elapsed());
+        if failed.is_empty() {
+            return Ok(());
+        }
+        self.counters.removals_incomplete.add_one();
+        Err(Error::RemoveIncomplete { failed })
     }
 
     /// Answers a peer that removes `key`: drops this node's own copies.
@@ -122,8 +132,4 @@ fn ask_all(
 ) -> Vec<(String, PeerError)> {
     let failures = at_once(peers, |peer| ask(&**peer).err().map(|e| (peer.name().to_string(), e)));
     failures.into_iter().flatten().collect()
-}
-
-fn complete(failed: Vec<(String, PeerError)>) -> Result<(), Error> {
-    if failed.is_empty() { Ok(()) } else { Err(Error::RemoveIncomplete { failed }) }
 }

@@ -9,7 +9,7 @@ use geecache::BoxError;
 
 use crate::support::*;
 
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 23] = [
     "geecache_gets_total",
     "geecache_hits_total",
     "geecache_misses_total",
@@ -24,6 +24,8 @@ const NAMES: [&str; 21] = [
     "geecache_expirations_total",
     "geecache_rejected_total",
     "geecache_shed_total",
+    "geecache_removals_incomplete_total",
+    "geecache_removal_seconds_count",
     "geecache_bytes",
     "geecache_max_bytes",
     "geecache_entries",
@@ -50,6 +52,7 @@ fn nodes_that_have_seen_much() -> ([Node; 2], String) {
         }
         asker.get_many(&keys);
     }
+    owner.get(&of(&dead, 1)[0]);
     asker.get("absent");
     assert!(asker.group().get("bad").is_err());
     ([asker, owner], dead)
@@ -96,6 +99,52 @@ fn each_metric_is_there_and_they_add_up() {
     // The key whose load fails may be the owner's.
     let failed = asker.peers[&nodes[1].url].errors;
     assert_eq!(asker.peer_loads + failed, owner.peer_requests);
+}
+
+#[test]
+fn the_table_of_the_docs_has_each_metric_with_its_type_and_its_help() {
+    let (nodes, _) = nodes_that_have_seen_much();
+    let rows = include_str!("../../src/metrics.rs").lines();
+    let rows = rows.filter_map(|line| line.strip_prefix("/// | `"));
+    let mut documented: Vec<_> = rows
+        .map(|row| match row.split(" | ").collect::<Vec<_>>()[..] {
+            [name, kind, _, help] => {
+                [name, kind, help].map(|cell| cell.trim_matches(['`', ' ', '|']))
+            }
+            _ => panic!("four columns expected: {row}"),
+        })
+        .map(|cells| cells.join(" "))
+        .collect();
+    let metrics = metrics_of(&nodes[0]);
+    let of = |what: &str| -> HashMap<String, String> {
+        let lines = metrics.lines().filter_map(|line| line.strip_prefix(what)?.split_once(' '));
+        lines.map(|(name, text)| (name.to_string(), text.to_string())).collect()
+    };
+    let help = of("# HELP ");
+    let described = of("# TYPE ").into_iter().map(|(name, kind)| {
+        let help = &help[&name];
+        format!("{name} {kind} {help}")
+    });
+    let mut described: Vec<_> = described.collect();
+    documented.sort();
+    described.sort();
+    assert_eq!(documented, described);
+}
+
+#[test]
+fn removals_and_the_errors_of_peers_are_counted_by_what_they_were() {
+    let (nodes, dead) = nodes_that_have_seen_much();
+    assert!(nodes[0].group().remove("Tom").is_err(), "one peer is not there");
+    let metrics = metrics_of(&nodes[0]);
+    let sums = sums(&metrics);
+    assert_eq!(sums["geecache_removals_incomplete_total"], 1.0);
+    assert_eq!(sums["geecache_removal_seconds_count"], 1.0);
+    let kinds = &nodes[0].stats().peers[&dead].errors_by_kind;
+    assert_eq!(kinds.values().sum::<u64>(), nodes[0].stats().peers[&dead].errors);
+    assert!(kinds["connection"] > 0 && kinds["cooling_down"] > 0, "{kinds:?}");
+    let labels = format!("group=\"scores\",peer=\"{dead}\",kind=\"connection\"");
+    let line = format!("geecache_peer_errors_total{{{labels}}} {}\n", kinds["connection"]);
+    assert!(metrics.contains(&line), "{metrics}");
 }
 
 #[test]
