@@ -18,9 +18,7 @@
 //! B: 630, had it
 //! ```
 //!
-//! B and C wait 3 s each, `PoolOptions::timeout`, before they search: a connection of A's that was
-//! open stays open, since the process lives on, but nobody answers there. Where A's process ends,
-//! its connections end with it, and nobody waits.
+//! B and C wait for nobody: A tells them on their open connections that it has stopped.
 
 use std::convert::Infallible;
 use std::net::TcpListener;
