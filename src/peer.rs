@@ -48,7 +48,7 @@ pub trait PeerGetter: Send + Sync {
     /// The peer's name, as logs, errors and metrics show it.
     fn name(&self) -> &str;
 
-    /// The value of `key` in `group`, with its remaining time to live; `Ok(None)` if the peer knows
+    /// The value of `key` in `group`, with its remaining time to live as the peer told it; `Ok(None)` if the peer knows
     /// that there is no such key. After an error the group falls back to its own getter.
     fn get(&self, group: &str, key: &str) -> Result<Option<Loaded>, PeerError>;
 

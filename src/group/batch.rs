@@ -109,6 +109,7 @@ impl Group {
         debug!("[{}] {} keys: asking {}", self.name, keys.len(), owner.name());
         let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
         let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
+        let asked_at = self.clock.now();
         let (mut heard, took) = timed(|| owner.get_many(&self.name, &texts));
         let counters = self.counters.of_peer(owner.name());
         if heard.iter().any(was_attempted) {
@@ -121,7 +122,7 @@ impl Group {
         let mut fallen = Vec::new();
         let mut answers = Vec::new();
         for ((&key, lease), answer) in zip(zip(keys, leases), heard) {
-            let answer = self.keep_copy(key, answer, lease, &counters);
+            let answer = self.keep_copy(key, answer, lease, asked_at, &counters);
             if let Err(error) = &answer {
                 self.note_fallback(owner, key, error);
                 fallen.push(key);

@@ -58,7 +58,8 @@ impl Group {
         keys: &[&Key<'_>],
         leases: &[Lease],
     ) -> Vec<Option<TakenOver>> {
-        let end = self.clock.now().saturating_add(PATIENCE);
+        let start = self.clock.now();
+        let end = start.saturating_add(PATIENCE);
         let mut former: Vec<_> = keys.iter().map(|key| self.former(key).into_iter()).collect();
         let mut taken: Vec<Option<TakenOver>> = vec![None; keys.len()];
         loop {
@@ -80,18 +81,24 @@ impl Group {
             for ((peer, part), (found, took)) in zip(parts, brought) {
                 for (i, loaded) in zip(part, found) {
                     let asked = || Asked { peer: peer.name().into(), took, error: None };
-                    let keep = |loaded| self.keep_taken_over(keys[i], loaded, leases[i]);
+                    let keep = |loaded| self.keep_taken_over(keys[i], loaded, start, leases[i]);
                     taken[i] = loaded.and_then(keep).map(|record| (record, asked()));
                 }
             }
         }
     }
 
-    fn keep_taken_over(&self, key: &Key<'_>, loaded: Loaded, lease: Lease) -> Option<Record> {
+    fn keep_taken_over(
+        &self,
+        key: &Key<'_>,
+        loaded: Loaded,
+        start: Duration,
+        lease: Lease,
+    ) -> Option<Record> {
         if loaded.ttl == Some(Duration::ZERO) {
             return None;
         }
-        let record = self.record(Tier::Main, key, Some(&loaded), loaded.ttl);
+        let record = self.record(Tier::Main, key, Some(&loaded), start, loaded.ttl);
         self.main.insert(key, record.clone(), lease);
         self.limit_if_disowned(key);
         self.counters.handed_over.add_one();

@@ -223,13 +223,13 @@ impl Group {
         key: &Key<'_>,
         trace: &mut Trace,
     ) -> Result<Record, PeerError> {
-        let lease = self.hot.lease(key);
+        let (lease, asked_at) = (self.hot.lease(key), self.clock.now());
         let (answer, took) = timed(|| owner.get(&self.name, key.text));
         let counters = self.counters.of_peer(owner.name());
         if was_attempted(&answer) {
             counters.times.record(took);
         }
-        let answer = self.keep_copy(key, answer, lease, &counters);
+        let answer = self.keep_copy(key, answer, lease, asked_at, &counters);
         let error = answer.as_ref().err().cloned();
         trace.asked = Some(Asked { peer: owner.name().into(), took, error });
         answer
@@ -241,19 +241,27 @@ impl Group {
         key: &Key<'_>,
         answer: Result<Option<Loaded>, PeerError>,
         lease: Lease,
+        asked_at: Duration,
         owner: &PeerCounters,
     ) -> Result<Record, PeerError> {
         let answer = answer.inspect_err(|error| owner.add_error(error.kind()))?;
         owner.loads.add_one();
         let is_wanted = answer.is_some() && self.doorkeeper.note_and_was_seen(key.hash);
-        Ok(self.copy(key, answer, is_wanted.then_some(lease)))
+        Ok(self.copy(key, answer, asked_at, is_wanted.then_some(lease)))
     }
 
-    /// The owner's answer; kept, if there is a lease and it is not over.
-    fn copy(&self, key: &Key<'_>, answer: Option<Loaded>, lease: Option<Lease>) -> Record {
+    /// The owner's answer; kept, if there is a lease and it is not over. Its life is counted from when
+    /// the owner was asked: the answer may have been on its way for all that time.
+    fn copy(
+        &self,
+        key: &Key<'_>,
+        answer: Option<Loaded>,
+        asked_at: Duration,
+        lease: Option<Lease>,
+    ) -> Record {
         self.note_load(key);
         let ttl = answer.as_ref().and_then(|loaded| loaded.ttl);
-        let record = self.record(Tier::Hot, key, answer.as_ref(), ttl);
+        let record = self.record(Tier::Hot, key, answer.as_ref(), asked_at, ttl);
         match (answer, lease) {
             (None, _) => self.drop_outdated(key),
             (Some(loaded), _) if loaded.stale => return record.stale(),
@@ -320,7 +328,7 @@ impl Group {
             Some(loaded) => loaded.ttl.or(self.ttl).map(|ttl| self.jittered(ttl, key)),
             None => self.negative_ttl,
         };
-        let record = self.record(tier, key, loaded.as_ref(), ttl);
+        let record = self.record(tier, key, loaded.as_ref(), self.clock.now(), ttl);
         if loaded.is_none() {
             self.drop_outdated(key);
         }
@@ -501,12 +509,13 @@ impl Group {
         }
     }
 
-    /// Other nodes' keys live for `hot_ttl` at the most.
+    /// What lives for `ttl` from `start` on; other nodes' keys for `hot_ttl` at the most.
     fn record(
         &self,
         tier: Tier,
         key: &Key<'_>,
         loaded: Option<&Loaded>,
+        start: Duration,
         ttl: Option<Duration>,
     ) -> Record {
         let ttl = match tier {
@@ -515,11 +524,10 @@ impl Group {
         };
         let value = loaded.map(|loaded| &*loaded.value);
         let Some(ttl) = ttl else { return Record::new(key.text, value, None) };
-        let now = self.clock.now();
-        let expires = now.saturating_add(ttl);
+        let expires = start.saturating_add(ttl);
         match (value, self.refresh.due(ttl)) {
             (Some(value), Some(due)) => {
-                Record::renewable(key.text, value, now.saturating_add(due), expires)
+                Record::renewable(key.text, value, start.saturating_add(due), expires)
             }
             (value, _) => Record::new(key.text, value, Some(expires)),
         }

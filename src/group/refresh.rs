@@ -248,7 +248,7 @@ impl Group {
 
     /// In no flight: who finds the copy expired meanwhile asks the owner as ever.
     fn renew_by_asking(&self, owner: &dyn PeerGetter, key: &Key<'_>) -> Result<(), String> {
-        let lease = self.hot.lease(key);
+        let (lease, asked_at) = (self.hot.lease(key), self.clock.now());
         let (answer, took) = timed(|| owner.get(&self.name, key.text));
         if was_attempted(&answer) {
             self.counters.of_peer(owner.name()).times.record(took);
@@ -257,7 +257,7 @@ impl Group {
         if loaded.as_ref().is_some_and(|loaded| loaded.stale) {
             return Err(format!("peer {}: its value is stale", owner.name()));
         }
-        self.copy(key, loaded, Some(lease));
+        self.copy(key, loaded, asked_at, Some(lease));
         // The owner may have answered with what it renews just now. It is not asked in a loop.
         self.refresh.attempts.lock().unwrap().rest(key.hash, self.clock.now(), None);
         Ok(())

@@ -608,6 +608,58 @@ fn peers_that_cannot_be_reached_are_named_after_all_others_were() {
     assert!(error.to_string().contains("deaf owner (no answer within the deadline)"), "{error}");
 }
 
+/// An owner whose answers, which live for 10 s, are under way for 3 s by the group's clock.
+struct FarOwner(Clock);
+
+impl PeerGetter for FarOwner {
+    fn name(&self) -> &str {
+        "far owner"
+    }
+
+    fn get(&self, _group: &str, key: &str) -> Result<Option<Loaded>, PeerError> {
+        self.0.advance(Duration::from_secs(3));
+        Ok(Some(Loaded::from(key).ttl(Duration::from_secs(10))))
+    }
+
+    fn get_cached(&self, group: &str, keys: &[&str], _: Duration) -> Vec<Option<Loaded>> {
+        keys.iter().map(|key| self.get(group, key).unwrap()).collect()
+    }
+}
+
+impl PeerPicker for FarOwner {
+    fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
+        (key != "handed over").then(|| Arc::new(Self(self.0.clone())) as Arc<dyn PeerGetter>)
+    }
+
+    fn former(&self, _key: &str) -> Vec<Arc<dyn PeerGetter>> {
+        vec![Arc::new(Self(self.0.clone()))]
+    }
+}
+
+#[test]
+fn a_life_is_counted_from_when_the_peer_was_asked() {
+    for key in ["one by one", "in a batch", "handed over"] {
+        let clock = Clock::by_hand();
+        let group = Group::builder("scores", scores(&Arc::default()))
+            .peers(FarOwner(clock.clone()))
+            .clock(clock.clone())
+            .build()
+            .unwrap();
+        let is_kept = || group.get_cached(key).unwrap().is_some();
+        // What was asked for twice is kept.
+        while !is_kept() {
+            match key {
+                "in a batch" => drop(group.get_many(&[key])),
+                _ => drop(group.get(key)),
+            }
+        }
+        clock.advance(Duration::from_millis(6_999));
+        assert!(is_kept(), "{key}");
+        clock.advance(Duration::from_millis(1));
+        assert!(!is_kept(), "{key}");
+    }
+}
+
 /// Two hundred peers, and how many of them are asked at the same time.
 #[derive(Default)]
 struct Crowd {

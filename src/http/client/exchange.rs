@@ -72,7 +72,6 @@ impl Exchange {
         key: &str,
         timeout: Duration,
     ) -> Result<(Option<Loaded>, bool), PeerError> {
-        let asked = self.clock.now();
         let url = self.url(&wire::path(&self.options.base_path, group, key));
         let mut answer = self.send(timeout, |left| {
             let request = self.with_token(self.agent.get(&url));
@@ -81,7 +80,7 @@ impl Exchange {
         let was_cached = header(&answer, wire::CACHE) != Some(wire::MISS);
         let is_absent = header(&answer, wire::RESULT) == Some(wire::ABSENT);
         match answer.status().as_u16() {
-            200 => Ok((Some(self.value(asked, &mut answer)?), was_cached)),
+            200 => Ok((Some(self.value(&mut answer)?), was_cached)),
             404 if is_absent => {
                 // An empty body; reading it gives the connection back.
                 let _ = body(&mut answer, 0);
@@ -99,7 +98,6 @@ impl Exchange {
         key: &str,
         timeout: Duration,
     ) -> Result<Option<Loaded>, PeerError> {
-        let asked = self.clock.now();
         let url = self.url(&wire::path(&self.options.base_path, group, key));
         let mut answer = self.send(timeout, |left| {
             let request = self.with_token(self.agent.get(&url));
@@ -108,7 +106,7 @@ impl Exchange {
         })?;
         let is_elsewhere = header(&answer, wire::RESULT) == Some(wire::NOT_CACHED);
         match answer.status().as_u16() {
-            200 => self.value(asked, &mut answer).map(Some),
+            200 => self.value(&mut answer).map(Some),
             404 if is_elsewhere => {
                 let _ = body(&mut answer, 0);
                 Ok(None)
@@ -118,12 +116,12 @@ impl Exchange {
     }
 
     /// The value that a `200` brings.
-    fn value(&self, asked: Duration, answer: &mut Response<Body>) -> Result<Loaded, PeerError> {
+    fn value(&self, answer: &mut Response<Body>) -> Result<Loaded, PeerError> {
         let ttl = header(answer, wire::TTL_MS).and_then(wire::ttl_from_header);
         let stale = is_stale(answer);
         check_origin(answer, wire::VALUE_TYPE)?;
         let value = body(answer, self.options.max_value_bytes)?;
-        Ok(self.since(asked, Loaded { ttl, stale, ..value.into() }))
+        Ok(Loaded { ttl, stale, ..value.into() })
     }
 
     /// Asks for several keys. `None` for the keys that are not in the answer;
@@ -135,7 +133,6 @@ impl Exchange {
         wanted: Wanted,
         timeout: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
-        let asked = self.clock.now();
         let url = self.url(&wire::group_path(&self.options.base_path, group));
         let question = frame::write_question(keys);
         let mut answer = self.send(timeout, |left| {
@@ -157,7 +154,7 @@ impl Exchange {
                 let heard = frame::read_answer(&body, keys.len());
                 let heard =
                     heard.map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
-                Ok(heard.into_iter().map(|heard| self.answer_of(asked, heard, has_stale)).collect())
+                Ok(heard.into_iter().map(|heard| self.answer_of(heard, has_stale)).collect())
             }
             // As Go's servers answer a POST, each in its way; but not one of ours without the group.
             200 | 400 | 404 | 405 | 500 | 501 if header(&answer, wire::ERROR).is_none() => {
@@ -168,7 +165,7 @@ impl Exchange {
         }
     }
 
-    fn answer_of(&self, asked: Duration, heard: Heard, has_stale: bool) -> Option<Answer> {
+    fn answer_of(&self, heard: Heard, has_stale: bool) -> Option<Answer> {
         let limit = self.options.max_value_bytes;
         match heard {
             Heard::Value(loaded) if loaded.value.len() as u64 > limit => {
@@ -176,19 +173,12 @@ impl Exchange {
             }
             Heard::Value(loaded) => {
                 let stale = has_stale && loaded.ttl == Some(Duration::ZERO);
-                Some(Ok(Some(self.since(asked, Loaded { stale, ..loaded }))))
+                Some(Ok(Some(Loaded { stale, ..loaded })))
             }
             Heard::Absent => Some(Ok(None)),
             Heard::Failed(text) => Some(Err(PeerError::Status { code: 502, text })),
             Heard::NotHere => None,
         }
-    }
-
-    /// The value's remaining life, counted from when it was asked for: the answer may have been on
-    /// its way for all that time.
-    fn since(&self, asked: Duration, loaded: Loaded) -> Loaded {
-        let transit = self.clock.now().saturating_sub(asked);
-        Loaded { ttl: loaded.ttl.map(|ttl| ttl.saturating_sub(transit)), ..loaded }
     }
 
     /// Tells the peer to remove a key, or all of a group.
