@@ -10,8 +10,8 @@
 //! the next one for a moment only, the [*pause*](Pace::pause). Where requests queue up, because the
 //! processors of either end are busy, it is longer: there a get that waits loses nothing.
 //!
-//! - A get leaves at once, as a plain request of its own, if the request that left last has returned
-//!   or has been out for the pause.
+//! - A get leaves at once, as a plain request of its own, if no more than [`FEW`] are under way, or
+//!   the request that left last has returned or has been out for the pause.
 //! - Otherwise it gathers, and the first get of those that gather keeps the time. When the request
 //!   that left last returns, or the pause ends, one of them leads all into the next *batch*.
 //! - Callers are woken in this order: first those that have their answer, then the leader of the
@@ -23,6 +23,7 @@
 //! those of its keys that are not there are asked for plainly after it, each by its own caller.
 
 use std::mem;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -34,11 +35,17 @@ pub(super) const PAUSE: Duration = Duration::from_micros(100);
 const LONGEST_PAUSE: u32 = 10;
 /// For how long the shortest round trip is remembered.
 const REMEMBERED: Duration = Duration::from_secs(1);
+/// So many gets at the same time, and fewer, each ask for themselves: to share would save less than it
+/// takes to wait for each other.
+pub(super) const FEW: usize = 4;
 /// The most batches that are out at the same time. Beyond it gets gather until one returns.
 const MOST_OUT: usize = 16;
 
 pub(super) struct Combine<A> {
     clock: Clock,
+    few: usize,
+    /// How many gets are under way, plain or in a batch.
+    under_way: AtomicUsize,
     // Guards what is out and what gathers; nobody asks a peer under it. Locked before the lock of
     // a batch, never under it.
     state: Mutex<State<A>>,
@@ -137,8 +144,8 @@ enum Part<A> {
 }
 
 impl<A: Clone> Combine<A> {
-    /// `pause` is the shortest one.
-    pub(super) fn new(pause: Duration, clock: Clock) -> Self {
+    /// Up to `few` gets at the same time are not combined; `pause` is the shortest one.
+    pub(super) fn new(few: usize, pause: Duration, clock: Clock) -> Self {
         let state = State {
             gathering: None,
             batches_out: 0,
@@ -147,7 +154,7 @@ impl<A: Clone> Combine<A> {
             last_is_back: true,
             pace: Pace::new(pause),
         };
-        Self { clock, state: Mutex::new(state) }
+        Self { clock, few, under_way: AtomicUsize::new(0), state: Mutex::new(state) }
     }
 
     /// Asks for `key` by `plain`, or together with others by `batch`. A batch takes as many keys as
@@ -161,6 +168,7 @@ impl<A: Clone> Combine<A> {
         batch: impl Fn(&[String]) -> Brought<A>,
         plain: impl FnOnce() -> A,
     ) -> Option<A> {
+        let _under_way = UnderWay::begin(&self.under_way);
         let answer = match self.join(key, patience, fit) {
             Part::Plain(departure) => {
                 let _out = Out { combine: self, departure, batch: None };
@@ -251,8 +259,11 @@ impl<A: Clone> Combine<A> {
 
     /// Whether nothing holds a request back.
     fn may_leave(&self, state: &State<A>) -> bool {
+        let are_few = self.under_way.load(Ordering::Relaxed) <= self.few;
         state.batches_out < MOST_OUT
-            && (state.last_is_back || self.clock.now() >= state.last_left_at + state.pace.pause())
+            && (are_few
+                || state.last_is_back
+                || self.clock.now() >= state.last_left_at + state.pace.pause())
     }
 
     /// Notes that a request leaves.
@@ -339,6 +350,22 @@ impl<A: Clone> Brought<A> {
     }
 }
 
+/// A get that is under way, until it is dropped.
+struct UnderWay<'c>(&'c AtomicUsize);
+
+impl<'c> UnderWay<'c> {
+    fn begin(count: &'c AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 struct Departure {
     number: u64,
     at: Duration,
@@ -406,9 +433,13 @@ mod tests {
         }
 
         fn pausing(pause: Duration) -> Self {
+            Self::with(0, pause)
+        }
+
+        fn with(few: usize, pause: Duration) -> Self {
             let (asked, plain_gate, batch_gate) = (bounded(100), bounded(0), bounded(0));
             let clock = Clock::by_hand();
-            let combine = Combine::new(pause, clock.clone());
+            let combine = Combine::new(few, pause, clock.clone());
             Self { combine, clock, asked, plain_gate, batch_gate }
         }
 
@@ -483,6 +514,7 @@ mod tests {
             assert!(self.asked.1.is_empty());
             let state = self.combine.state.lock().unwrap();
             assert_eq!((state.batches_out, state.last_is_back), (0, true));
+            assert_eq!(self.combine.under_way.load(Ordering::Relaxed), 0);
             assert!(state.gathering.is_none());
         }
     }
@@ -527,6 +559,21 @@ mod tests {
                 peer.let_plain();
                 assert_eq!(get.join().unwrap().unwrap(), "hit plainly");
             }
+        });
+        peer.assert_at_rest();
+    }
+
+    #[test]
+    fn a_few_gets_leave_at_once_and_those_beyond_them_gather() {
+        let peer = Peer::with(2, LONG);
+        thread::scope(|scope| {
+            let few = vec![peer.out(scope, "hit1"), peer.out(scope, "hit2")];
+            let gathered = peer.gathered(scope, &["hit3", "hit4"]);
+            (0..2).for_each(|_| peer.let_plain());
+            assert_eq!(peer.next_request(), "batch hit3 hit4");
+            peer.let_batch();
+            assert_eq!(answers(few), ["hit1 plainly", "hit2 plainly"]);
+            assert_eq!(answers(gathered), ["hit3 by batch", "hit4 by batch"]);
         });
         peer.assert_at_rest();
     }

@@ -121,7 +121,7 @@ impl HttpGetter {
         if let Some(group) = groups.get(name) {
             return group.clone();
         }
-        let combine = Combine::new(combine::PAUSE, self.clock.clone());
+        let combine = Combine::new(combine::FEW, combine::PAUSE, self.clock.clone());
         let group = Arc::new(OfGroup { combine, missing: AtomicU32::new(0) });
         groups.insert(name.into(), group.clone());
         group
@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn many_misses_end_the_combining_and_few_do_not() {
         let group = || OfGroup {
-            combine: Combine::new(Duration::ZERO, Clock::real()),
+            combine: Combine::new(0, Duration::ZERO, Clock::real()),
             missing: AtomicU32::new(0),
         };
         // Each 50th key, and each 10th, is not cached.

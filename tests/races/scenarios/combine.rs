@@ -47,7 +47,7 @@ impl Peer {
         let counts = || [const { AtomicUsize::new(0) }; KEYS];
         let (plain, batched) = (counts(), counts());
         let pause = if pauses_end { ANY_TIME } else { LONG };
-        Self { combine: Combine::new(pause, Clock::by_hand()), fails: false, plain, batched }
+        Self { combine: Combine::new(0, pause, Clock::by_hand()), fails: false, plain, batched }
     }
 
     /// Odd keys are in no batch's answer. Three keys fit into a batch. Whoever asks for `bomb` by a
