@@ -10,6 +10,8 @@ use geecache::{HttpServer, ServerOptions};
 use crate::child::{Child, allow_many_files};
 use crate::support::*;
 
+const ATTEMPTS: usize = 5;
+
 /// Opens `n` connections at once, keeps all open, and returns them and how long it took until
 /// each had its first answer.
 fn burst(url: &str, n: usize) -> (Vec<Client>, Duration) {
@@ -30,8 +32,16 @@ fn burst(url: &str, n: usize) -> (Vec<Client>, Duration) {
 /// Each is to be answered within 100 ms. A busy machine can hold any single burst up, and the
 /// listener needs up to one knock for each connection, one after the other. So the bound is for
 /// the median burst, and where the machine takes longer for `n` connections to a plain server,
-/// one after the other, it is four times that.
+/// one after the other, it is four times that. Where the machine is busy for a part of the time,
+/// one of several attempts meets it.
 fn each_connection_of_a_burst_is_answered(n: usize) {
+    assert!(
+        (0..ATTEMPTS).any(|_| bursts_are_answered_in_time(n)),
+        "in none of {ATTEMPTS} attempts"
+    );
+}
+
+fn bursts_are_answered_in_time(n: usize) -> bool {
     let (mut at_start, mut later, mut plain) = (Vec::new(), Vec::new(), Vec::new());
     let plain_server = plain_server();
     let nodes: Vec<[Node; 1]> = (0..20)
@@ -55,7 +65,7 @@ fn each_connection_of_a_burst_is_answered(n: usize) {
         });
     println!("{n} at the start: {at_start:?}, later: {later:?}, idle: {idle:?}; plain: {plain:?}");
     let bound = Duration::from_millis(100).max(4 * plain);
-    assert!(at_start < bound && later < bound && idle < bound, "bound: {bound:?}");
+    at_start < bound && later < bound && idle < bound
 }
 
 #[test]
@@ -87,7 +97,7 @@ fn an_idle_node_wakes_up_30_times_a_second_at_the_most() {
         println!("{wake_ups} a second");
         wake_ups <= 30
     };
-    assert!((0..5).any(|_| attempt()));
+    assert!((0..ATTEMPTS).any(|_| attempt()));
 }
 
 #[test]
