@@ -250,18 +250,13 @@ impl Group {
         found.into_iter().map(&mut tell).collect()
     }
 
-    /// Whether the caches have all `keys` now, and all values `fit`, which is given their lengths. Counts
-    /// nothing.
-    pub(crate) fn has_cached(&self, keys: &[&str], mut fit: impl FnMut(usize) -> bool) -> bool {
-        let mut has = |text: &&str| {
-            let found = self.key(text).ok().and_then(|key| self.peek(&key));
-            found
-                .is_some_and(|(record, _)| record.into_value().is_none_or(|value| fit(value.len())))
-        };
+    /// Whether the caches have all `keys` now. Counts nothing.
+    pub(crate) fn has_cached(&self, keys: &[&str]) -> bool {
+        let mut has = |text: &&str| self.key(text).is_ok_and(|key| self.peek(&key).is_some());
         keys.iter().all(&mut has)
     }
 
-    /// The same from the caches alone, and only values that `fit`, which is given their lengths. The
+    /// As [`answer_batch`](Self::answer_batch), from the caches alone, and only values that `fit`, which is given their lengths. The
     /// other keys count as not cached, and not as asked for.
     pub(crate) fn answer_batch_cached(
         &self,

@@ -15,8 +15,8 @@ pub(super) const MAX_KEYS: usize = 1024;
 pub(super) const MAX_QUESTION_BYTES: usize = 1 << 20;
 /// The most bytes of values in one answer; what does not fit is asked for singly.
 pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
-/// The most bytes of values in an answer from the caches alone, and of one value in it. Small values
-/// do not wait for large ones, and the answer is made where questions are received.
+/// The most bytes of values in an answer from the caches alone, and of one value in it: small values
+/// do not wait for large ones.
 const MAX_CACHED_BYTES: usize = 256 << 10;
 const MAX_CACHED_VALUE_BYTES: usize = 16 << 10;
 /// The most bytes of an error's text; what is longer is cut.
@@ -57,16 +57,15 @@ pub(super) fn fitting(keys: &[&str]) -> usize {
 /// Decides which values, by their lengths, fit into an answer from the caches alone. The others are
 /// asked for singly.
 pub(super) fn cached_budget() -> impl FnMut(usize) -> bool {
-    budget(MAX_CACHED_VALUE_BYTES)
+    budget(MAX_CACHED_BYTES, MAX_CACHED_VALUE_BYTES)
 }
 
 /// The same for values that are handed over: the others are asked for by another batch.
 pub(super) fn hand_over_budget() -> impl FnMut(usize) -> bool {
-    budget(MAX_CACHED_BYTES)
+    budget(MAX_CACHED_BYTES, MAX_CACHED_BYTES)
 }
 
-fn budget(largest: usize) -> impl FnMut(usize) -> bool {
-    let mut room = MAX_CACHED_BYTES;
+fn budget(mut room: usize, largest: usize) -> impl FnMut(usize) -> bool {
     move |length| {
         let fits = length <= largest.min(room);
         if fits {
@@ -110,18 +109,25 @@ pub(super) fn read_question(body: &[u8]) -> Result<Vec<&str>, &'static str> {
     keys
 }
 
-pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
+/// How many bytes [`write_answer`] writes.
+pub(super) fn answer_length(answers: &[Result<Told, Error>]) -> usize {
+    let mut fit = budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES);
     let length = |answer: &Result<Told, Error>| match answer {
-        Ok(Told::Value(value, _) | Told::Stale(value)) => 13 + value.len(),
-        _ => 1,
+        Ok(Told::Value(value, _) | Told::Stale(value)) if fit(value.len()) => 13 + value.len(),
+        Ok(_) => 1,
+        Err(error) => 3 + error.to_string().len().min(MAX_TEXT_BYTES),
     };
-    let all = answers.iter().map(length).sum::<usize>();
-    let mut body = Vec::with_capacity(all.min(MAX_ANSWER_BYTES));
-    let mut room = MAX_VALUE_BYTES;
+    answers.iter().map(length).sum()
+}
+
+pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(answer_length(answers));
+    let mut fit = budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES);
     for answer in answers {
         let mut push = |value: &[u8], life: u64| {
-            let Some(rest) = room.checked_sub(value.len()) else { return body.push(NOT_HERE) };
-            room = rest;
+            if !fit(value.len()) {
+                return body.push(NOT_HERE);
+            }
             body.push(VALUE);
             body.extend(life.to_be_bytes());
             body.extend((value.len() as u32).to_be_bytes());
@@ -142,6 +148,7 @@ pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
             }
         }
     }
+    debug_assert_eq!(body.len(), answer_length(answers));
     body
 }
 

@@ -283,6 +283,38 @@ fn hits_are_answered_while_all_workers_wait_for_the_origin() {
 }
 
 #[test]
+fn a_batch_of_cached_values_of_any_size_needs_no_worker() {
+    let value = |key: &str| key.repeat(64 << 10);
+    let (origin, gate) = Origin::gated_for(|key| key == "slow");
+    let many = Origin::new(move |key: &str| match key {
+        "slow" => geecache::Getter::get(&origin, key).map(|_| None),
+        _ => Ok(Some(value(key))),
+    });
+    let [asker, owner] = Cluster::over(&many)
+        .settings(|_, group| group.max_bytes(256 << 20).hot_bytes(0))
+        .workers(1, 0)
+        .start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(10).collect();
+    let values = || keys.iter().map(|key| Some(value(key))).collect::<Vec<_>>();
+    eventually("they are loaded by the owner", || {
+        assert_eq!(owner.get_many(&keys), values());
+        owner.stats().main.entries == keys.len()
+    });
+    thread::scope(|scope| {
+        let url = "GET /_geecache/scores/slow";
+        let slow = scope.spawn(|| while ask(&owner.url, url, &[]).status == 503 {});
+        eventually("the worker is busy", || gate.waiting() == 1);
+        for _ in 0..10 {
+            assert_eq!(asker.get_many(&keys), values());
+        }
+        gate.open();
+        slow.join().unwrap();
+    });
+    assert_eq!((asker.stats().peer_loads, asker.stats().fallbacks), (100, 0));
+    check_identities([&asker, &owner]);
+}
+
+#[test]
 fn answers_that_nobody_reads_are_refused_before_they_take_the_memory() {
     let origin = Origin::new(|_: &str| Ok::<_, geecache::BoxError>(Some(vec![0; 32 << 20])));
     let [node] = Cluster::over(&origin).start();

@@ -6,7 +6,7 @@
 //! answer as a whole, or for each MiB of a long one.
 
 use std::fmt::Display;
-use std::io::{self, Cursor, Write};
+use std::io::{self, Cursor, Read, Write};
 use std::time::{Duration, Instant};
 
 use log::{debug, error};
@@ -33,6 +33,32 @@ pub(super) fn bytes(code: u16, body: impl AsRef<[u8]> + Send + 'static) -> Respo
     Response::new(code.into(), Vec::new(), Cursor::new(body), Some(length), None)
         .with_chunked_threshold(usize::MAX)
         .boxed()
+}
+
+/// The same; the bytes are made by the thread that sends them.
+pub(super) fn bytes_later(
+    code: u16,
+    length: usize,
+    make: impl FnOnce() -> Vec<u8> + Send + 'static,
+) -> ResponseBox {
+    let body = Later { make: Some(make), made: Cursor::default() };
+    Response::new(code.into(), Vec::new(), body, Some(length), None)
+        .with_chunked_threshold(usize::MAX)
+        .boxed()
+}
+
+struct Later<M> {
+    make: Option<M>,
+    made: Cursor<Vec<u8>>,
+}
+
+impl<M: FnOnce() -> Vec<u8>> Read for Later<M> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        if let Some(make) = self.make.take() {
+            self.made = Cursor::new(make());
+        }
+        self.made.read(to)
+    }
 }
 
 pub(super) fn header(name: &str, value: &str) -> Header {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tiny_http::{Header, Method, Request, ResponseBox};
 
-use super::reply::{bytes, header, text};
+use super::reply::{bytes, bytes_later, header, text};
 use super::request::{first, header_bytes, path_of};
 use crate::group::Told;
 use crate::http::{frame, wire};
@@ -72,8 +72,8 @@ impl Routes {
             }
             Ok(Asked::Keys(group)) => {
                 let keys = frame::read_question(body).ok()?;
-                let has_all = group.has_cached(&keys, frame::cached_budget());
-                has_all.then(|| batch_from_caches(group, &keys, request))
+                let answer = || batch(group.answer_batch_cached(&keys, |_| true));
+                group.has_cached(&keys).then(answer)
             }
             Ok(_) => None,
         }
@@ -191,22 +191,23 @@ fn stale() -> Header {
 fn answer_batch(group: &Group, body: &[u8], request: &Request) -> ResponseBox {
     match frame::read_question(body) {
         Ok(keys) if is_only_if_cached(request) => batch_from_caches(group, &keys, request),
-        Ok(keys) => batch(&group.answer_batch(&keys)),
+        Ok(keys) => batch(group.answer_batch(&keys)),
         Err(what) => text(400, what),
     }
 }
 
 fn batch_from_caches(group: &Group, keys: &[&str], request: &Request) -> ResponseBox {
-    batch(&match first(request, wire::HAND_OVER) {
+    batch(match first(request, wire::HAND_OVER) {
         Some(_) => group.answer_handover_batch(keys, frame::hand_over_budget()),
         None => group.answer_batch_cached(keys, frame::cached_budget()),
     })
 }
 
-fn batch(answers: &[Result<Told, Error>]) -> ResponseBox {
-    let answer = bytes(200, frame::write_answer(answers));
-    let answer = answer.with_header(header("Content-Type", wire::BATCH_TYPE));
+fn batch(answers: Vec<Result<Told, Error>>) -> ResponseBox {
     let has_stale = answers.iter().any(|answer| matches!(answer, Ok(Told::Stale(_))));
+    let length = frame::answer_length(&answers);
+    let answer = bytes_later(200, length, move || frame::write_answer(&answers));
+    let answer = answer.with_header(header("Content-Type", wire::BATCH_TYPE));
     if has_stale { answer.with_header(stale()) } else { answer }
 }
 
