@@ -26,9 +26,12 @@ const BUDGETED: &str = "budgeted";
 const CHANGED: &str = "changed";
 const LARGE: usize = 100 << 10;
 
+/// Under this name the same happens where the allocator gives each large value pages of its own.
+const MAPPED: &str = "mapped";
+
 pub(crate) fn run(settings: &Settings) -> Report {
     let rounds = settings.pick(1, 3);
-    let bar = progress("memory", (systems::NAMES.len() + 2) * rounds);
+    let bar = progress("memory", (systems::NAMES.len() + 3) * rounds);
     let growth = |system: &str| {
         let grown = (0..rounds).map(|_| {
             bar.inc(1);
@@ -56,9 +59,11 @@ pub(crate) fn run(settings: &Settings) -> Report {
         "A group that is given more than its budget has room for: resident memory",
         &["given", "max_bytes", "entries", "the process grows by", "growth over budget"],
     );
-    for (given, system) in
-        [("such entries", BUDGETED), ("such entries, then values of 100 KiB", CHANGED)]
-    {
+    for (given, system) in [
+        ("such entries", BUDGETED),
+        ("such entries, then values of 100 KiB", CHANGED),
+        ("the same, with MALLOC_MMAP_THRESHOLD_=65536", MAPPED),
+    ] {
         let growth = growth(system);
         budget.row([
             given.into(),
@@ -73,7 +78,7 @@ pub(crate) fn run(settings: &Settings) -> Report {
 
 /// In the child: fills one system and prints by how much the process has grown.
 pub(crate) fn fill(system: &str) {
-    if system == CHANGED {
+    if [CHANGED, MAPPED].contains(&system) {
         return change();
     }
     let keys = Keys::new(SIZE.entries, SIZE.key_bytes);
@@ -115,7 +120,12 @@ struct Growth {
 impl Growth {
     fn of_child(system: &str) -> Self {
         let bench = env::current_exe().expect("the path of this program");
-        let output = Command::new(bench).args(["fill", system]).output().expect("a child");
+        let mut child = Command::new(bench);
+        child.args(["fill", system]);
+        if system == MAPPED {
+            child.env("MALLOC_MMAP_THRESHOLD_", "65536");
+        }
+        let output = child.output().expect("a child");
         let text = String::from_utf8_lossy(&output.stdout);
         let mut numbers = text.split_whitespace().map(|number| number.parse().expect("a number"));
         let mut next = || numbers.next().expect("two numbers");
