@@ -5,25 +5,32 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// How many keys are remembered, in 16 KiB. A key is forgotten when another one gets its index,
-/// which takes this many fetches on average.
+/// How many keys are remembered, in 16 KiB. A key is forgotten after about as many others.
 const KEYS: usize = 4096;
+/// Which keys share a bucket is chance. In one of several places, a few that do forget nothing.
+const BUCKET: usize = 4;
 
 pub(crate) struct Doorkeeper {
-    // For each index the fingerprint of the last key, 32 bits of its hash; 0: none yet.
-    seen: Box<[AtomicU32]>,
+    // The fingerprints of the last keys of each bucket, 32 bits of their hashes, the last one first;
+    // 0: none yet. Two threads at once may note only one of their keys.
+    buckets: Box<[[AtomicU32; BUCKET]]>,
 }
 
 impl Doorkeeper {
     pub(crate) fn new() -> Self {
-        Self { seen: (0..KEYS).map(|_| AtomicU32::new(0)).collect() }
+        Self { buckets: (0..KEYS / BUCKET).map(|_| Default::default()).collect() }
     }
 
     /// Notes the key of this hash; `true` if it was seen shortly before.
     pub(crate) fn note_and_was_seen(&self, hash: u64) -> bool {
-        let index = (hash >> 32) as usize % KEYS;
+        let bucket = &self.buckets[(hash >> 32) as usize % self.buckets.len()];
         let fingerprint = hash as u32 | 1; // never 0
-        self.seen[index].swap(fingerprint, Ordering::Relaxed) == fingerprint
+        if bucket.iter().any(|seen| seen.load(Ordering::Relaxed) == fingerprint) {
+            return true;
+        }
+        // Each moves on by one place.
+        bucket.iter().fold(fingerprint, |new, seen| seen.swap(new, Ordering::Relaxed));
+        false
     }
 }
 
@@ -32,14 +39,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_sight_admits_and_another_key_of_the_index_makes_it_forget() {
+    fn the_second_sight_admits_and_enough_other_keys_of_the_bucket_make_it_forget() {
         let doorkeeper = Doorkeeper::new();
-        let (key, other) = (7 << 32 | 2, 7 << 32 | 4);
-        assert!(!doorkeeper.note_and_was_seen(key));
-        assert!(doorkeeper.note_and_was_seen(key));
-        assert!(doorkeeper.note_and_was_seen(key));
-        assert!(!doorkeeper.note_and_was_seen(other));
-        assert!(!doorkeeper.note_and_was_seen(key));
-        assert!(!doorkeeper.note_and_was_seen(0), "an empty index is nobody's");
+        let of_bucket = |i: u64| 7 << 32 | i << 1;
+        assert!(!doorkeeper.note_and_was_seen(of_bucket(0)));
+        assert!((1..BUCKET as u64).all(|i| !doorkeeper.note_and_was_seen(of_bucket(i))));
+        assert!((0..BUCKET as u64).all(|i| doorkeeper.note_and_was_seen(of_bucket(i))));
+        assert!(!doorkeeper.note_and_was_seen(of_bucket(BUCKET as u64)));
+        assert!(!doorkeeper.note_and_was_seen(of_bucket(0)), "the oldest is forgotten");
+        assert!(doorkeeper.note_and_was_seen(of_bucket(BUCKET as u64)));
+        assert!(!doorkeeper.note_and_was_seen(0), "an empty place is nobody's");
     }
 }
