@@ -3,42 +3,48 @@
 //! The way of a question:
 //!
 //! ```text
-//! tiny_http, a thread per connection ──▶ listener ──▶ intake
-//!    an earlier request of this client unanswered? ── yes ─▶ clients keeps it until that is answered
-//!    body still arriving? ── yes ─▶ slow_clients reads it, and goes on below
-//!    waits for nothing (a hit, /healthz, /metrics, an error)? ── yes ─▶ replied by the same thread
-//!    room in the queue? ── no ─▶ 503
+//! tiny_http, a thread per connection ──▶ listener ──▶ intake, one thread
+//!    is an earlier request of the same client unanswered? ── yes ─▶ clients keeps this one until then
+//!    is its body still arriving? ── yes ─▶ slow_clients: a thread reads it, then takes the next steps
+//!    does the answer wait for nothing? ── yes ─▶ reply, by this thread
+//!    is there room in the queue? ── no ─▶ 503
 //!       └─ yes ─▶ worker: routes ─▶ Group::answer_peer ─▶ reply
-//!                            └─▶ the next request of the same client
+//!
+//! after any reply: the next request of the same client, from the second line on
 //! ```
 //!
-//! So a question that hits is answered by the one thread that receives, however busy the workers
-//! are. One that misses is queued for a worker, which loads the value from the origin. With 16
-//! workers and room for 256 in the queue, the 300th that waits is refused with `503`, and where
-//! answers take long that happens sooner: nobody is let in who would wait for more than 50 ms and
+//! A *client* is one connection, by its remote address. It gets its answers in the order in which it
+//! asked.
+//!
+//! A hit waits for nothing, and neither do `/healthz`, `/metrics` and what is refused: `routes` has the
+//! answer immediately, and the intake sends it, however busy the workers are. An answer of more than
+//! 8 KiB could block on a client that reads slowly, so a thread of `slow_clients` sends it.
+//!
+//! A miss is queued for a worker, which loads the value from the origin. With 16 workers, and room
+//! for 256 in the queue, the 273rd at the same time is refused with `503`. Where answers take long, a
+//! question is refused sooner: if by the mean of the last answers it would wait for more than 50 ms, and
 //! for longer than one answer takes. The peer that gets `503` loads the value by itself.
 //!
-//! An answer of more than 8 KiB may have to wait for its client, so a thread of `slow_clients`
-//! sends it.
+//! | thread | how many | what for | started by | ends |
+//! |---|---|---|---|---|
+//! | tiny_http's, without a name | one per connection | reads requests | tiny_http | 5 s after its connection |
+//! | the same | 1 | accepts connections | tiny_http | when the server stops accepting |
+//! | `http-keeper` | 1 | replaces an acceptor that died, for want of files or threads | [`listener`] | when the server stops accepting |
+//! | `http-late` | one for each acceptor that died | takes requests on its connections | the keeper | when they have timed out |
+//! | `geecache-intake` | 1 that receives, and those that a client holds up | receives, and sends what waits for nothing | [`intake`] | after a shutdown, when no connection is open; or when it is free again and another one receives |
+//! | `geecache-standby` | 1 | starts an intake where the one that receives is held up | [`intake`] | after a shutdown, when no connection is open |
+//! | `geecache-worker-0`, … | [`ServerOptions::workers`], 16 | asks the group | [`workers`] | in a shutdown, when the queue is empty |
+//! | `geecache-slow-client` | one per client that is being waited for | reads bodies, sends large answers | [`slow_clients`] | 5 s after its last job |
 //!
-//! | thread | how many | started by | ends |
-//! |---|---|---|---|
-//! | tiny_http's, without a name | one per connection, and the acceptor | tiny_http | with the connection, or 5 s later |
-//! | `http-keeper` | 1 | [`listener`] | when the server stops accepting |
-//! | `http-late` | one for each acceptor that had died | the keeper | when that one's connections have timed out |
-//! | `geecache-intake` | 1, and one for each that a client holds up | [`intake`] | after a shutdown, when no connection is open; or when another has its turn |
-//! | `geecache-standby` | 1 | [`intake`] | after a shutdown, when no connection is open |
-//! | `geecache-worker-0`, … | [`ServerOptions::workers`] | [`workers`] | when the server drains and the queue is empty |
-//! | `geecache-slow-client` | one per client that is being waited for | [`slow_clients`] | 5 s after its last job |
+//! If a thread cannot be started, [`HttpServer::start`] fails. Later, the request that needs it waits,
+//! and the standby tries again every second.
 //!
-//! If a thread cannot be started, [`HttpServer::start`] fails; later, what needs the thread waits
-//! until there is one.
-//!
-//! A shutdown goes the other way round: the listener accepts no more connections, the workers
-//! finish what was let in, and the intake refuses what comes until no connection is open.
+//! In a shutdown the listener accepts no more connections, the workers finish what was let in, and
+//! the intake answers whatever comes with `503`, until no connection is open: an idle one is closed
+//! after [`ServerOptions::idle_timeout`].
 //!
 //! Read on in `routes`, `workers` and `queue`, then `intake` and `turn`, then `clients`; `request`
-//! and `reply` are what these are written in.
+//! and `reply` have the types that these use.
 
 mod clients;
 mod intake;
@@ -86,7 +92,7 @@ use crate::{Error, Group};
 /// # Ok::<(), geecache::Error>(())
 /// ```
 #[doc(alias = "ServeHTTP")]
-#[must_use = "it serves for as long as this lives"]
+#[must_use = "dropping it shuts the server down"]
 pub struct HttpServer {
     listener: Arc<Listener>,
     workers: Arc<Workers>,
@@ -125,10 +131,10 @@ impl HttpServer {
         Self::run(listener, &options, Answers { immediate, handler, shed })
     }
 
-    /// Serves anything, with the same listener, workers and shutdown: a front of your own, for
-    /// example. The handler gets a request and its whole body, of up to 1 MiB. A body that was sent
-    /// in chunks may have been cut short by its client: tiny_http does not tell.
-    /// `base_path` and `tokens` are ignored.
+    /// Serves anything, with the same listener, workers and shutdown: your own front end, for
+    /// example. The handler gets each request, `/healthz` too, and its whole body, of up to 1 MiB;
+    /// a longer one gets `413`. A body that was sent in chunks may have been cut short by its client:
+    /// tiny_http does not tell. `base_path` and `tokens` are ignored.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -141,13 +147,13 @@ impl HttpServer {
     }
 
     /// As [`serve`](Self::serve), with answers that need no worker: they are given while all
-    /// workers are busy, and while requests are refused with `503`. What tells whether the program
-    /// lives belongs there.
+    /// workers are busy, and while others are refused with `503` since too many wait. Health checks
+    /// belong there.
     ///
     /// `immediate` is asked first, and the handler if it returns `None`. It runs on the thread
     /// that receives the requests, one after the other, so it must not wait: no I/O, no lock
-    /// that is held for long. An answer that has to wait can do so in its body: one whose length is
-    /// not given (`data_length` of `None`) is read on another thread.
+    /// that is held for long. To wait, return a response without a length (`data_length` of `None`):
+    /// its body is read on another thread.
     ///
     /// ```
     /// use geecache::{HttpServer, ServerOptions, tiny_http::Response};
@@ -195,8 +201,8 @@ impl HttpServer {
     /// for up to `grace`, and ends the workers. Returns whether everything that was accepted has
     /// been answered. A worker whose getter takes longer ends when that returns.
     ///
-    /// If the process lives on, requests on connections that are still open get `503` and are
-    /// asked to close them. Two threads stay for that until no connection is open.
+    /// If the process lives on, requests on connections that are still open get `503` with
+    /// `Connection: close`. Two threads stay for that until no connection is open.
     pub fn shutdown(mut self, grace: Duration) -> bool {
         self.stop(grace)
     }
