@@ -155,12 +155,13 @@ fn silent_clients_are_sent_away_and_a_quiet_listener_lives() {
     let mut silent = connect(addr).unwrap();
     let start = Instant::now();
     assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
-    assert!(start.elapsed() < SOON / 2);
+    assert!(start.elapsed() < SOON);
     // Several timeouts pass without a connection.
     while start.elapsed() < 6 * idle_timeout {
         thread::sleep(idle_timeout);
     }
-    assert!(ask(&mut connect(addr).unwrap()));
+    // On a busy machine this client may itself be silent for too long.
+    assert!(within(SOON, || ask(&mut connect(addr).unwrap())));
 }
 
 #[test]
