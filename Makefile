@@ -67,6 +67,10 @@ soak: ## check every answer while three nodes, and the network between them, fai
 	$(CARGO) build --release --locked -p soak
 	$(PROGRAMS)/soak --seconds $(SECONDS) --seed $(SEED)
 
+bench: ## measure all, beside quick_cache, moka and Redis (installs it where missing); ARGS=--quick
+	$(call install,redis-server,redis-server)
+	$(CARGO) run --release --locked -p bench -- $(or $(TOPIC),all) $(ARGS)
+
 fmt: ## format the code
 	$(CARGO) fmt --all
 

@@ -1,6 +1,7 @@
 //! What does it cost to get a key that another process holds?
 //!
-//! Beside bare TCP to the same process, and with HTTP in front of the asking group as well.
+//! Beside bare TCP to the same process, Redis where it is found, and with HTTP in front of the asking
+//! group as well.
 
 use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,18 +11,21 @@ use std::time::Duration;
 use geecache::tiny_http::Response;
 use geecache::{Group, HttpServer, ServerOptions};
 
+use crate::redis::Redis;
 use crate::remote::{Asking, Bare, Caller, Owner, callers, connect, take_turns};
 use crate::table::{Cell, Report, Table};
 use crate::{Settings, progress};
 
 const VALUE_BYTES: [usize; 2] = [3, 4 << 10];
 const CALLERS: [usize; 3] = [1, 16, 64];
-const SYSTEMS: [&str; 4] =
-    ["bare TCP", "Group::get", "Group::get, not combined", "HTTP in, get, HTTP out"];
+const SYSTEMS: [&str; 5] =
+    ["bare TCP", "Group::get", "Group::get, not combined", "HTTP in, get, HTTP out", "Redis"];
 
 pub(crate) fn run(settings: &Settings) -> Report {
     let turns = settings.pick((5, Duration::from_millis(200)), (15, Duration::from_millis(300)));
-    let steps = VALUE_BYTES.len() * CALLERS.len() * turns.0 * SYSTEMS.len();
+    let redis = Redis::start();
+    let systems = if redis.is_some() { &SYSTEMS[..] } else { &SYSTEMS[..SYSTEMS.len() - 1] };
+    let steps = VALUE_BYTES.len() * CALLERS.len() * turns.0 * systems.len();
     let bar = progress("fetch", steps);
     let mut table = Table::new(
         "1,000 keys of another process, asked for by blocking callers; Group::get combines what is \
@@ -34,6 +38,7 @@ pub(crate) fn run(settings: &Settings) -> Report {
             "p50 µs",
             "p99 µs",
             "of bare TCP",
+            "of Redis",
             "new connections",
         ],
     );
@@ -44,22 +49,25 @@ pub(crate) fn run(settings: &Settings) -> Report {
         let front = front(combined.group.clone());
         for count in CALLERS {
             let browser = || Box::new(Browser::connect(front.local_addr(), value_bytes)) as _;
-            let mut systems = [
+            let mut asked = vec![
                 Bare::callers(count, &owner, &combined.keys, value_bytes),
                 combined.callers(count),
                 plain.callers(count),
                 callers(count, &combined.keys, browser),
             ];
-            let answered = take_turns(&mut systems, &owner, turns, &bar);
-            for (i, name) in SYSTEMS.into_iter().enumerate() {
+            asked.extend(redis.iter().map(|it| it.callers(count, &combined.keys, value_bytes)));
+            let answered = take_turns(&mut asked, &owner, turns, &bar);
+            for (i, name) in systems.iter().enumerate() {
+                let of_redis = || answered.rates.ratio(i, systems.len() - 1);
                 table.row([
                     value_bytes.into(),
                     count.into(),
-                    name.into(),
+                    (*name).into(),
                     Cell::Number(answered.rates.median(i), 0),
                     Cell::Number(answered.microseconds(i, 0.5), 0),
                     Cell::Number(answered.microseconds(i, 0.99), 0),
                     Cell::Number(answered.rates.ratio(i, 0), 2),
+                    redis.as_ref().map_or("".into(), |_| Cell::Number(of_redis(), 2)),
                     answered.opened[i].into(),
                 ]);
             }

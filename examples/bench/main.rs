@@ -39,6 +39,7 @@ mod network;
 mod nodes;
 mod origin;
 mod ratio;
+mod redis;
 mod remote;
 mod ring;
 mod stampede;
