@@ -2,7 +2,8 @@
 //!
 //! Which failures does a caller see? Those of its own key and of the origin. A peer that does not
 //! answer a get is replaced by the group's own getter, so its error is in logs, traces and counters
-//! alone; only a removal, which nothing can replace, returns it.
+//! alone. A removal, which nothing can replace, returns it; so does a get whose owner could not load
+//! the key, if the group [does not try as well](crate::GroupBuilder::retry_failed_loads).
 
 use std::fmt;
 use std::sync::Arc;
@@ -32,6 +33,16 @@ pub enum Error {
         /// The key that was to be loaded.
         key: String,
         /// The message of the panic, where it was text.
+        message: String,
+    },
+    /// The load of the key's owner failed, and this process
+    /// [does not try as well](crate::GroupBuilder::retry_failed_loads).
+    Owner {
+        /// The key that was to be loaded.
+        key: String,
+        /// The owner's name.
+        peer: String,
+        /// The text of the owner's error, up to 1,024 bytes.
         message: String,
     },
     /// A getter asked its own group for the key that it is loading, on the same thread.
@@ -69,6 +80,9 @@ impl fmt::Display for Error {
             Self::Getter { key, source } => write!(f, "loading {key:?}: {source}"),
             Self::GetterPanicked { key, message } => {
                 write!(f, "loading {key:?}: the getter panicked: {message}")
+            }
+            Self::Owner { key, peer, message } => {
+                write!(f, "loading {key:?}: its owner {peer}: {message}")
             }
             Self::Recursive { key } => write!(
                 f,
@@ -124,7 +138,10 @@ pub enum PeerError {
     OutOfTime,
     /// The peer failed shortly before and is not asked again until its cool-down ends.
     CoolingDown,
-    /// The peer answered with this status, other than a value or "no such key".
+    /// The peer's own load failed, with this text. A group falls back,
+    /// [or does not](crate::GroupBuilder::retry_failed_loads).
+    LoadFailed(String),
+    /// The peer, or a proxy in front of it, answered with this status, which is none of the above.
     Status {
         /// The HTTP status code.
         code: u16,
@@ -163,11 +180,6 @@ impl PeerError {
 }
 
 impl PeerError {
-    /// Whether the peer answered that its own origin has failed.
-    pub(crate) fn is_of_origin(&self) -> bool {
-        matches!(self, Self::Status { code: 502, .. })
-    }
-
     /// A word for the kind of error, for logs and metrics.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -175,9 +187,9 @@ impl PeerError {
             Self::Timeout => "timeout",
             Self::OutOfTime => "out_of_time",
             Self::CoolingDown => "cooling_down",
+            Self::LoadFailed(_) => "load_failed",
             Self::Status { code: 401, .. } => "401",
             Self::Status { code: 404, .. } => "404",
-            Self::Status { code: 502, .. } => "502",
             Self::Status { code: 503, .. } => "503",
             Self::Status { .. } => "status",
             Self::Stranger(_) => "stranger",
@@ -194,6 +206,7 @@ impl fmt::Display for PeerError {
             Self::Timeout => write!(f, "no answer within the deadline"),
             Self::OutOfTime => write!(f, "too little time was left to ask"),
             Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
+            Self::LoadFailed(text) => write!(f, "its own load failed: {text}"),
             Self::Status { code, text } => write!(f, "answered {code}: {text}"),
             Self::Stranger(what) => write!(f, "{what}: not an answer of a geecache node"),
             Self::Unsupported => write!(f, "does not know this kind of request"),

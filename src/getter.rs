@@ -18,7 +18,11 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// for each key of a process; except that after a removal a key is loaded anew while a load from
 /// before the removal may still run.
 ///
-/// Give it a deadline of its own: all callers of a key wait for its load.
+/// Give it a deadline of its own, shorter than [`PoolOptions::timeout`](crate::PoolOptions::timeout):
+/// nothing else ends a load. Without one, an origin that hangs holds the thread that loads for as long,
+/// the others that want the key for [`load_timeout`](crate::GroupBuilder::load_timeout), and the
+/// server's workers one after the other. With one, its error reaches all who wait; a process that has
+/// asked the owner then tries once more, unless [told not to](crate::GroupBuilder::retry_failed_loads).
 ///
 /// A getter may ask its own group for other keys, as long as these do not ask back. If it asks for
 /// the key that it is loading, or for one that this thread is loading further up its stack or in

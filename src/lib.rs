@@ -137,14 +137,14 @@
 //! | | the same with `Geecache-Ttl-Ms: 0`, `Geecache-Stale: 1`: past its time, since the owner's load failed | has the value, keeps no copy |
 //! | | `404` with `Geecache-Result: absent` | "no such key", final |
 //! | | `404` without it: no such group there (`Geecache-Error: no-group`), or a stranger | falls back |
-//! | | `502` with the error's text: the owner's own load failed | falls back, logs the text |
+//! | | `502` with `Geecache-Error: load-failed` and the error's text: the owner's own load failed | falls back, logs the text; or returns it, see `retry_failed_loads` |
 //! | | `503` with `Retry-After`: overloaded or shutting down | falls back |
-//! | | `400`, `401`, `405`, `500`, anything else, a timeout, too large a value | falls back |
+//! | | `400`, `401`, `405`, `500`, `502` without it, anything else, a timeout, too large a value | falls back |
 //! | `GET {base}{group}/{key}` with `Cache-Control: only-if-cached`, from the key's new owner | `200` as above if it is in a cache; else `404` with `Geecache-Result: not-cached` | has the value; loads it |
 //! | `POST {base}{group}` | `200`, `application/x-geecache-batch`: an answer for each key of the question | has them; asks singly for those marked "not here" |
 //! | | with `Cache-Control: only-if-cached`: no key waits for the origin; with `Geecache-Hand-Over` too: the new owner asks | |
 //! | | `400` malformed, `413` over a MiB; from one that knows no batches `404`, `405`, `500`, … | asks singly, and for a minute sends no more batches |
-//! | `DELETE {base}{group}/{key}`, `DELETE {base}{group}` | `204`: this node's own copies of the key, or of the group, are gone | |
+//! | `DELETE {base}{group}/{key}`, `DELETE {base}{group}` | `204`: this node's own copies of the key, or of the group, are gone; `404` with `Geecache-Error: no-group`: it never had any | counts it as done |
 //! | `GET /healthz` | `200`, `ok` | |
 //! | `GET /metrics` | `200`, the counters in the Prometheus text format | |
 //! | any, with the header `Origin` | `403`: it comes from a page in a browser | |
@@ -194,6 +194,7 @@
 //! | the list changes under load, and nodes are killed, frozen and restarted | no get fails, no answer is wrong | `gets::no_get_fails_while_the_list_of_peers_changes`, `restarts::no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes` |
 //! | a getter panics | that get is an error, those who waited are told, the worker lives, the key is usable | `gets::a_getter_that_panics_is_an_error_to_all_who_wait_and_the_key_is_usable_after` |
 //! | a getter fails | an error with its text, shared by those who waited, cached for nobody | `gets::an_error_of_the_getter_is_tried_once_more_here_and_then_told` |
+//! | the owner's getter fails | the asking process tries as well; without [`retry_failed_loads`](GroupBuilder::retry_failed_loads) it returns the owner's error | `gets::an_error_at_the_owner_alone_is_nobodys_error`, `origin::a_get_whose_owner_fails_to_load_ends_with_its_error_if_told_so`, `origin::a_502_that_no_node_marks_is_a_proxys_and_falls_back` |
 //! | the origin is slow | with [`refresh_ahead`](GroupBuilder::refresh_ahead), values that are asked for are loaded anew before they expire | `origin::a_hundred_gets_through_three_nodes_renew_a_value_once` |
 //! | the origin is down | with [`stale_if_error`](GroupBuilder::stale_if_error), values past their time answer, marked, and each key is tried once a second; else an error | `origin::while_the_origin_is_down_all_nodes_answer_and_none_keeps_a_copy`, `origin::where_neither_the_owner_nor_the_origin_answers_an_old_copy_does`, `origin::a_stale_value_ends_after_its_grace_and_with_a_removal_on_all_nodes`, `node::while_the_database_is_broken_nodes_answer_what_they_had_and_then_recover_by_themselves` |
 //! | more requests than workers and queue can take | `503` at once on the new ones but hits, those accepted are finished soon; peers fall back, and load a key once in each node | `load::a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished`, `overload::those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_once`, `overload::while_an_owner_is_overloaded_each_asking_node_loads_a_key_once` |

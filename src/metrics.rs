@@ -42,9 +42,9 @@ use crate::stats::{Histogram, PeerStats, Stats};
 /// `_sum` and `_count`.
 ///
 /// The kinds of errors of a peer: `connection` (none, a broken one, or no HTTP), `timeout`,
-/// `out_of_time` (too little was left to ask), `cooling_down` (not asked), the statuses `401`, `404`
-/// (no such group there), `502` (its own load failed) and `503` (overloaded), `status` (any other),
-/// `stranger` (no node of the cluster), `too_large` (the value) and `unsupported`.
+/// `out_of_time` (too little was left to ask), `cooling_down` (not asked), `load_failed` (its own load;
+/// status `502`), the statuses `401`, `404` (no such group there) and `503` (overloaded), `status` (any
+/// other), `stranger` (no node of the cluster), `too_large` (the value) and `unsupported`.
 ///
 /// ```
 /// # use geecache::Group;
@@ -205,8 +205,8 @@ mod tests {
         let errors = [
             [PeerError::Transport(text()), PeerError::Timeout, PeerError::OutOfTime],
             [PeerError::CoolingDown, PeerError::Stranger(text()), PeerError::Unsupported],
-            [PeerError::TooLarge { limit: 1 }, status(401), status(404)],
-            [status(502), status(503), status(418)],
+            [PeerError::TooLarge { limit: 1 }, PeerError::LoadFailed(text()), status(401)],
+            [status(404), status(503), status(418)],
         ];
         let docs = include_str!("metrics.rs").split("pub fn prometheus").next().unwrap();
         for error in errors.iter().flatten() {

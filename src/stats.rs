@@ -8,6 +8,9 @@
 //! - `misses = peer_loads + handed_over + local_loads + local_load_errors + shared`
 //! - `fallbacks = peer_errors`
 //!
+//! Gets that [end with the owner's error](crate::GroupBuilder::retry_failed_loads) are peer errors
+//! without a fallback, so that there `misses` has `peer_errors - fallbacks` more.
+//!
 //! Hits are counted in the shards, under the lock that a hit takes anyway, so that threads share no
 //! cache line for counting them. Read on in `metrics.rs`, which writes all this for Prometheus.
 
@@ -33,7 +36,8 @@ pub struct Stats {
     /// Misses answered by the key's owner, with a value or with "no such key": the sum over `peers`, and
     /// over those that left long ago.
     pub peer_loads: u64,
-    /// Misses that the owner did not answer, each followed by a fallback: a sum of the same kind.
+    /// Misses that the owner did not answer, each followed by a fallback, unless the get
+    /// [ends with the owner's error](crate::GroupBuilder::retry_failed_loads): a sum of the same kind.
     pub peer_errors: u64,
     /// Keys whose values came from an earlier owner after the list of peers had changed.
     pub handed_over: u64,

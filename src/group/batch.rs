@@ -17,7 +17,8 @@ use log::debug;
 
 use super::handover::TakenOver;
 use super::{
-    Answer, Group, SharedError, Tier, Told, at_once, failed, panicked, timed, was_attempted,
+    Answer, Group, SharedError, Tier, Told, at_once, failed, of_owner, panicked, timed,
+    was_attempted,
 };
 use crate::cache::{Key, Lease, Record};
 use crate::flight::{LeaderGuard, Seat};
@@ -122,19 +123,21 @@ impl Group {
         let mut fallen = Vec::new();
         let mut answers = Vec::new();
         for ((&key, lease), answer) in zip(zip(keys, leases), heard) {
-            let answer = self.keep_copy(key, answer, lease, asked_at, &counters);
-            if let Err(error) = &answer {
-                self.note_fallback(owner, key, error);
-                fallen.push(key);
-            }
-            answers.push(answer);
+            answers.push(match self.keep_copy(key, answer, lease, asked_at, &counters) {
+                Ok(record) => Some(Ok(record)),
+                Err(PeerError::LoadFailed(text)) if !self.retry_failed_loads => {
+                    Some(self.stand_in(key, of_owner(owner, key, text)))
+                }
+                Err(error) => {
+                    self.note_fallback(owner, key, &error);
+                    fallen.push(key);
+                    None
+                }
+            });
         }
         let mut loaded = self.load_many_locally(&fallen, Tier::Hot).into_iter();
-        let mut answer = |answer: Result<_, _>| match answer {
-            Ok(record) => Ok(record),
-            Err(_) => loaded.next().expect("one answer for each key that fell back"),
-        };
-        answers.into_iter().map(&mut answer).collect()
+        let mut loaded = || loaded.next().expect("one answer for each key that fell back");
+        answers.into_iter().map(|answer| answer.unwrap_or_else(&mut loaded)).collect()
     }
 
     fn load_many_locally(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {

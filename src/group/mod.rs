@@ -102,6 +102,7 @@ pub struct Group {
     negative_ttl: Option<Duration>,
     hot_ttl: Duration,
     load_timeout: Duration,
+    retry_failed_loads: bool,
     refresh: Refresh,
     clock: Clock,
     counters: Counters,
@@ -209,6 +210,9 @@ impl Group {
         };
         self.fly(&self.asking, key, trace, |trace| match self.load_from_peer(&*owner, key, trace) {
             Ok(record) => Ok(record),
+            Err(PeerError::LoadFailed(text)) if !self.retry_failed_loads => {
+                self.stand_in(key, of_owner(&*owner, key, text))
+            }
             Err(error) => {
                 self.note_fallback(&*owner, key, &error);
                 self.load_locally(key, Tier::Hot, trace)
@@ -595,6 +599,10 @@ fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
 
 fn failed(key: &Key<'_>, source: SharedError) -> Error {
     Error::Getter { key: key.text.into(), source }
+}
+
+fn of_owner(owner: &dyn PeerGetter, key: &Key<'_>, message: String) -> Error {
+    Error::Owner { key: key.text.into(), peer: owner.name().into(), message }
 }
 
 fn panicked(key: &Key<'_>, panic: &(dyn Any + Send)) -> Error {

@@ -34,7 +34,10 @@ impl Group {
     /// A get that starts after this has returned sees no value from before, on any node reached.
     ///
     /// While the lists of nodes differ, a node that is not in this one's list keeps what it has. One
-    /// that has left the list a moment ago is told, too, but is not named if it does not answer.
+    /// that has left the list a moment ago is told, too, but is not named if it does not answer. So list
+    /// a node everywhere before it takes traffic, and take its traffic away before it leaves the list: a
+    /// node that is asked and not listed serves old values, though `remove` returns `Ok`. A node whose
+    /// [`HttpServer`](crate::HttpServer) does not have this group counts as reached.
     ///
     /// # Errors
     /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.

@@ -59,7 +59,8 @@ pub struct Asked {
     pub peer: String,
     /// How long the question took.
     pub took: Duration,
-    /// Why the owner did not answer, so that this process fell back; `None` if it answered.
+    /// Why the owner did not answer, so that this process fell back, unless the get
+    /// [ends with it](crate::GroupBuilder::retry_failed_loads); `None` if it answered.
     pub error: Option<PeerError>,
 }
 
@@ -69,7 +70,7 @@ impl fmt::Display for Trace {
         if let Some(Asked { peer, took, error }) = &self.asked {
             steps.push(match error {
                 None => format!("asked {peer} in {took:.1?}"),
-                Some(error) => format!("{peer}: {error}; fell back after {took:.1?}"),
+                Some(error) => format!("{peer} failed in {took:.1?}: {error}"),
             });
         }
         steps.extend(self.waited.map(|took| format!("waited {took:.1?} for another caller")));
@@ -104,7 +105,7 @@ mod tests {
         let loaded = Some(Duration::from_millis(20));
         assert_eq!(
             Trace { asked: Some(asked.clone()), loaded, ..Trace::default() }.to_string(),
-            "http://b:8001: no answer within the deadline; fell back after 1.2ms, \
+            "http://b:8001 failed in 1.2ms: no answer within the deadline, \
              searched the origin in 20.0ms"
         );
         let asked = Some(Asked { error: None, ..asked });

@@ -19,9 +19,12 @@ pub(crate) const ABSENT: &str = "absent";
 /// On another: the caches alone were asked, and do not have it.
 pub(crate) const NOT_CACHED: &str = "not-cached";
 
-/// Marks a `404` from a node without this group, and not from one that knows no batches.
+/// Marks the errors that only a node can tell, not a proxy in front of it or a stranger at its address.
 pub(crate) const ERROR: &str = "Geecache-Error";
+/// On a `404`: the node does not have this group. One that knows no batches may answer `404` too.
 pub(crate) const NO_GROUP: &str = "no-group";
+/// On a `502`: the node's own load failed. A proxy says `502` when the node is not there.
+pub(crate) const LOAD_FAILED: &str = "load-failed";
 
 /// On an answer about one key: `miss` if the node did not have it in its caches.
 pub(crate) const CACHE: &str = "Geecache-Cache";

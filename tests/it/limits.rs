@@ -180,9 +180,7 @@ fn the_longest_answer_to_a_batch_arrives() {
     let value = answers.pop().unwrap().unwrap().unwrap();
     assert_eq!(value.value.len(), MAX_ANSWER_VALUES);
     for answer in answers {
-        assert!(
-            matches!(answer, Err(PeerError::Status { code: 502, text }) if text.len() == MAX_TEXT_BYTES)
-        );
+        assert!(matches!(answer, Err(PeerError::LoadFailed(text)) if text.len() == MAX_TEXT_BYTES));
     }
 }
 
@@ -197,7 +195,7 @@ fn the_first_1024_bytes_of_an_errors_text_travel() {
         let peer = asker.pool.others().remove(0);
         let whole = format!("loading \"bad\": {}", cause(length));
         let text = whole[..MAX_TEXT_BYTES].to_string();
-        let expected = Err(PeerError::Status { code: 502, text });
+        let expected = Err(PeerError::LoadFailed(text));
         assert_eq!(peer.get("scores", "bad"), expected, "{length}");
         assert_eq!(peer.get_many("scores", &["bad", "bad"]), [expected.clone(), expected]);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use geecache::{BoxError, Clock, Loaded, Stats};
+use geecache::{BoxError, Clock, Error, Loaded, Stats};
 
 use crate::support::*;
 
@@ -223,4 +223,90 @@ fn an_answer_without_life_that_is_not_marked_is_not_stale_and_not_kept() {
         assert_eq!(asker.get_many(&[&key]), [Some("630".to_string())]);
     }
     assert_eq!((asker.stats().hot.entries, asker.stats().stale), (0, 0));
+}
+
+/// What a get or a key of a batch gives whose owner could not load it.
+fn is_of(owner: &Node, key: &str, error: &Error) -> bool {
+    let text = format!("loading {key:?}: its owner {}: loading {key:?}: no such table", owner.url);
+    matches!(error, Error::Owner { peer, .. } if *peer == owner.url) && error.to_string() == text
+}
+
+#[test]
+fn a_get_whose_owner_fails_to_load_ends_with_its_error_if_told_so() {
+    for combines in [true, false] {
+        let versions = Versions::default();
+        let origin = versions.origin();
+        let cluster = Cluster::over(&origin).settings(|_, group| group.retry_failed_loads(false));
+        let cluster = if combines { cluster } else { cluster.without_combining() };
+        let [asker, owner] = cluster.start();
+        let keys: Vec<_> = asker.keys_of(&owner.url).take(16).collect();
+        let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+        versions.breaks(true);
+        let (answer, trace) = asker.group().get_traced(keys[0]);
+        assert!(is_of(&owner, keys[0], &answer.unwrap_err()));
+        assert!(trace.asked.as_ref().unwrap().error.is_some() && trace.loaded.is_none(), "{trace}");
+        assert!(trace.to_string().ends_with("no such table"), "{trace}");
+        assert_eq!(origin.loads(), 1, "here it is not tried");
+        // Those who come together share a load, or have one of their own, at the owner.
+        for key in together(16, |i| asker.group().get(keys[i / 2]).map_err(|error| (i / 2, error)))
+        {
+            let (i, error) = key.unwrap_err();
+            assert!(is_of(&owner, keys[i], &error), "{error}");
+        }
+        for (key, answer) in keys.iter().zip(asker.group().get_many(&keys)) {
+            assert!(is_of(&owner, key, &answer.unwrap_err()));
+        }
+        assert_eq!(owner.stats().local_load_errors, origin.loads() as u64);
+        let stats = asker.stats();
+        assert_eq!((stats.fallbacks, stats.local_load_errors, stats.peer_loads), (0, 0, 0));
+        assert_eq!(stats.misses, stats.peer_errors + stats.shared);
+        assert_eq!(stats.peers[&owner.url].errors_by_kind["load_failed"], stats.peer_errors);
+        assert!(asker.believes_in_its_peer(), "it did answer");
+
+        versions.breaks(false);
+        assert_eq!(asker.get(keys[0]), Some(format!("{} v0", keys[0])), "nothing of it is kept");
+    }
+}
+
+#[test]
+fn where_the_owner_could_not_load_an_old_copy_answers_whether_or_not_it_is_tried_here() {
+    for retries in [true, false] {
+        let (versions, clock) = (Versions::default(), Clock::by_hand());
+        let origin = versions.origin();
+        let settings = {
+            let clock = clock.clone();
+            move |_, group: geecache::GroupBuilder| {
+                let group = group.ttl(ms(10_000)).stale_if_error(ms(60_000));
+                group.clock(clock.clone()).retry_failed_loads(retries)
+            }
+        };
+        let [asker, owner] = Cluster::over(&origin).settings(settings).start();
+        let keys: Vec<_> = asker.keys_of(&owner.url).take(2).collect();
+        for _ in 0..3 {
+            asker.get_many(&keys);
+        }
+        keys.iter().for_each(|key| owner.group().answer_removal(key).unwrap());
+        versions.breaks(true);
+        clock.advance(ms(10_000));
+        let loads = origin.loads();
+        assert_eq!(asker.get(&keys[0]), Some(format!("{} v0", keys[0])));
+        assert_eq!(asker.get_many(&keys[1..]), [Some(format!("{} v0", keys[1]))]);
+        assert_eq!(origin.loads() - loads, if retries { 4 } else { 2 });
+        // Left alone for a second, as after a load of its own.
+        assert_eq!(asker.get(&keys[0]), Some(format!("{} v0", keys[0])));
+        assert_eq!(origin.loads() - loads, if retries { 4 } else { 2 });
+        assert_eq!(asker.stats().stale, 3);
+    }
+}
+
+#[test]
+fn a_502_that_no_node_marks_is_a_proxys_and_falls_back() {
+    let proxy = Stub::answering(502, "bad gateway");
+    let cluster = Cluster::over(&Origin::of_all()).peer(&proxy.url);
+    let [asker] = cluster.settings(|_, group| group.retry_failed_loads(false)).start();
+    let keys: Vec<_> = asker.keys_of(&proxy.url).take(3).collect();
+    assert_eq!(asker.get(&keys[0]), Some(value_of(&keys[0])));
+    assert_eq!(asker.get_many(&keys[1..]), [1, 2].map(|i| Some(value_of(&keys[i]))));
+    assert_eq!((asker.stats().fallbacks, asker.stats().local_loads), (3, 3));
+    check_identities([&asker]);
 }

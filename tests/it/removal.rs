@@ -208,6 +208,23 @@ fn nodes_that_cannot_be_reached_are_named_after_all_others_were() {
 }
 
 #[test]
+fn a_node_without_the_group_has_nothing_to_remove_and_is_not_named() {
+    let [new] = Cluster::over(&Origin::of_all()).groups(["scores.2"]).start();
+    let [old] = Cluster::over(&Origin::of_all()).peer(&new.url).start();
+    let keys = [old.key_of(&old.url), old.key_of(&new.url)];
+    for key in &keys {
+        assert_eq!(old.get(key), Some(value_of(key)));
+        old.group().remove(key).unwrap();
+    }
+    old.group().clear().unwrap();
+    assert_eq!(old.stats().peers[&new.url].errors_by_kind["404"], 1, "each loads by itself");
+    // A stranger that has no such page is not such a node.
+    let stranger = Stub::answering(404, "no such page");
+    let [node] = Cluster::over(&Origin::of_all()).peer(&stranger.url).start();
+    assert!(node.group().remove("Tom").is_err() && node.group().clear().is_err());
+}
+
+#[test]
 fn an_owner_that_cannot_be_reached_is_named_and_what_stood_in_for_it_is_removed() {
     let (dead, changing) = (dead_url(), Changing::default());
     let nodes: [Node; 3] = Cluster::over(&changing.origin()).peer(&dead).start();

@@ -176,7 +176,7 @@ impl Exchange {
                 Some(Ok(Some(Loaded { stale, ..loaded })))
             }
             Heard::Absent => Some(Ok(None)),
-            Heard::Failed(text) => Some(Err(PeerError::Status { code: 502, text })),
+            Heard::Failed(text) => Some(Err(PeerError::LoadFailed(text))),
             Heard::NotHere => None,
         }
     }
@@ -199,6 +199,11 @@ impl Exchange {
         })?;
         match answer.status().as_u16() {
             204 => Ok(()),
+            // A node without the group has nothing of it.
+            404 if header(&answer, wire::ERROR) == Some(wire::NO_GROUP) => {
+                let _ = status(&mut answer); // reading it gives the connection back
+                Ok(())
+            }
             _ => Err(status(&mut answer)),
         }
     }
@@ -277,14 +282,15 @@ fn body(answer: &mut Response<Body>, limit: u64) -> Result<Vec<u8>, PeerError> {
     }
 }
 
-/// An unexpected status, with the start of its text.
+/// What a status says that is no answer, with the start of its text.
 fn status(answer: &mut Response<Body>) -> PeerError {
     let code = answer.status().as_u16();
     if matches!(code, 200..400) {
         return PeerError::Stranger(format!("{code}"));
     }
+    let has_failed = header(answer, wire::ERROR) == Some(wire::LOAD_FAILED);
     let mut text = Vec::new();
     let _ = answer.body_mut().as_reader().take(frame::MAX_TEXT_BYTES as u64).read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text).trim_end().into();
-    PeerError::Status { code, text }
+    if has_failed { PeerError::LoadFailed(text) } else { PeerError::Status { code, text } }
 }

@@ -132,7 +132,7 @@ impl HttpGetter {
         let answer = self.within(end, |left| self.exchange.get(group, key, left));
         match &answer {
             Ok((_, was_cached)) => self.of_group(group).note(*was_cached),
-            Err(error) if error.is_of_origin() => self.of_group(group).note(false),
+            Err(PeerError::LoadFailed(_)) => self.of_group(group).note(false),
             Err(_) => {}
         }
         answer.map(|(found, _)| found)

@@ -159,7 +159,7 @@ fn answer_get(group: &Group, key: &str) -> ResponseBox {
         Ok((told, was_cached)) if was_cached => answer_of(told),
         Ok((told, _)) => answer_of(told).with_header(header(wire::CACHE, wire::MISS)),
         Err(error @ Error::KeyLength(_)) => text(400, error),
-        Err(error) => text(502, error),
+        Err(error) => text(502, error).with_header(header(wire::ERROR, wire::LOAD_FAILED)),
     }
 }
 
