@@ -35,9 +35,11 @@ use crate::stats::{Histogram, PeerStats, Stats};
 /// | `geecache_origin_load_seconds` | histogram | group | Time of each getter call. |
 /// | `geecache_removal_seconds` | histogram | group | Time of each removal begun here. |
 /// | `geecache_peer_load_seconds` | histogram | group, peer | Time of each question to a peer. |
+/// | `geecache_queued_requests` | gauge | none | Requests that wait for a worker. |
 /// | `geecache_shed_total` | counter | none | Requests refused with 503. |
 ///
-/// The last is added by [`HttpServer`](crate::HttpServer), which answers `/metrics` with all of them.
+/// The last two are added by [`HttpServer`](crate::HttpServer), which answers `/metrics` with all of
+/// them; [`HttpServer::metrics`](crate::HttpServer::metrics) gives the same to a program's own page.
 /// `cache` is `main` or `hot`. A histogram has the series `_bucket` (with `le`, from 100 µs to 10 s),
 /// `_sum` and `_count`.
 ///

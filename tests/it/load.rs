@@ -124,6 +124,8 @@ fn a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished() {
         for answer in &refused {
             assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("1")));
         }
+        let metrics = ask(&node.url, "GET /metrics", &[]);
+        assert!(metrics.text().contains("\ngeecache_queued_requests 1\n"), "{}", metrics.text());
         gate.open();
         answers.recv_timeout(LONG).unwrap()
     });
@@ -133,6 +135,7 @@ fn a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished() {
     assert_eq!((first.status, first.text()), (200, &*value_of("first")));
     let metrics = ask(&node.url, "GET /metrics", &[]);
     assert!(metrics.text().contains("\ngeecache_shed_total 4\n"), "{}", metrics.text());
+    assert!(metrics.text().contains("\ngeecache_queued_requests 0\n"), "{}", metrics.text());
 }
 
 /// What asks whether a node lives, or what it counts, needs no worker.

@@ -9,7 +9,7 @@ use geecache::BoxError;
 
 use crate::support::*;
 
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "geecache_gets_total",
     "geecache_hits_total",
     "geecache_misses_total",
@@ -23,6 +23,7 @@ const NAMES: [&str; 23] = [
     "geecache_evictions_total",
     "geecache_expirations_total",
     "geecache_rejected_total",
+    "geecache_queued_requests",
     "geecache_shed_total",
     "geecache_removals_incomplete_total",
     "geecache_removal_seconds_count",
@@ -129,6 +130,16 @@ fn the_table_of_the_docs_has_each_metric_with_its_type_and_its_help() {
     documented.sort();
     described.sort();
     assert_eq!(documented, described);
+}
+
+#[test]
+fn a_program_can_show_the_same_on_its_own_page_and_after_the_shutdown_too() {
+    let ([mut asker, _owner], _) = nodes_that_have_seen_much();
+    let page = metrics_of(&asker);
+    let server = asker.take_server();
+    assert_eq!(server.metrics(), page);
+    assert!(server.shutdown(LONG) && server.shutdown(LONG));
+    assert_eq!(server.metrics(), page);
 }
 
 #[test]

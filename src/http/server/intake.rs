@@ -117,6 +117,7 @@ impl Drop for Release<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::queue::Queue;
     use super::super::reply::text;
     use super::super::workers::Answers;
     use super::*;
@@ -147,6 +148,7 @@ mod tests {
                 "/miss" => None,
                 _ => panic!("on purpose"),
             }),
+            queue: Arc::new(Queue::new(1, 16)),
             shed: Arc::default(),
         };
         let options = ServerOptions { workers: 1, ..ServerOptions::default() };

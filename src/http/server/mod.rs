@@ -59,22 +59,21 @@ mod workers;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::mem;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tiny_http::{Request, ResponseBox};
 
 use self::listener::Listener;
-use self::routes::Routes;
-use self::workers::{Answers, Workers};
+use self::routes::{Observed, Routes};
+use self::workers::{Answer, Answers, Workers};
 use super::options::ServerOptions;
-use crate::stats::Counter;
 use crate::{Error, Group};
 
 /// Answers peers over HTTP, misses on a pool of worker threads, until it is
-/// [shut down](Self::shutdown) or dropped.
+/// [shut down](Self::shutdown) or dropped, which waits for up to 5 s.
 ///
 /// Besides the questions of peers it answers `GET /healthz` and `GET /metrics`, also while all
 /// workers are busy. A request with the header `Origin`, which browsers send for pages of other
@@ -96,7 +95,8 @@ use crate::{Error, Group};
 pub struct HttpServer {
     listener: Arc<Listener>,
     workers: Arc<Workers>,
-    is_running: bool,
+    observed: Arc<Observed>,
+    is_running: AtomicBool,
 }
 
 impl HttpServer {
@@ -116,19 +116,18 @@ impl HttpServer {
                 return Err(Error::Config(format!("two groups are named {:?}", twin.name())));
             }
         }
-        let shed = Arc::new(Counter::default());
+        let observed = Arc::new(Observed::new(by_name, &options));
         let routes = Arc::new(Routes {
-            groups: by_name,
             base_path: options.base_path.clone(),
             tokens: options.tokens.clone(),
-            shed: shed.clone(),
+            observed: observed.clone(),
         });
         let immediate = {
             let routes = routes.clone();
             Box::new(move |request: &Request, body: &[u8]| routes.immediate(request, body))
         };
         let handler = Box::new(move |request: &Request, body: &[u8]| routes.answer(request, body));
-        Self::run(listener, &options, Answers { immediate, handler, shed })
+        Self::run(listener, &options, observed, immediate, handler)
     }
 
     /// Serves anything, with the same listener, workers and shutdown: your own front end, for
@@ -177,19 +176,24 @@ impl HttpServer {
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         let (immediate, handler) = (Box::new(immediate), Box::new(handler));
-        Self::run(listener, &options, Answers { immediate, handler, shed: Arc::default() })
+        let observed = Arc::new(Observed::new(HashMap::new(), &options));
+        Self::run(listener, &options, observed, immediate, handler)
     }
 
     fn run(
         listener: TcpListener,
         options: &ServerOptions,
-        answers: Answers,
+        observed: Arc<Observed>,
+        immediate: Answer<Option<ResponseBox>>,
+        handler: Answer<ResponseBox>,
     ) -> Result<Self, Error> {
         options.check()?;
+        let (queue, shed) = (observed.queue.clone(), observed.shed.clone());
+        let answers = Answers { immediate, handler, queue, shed };
         let workers = Arc::new(Workers::start(options, answers)?);
         let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
         intake::start(listener.clone(), workers.clone())?;
-        Ok(Self { listener, workers, is_running: true })
+        Ok(Self { listener, workers, observed, is_running: AtomicBool::new(true) })
     }
 
     /// The address that is listened on.
@@ -197,20 +201,28 @@ impl HttpServer {
         self.listener.local_addr()
     }
 
+    /// What `GET /metrics` answers here: of the groups, as [`prometheus`](crate::prometheus) writes it,
+    /// and of this server. For a program that serves its own metrics beside these.
+    pub fn metrics(&self) -> String {
+        self.observed.metrics()
+    }
+
     /// Accepts no more connections, answers new requests with `503`, finishes what is in flight
     /// for up to `grace`, and ends the workers. Returns whether everything that was accepted has
     /// been answered. A worker whose getter takes longer ends when that returns.
     ///
     /// If the process lives on, requests on connections that are still open get `503` with
-    /// `Connection: close`. Two threads stay for that until no connection is open.
-    pub fn shutdown(mut self, grace: Duration) -> bool {
-        self.stop(grace)
-    }
-
-    fn stop(&mut self, grace: Duration) -> bool {
-        if !mem::take(&mut self.is_running) {
-            return true;
-        }
+    /// `Connection: close`. Two threads stay for that until no connection is open, and four idle ones
+    /// of tiny_http for 5 s. A second call waits like the first one.
+    ///
+    /// Waits, so an async program calls it by `spawn_blocking`, after its own front has ended and before
+    /// its runtime does, if the getters need that.
+    ///
+    /// `tiny_http` logs `Error accepting new client: Invalid argument`, as an error, when it stops
+    /// accepting. It is none, and nothing can be done about it here. What else it logs as an error this
+    /// library logs as well, so a program can turn the log target `tiny_http` off.
+    pub fn shutdown(&self, grace: Duration) -> bool {
+        self.is_running.store(false, Ordering::Relaxed);
         self.listener.stop_accepting();
         self.workers.drain(grace)
     }
@@ -222,10 +234,12 @@ impl fmt::Debug for HttpServer {
     }
 }
 
-/// Shuts down with a grace of 5 seconds.
+/// Shuts down with a grace of 5 seconds, unless that was done.
 impl Drop for HttpServer {
     fn drop(&mut self) {
-        self.stop(Duration::from_secs(5));
+        if self.is_running.load(Ordering::Relaxed) {
+            self.shutdown(Duration::from_secs(5));
+        }
     }
 }
 

@@ -73,6 +73,12 @@ impl<T> Queue<T> {
         state.items.pop_front()
     }
 
+    /// How many items wait for a worker, beyond those that idle ones are about to take.
+    pub(super) fn waiting(&self) -> usize {
+        let state = self.state.lock().unwrap();
+        state.items.len().saturating_sub(state.idle)
+    }
+
     /// Whether a worker has nothing to do.
     pub(super) fn has_idle(&self) -> bool {
         let state = self.state.lock().unwrap();

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use tiny_http::{Header, Method, Request, ResponseBox};
 
+use super::queue::Queue;
 use super::reply::{bytes, bytes_later, header, text};
-use super::request::{first, header_bytes, path_of};
+use super::request::{Question, first, header_bytes, path_of};
 use crate::group::Told;
+use crate::http::options::ServerOptions;
 use crate::http::{frame, wire};
 use crate::metrics::{head, prometheus};
 use crate::stats::Counter;
@@ -22,9 +24,15 @@ const MAX_HEADER_BYTES: usize = 64 << 10;
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) struct Routes {
-    pub(super) groups: HashMap<String, Arc<Group>>,
     pub(super) base_path: String,
     pub(super) tokens: Vec<String>,
+    pub(super) observed: Arc<Observed>,
+}
+
+/// What is served, and what `/metrics` tells of it.
+pub(super) struct Observed {
+    pub(super) groups: HashMap<String, Arc<Group>>,
+    pub(super) queue: Arc<Queue<Question>>,
     pub(super) shed: Arc<Counter>,
 }
 
@@ -102,9 +110,8 @@ impl Routes {
                     not_allowed("GET, HEAD")
                 }
                 ("/healthz", _) => text(200, "ok"),
-                ("/metrics", _) => {
-                    bytes(200, self.metrics()).with_header(header("Content-Type", PROMETHEUS_TYPE))
-                }
+                ("/metrics", _) => bytes(200, self.observed.metrics())
+                    .with_header(header("Content-Type", PROMETHEUS_TYPE)),
                 _ => text(404, "no such page"),
             }),
         }
@@ -112,7 +119,7 @@ impl Routes {
 
     fn route_peer(&self, request: &Request, path: &str) -> Result<Asked<'_>, ResponseBox> {
         let (group, key) = wire::parse(path).map_err(|what| text(400, what))?;
-        let Some(group) = self.groups.get(&group) else {
+        let Some(group) = self.observed.groups.get(&group) else {
             return Err(text(404, format!("no such group: {}", group.escape_debug()))
                 .with_header(header(wire::ERROR, wire::NO_GROUP)));
         };
@@ -141,12 +148,25 @@ impl Routes {
         let matches = self.tokens.iter().filter(|token| is_sent(token)).count();
         self.tokens.is_empty() || matches > 0
     }
+}
 
-    fn metrics(&self) -> String {
-        let mut metrics =
-            prometheus(self.groups.values().map(|group| (group.name(), group.stats())));
-        head(&mut metrics, "geecache_shed_total", "counter", "Requests refused with 503.");
-        metrics + &format!("geecache_shed_total {}\n", self.shed.get())
+impl Observed {
+    pub(super) fn new(groups: HashMap<String, Arc<Group>>, options: &ServerOptions) -> Self {
+        let queue = Arc::new(Queue::new(options.workers, options.queue));
+        Self { groups, queue, shed: Arc::default() }
+    }
+
+    pub(super) fn metrics(&self) -> String {
+        let mut text = prometheus(self.groups.values().map(|group| (group.name(), group.stats())));
+        let waiting = self.queue.waiting() as u64;
+        for (name, kind, help, value) in [
+            ("geecache_queued_requests", "gauge", "Requests that wait for a worker.", waiting),
+            ("geecache_shed_total", "counter", "Requests refused with 503.", self.shed.get()),
+        ] {
+            head(&mut text, name, kind, help);
+            text += &format!("{name} {value}\n");
+        }
+        text
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) struct Workers {
     ended: Receiver<Infallible>,
 }
 
-type Answer<A> = Box<dyn Fn(&Request, &[u8]) -> A + Send + Sync>;
+pub(super) type Answer<A> = Box<dyn Fn(&Request, &[u8]) -> A + Send + Sync>;
 
 /// What is answered.
 pub(super) struct Answers {
@@ -45,6 +45,8 @@ pub(super) struct Answers {
     pub(super) immediate: Answer<Option<ResponseBox>>,
     /// Gives all others, on a worker.
     pub(super) handler: Answer<ResponseBox>,
+    /// What waits for a worker.
+    pub(super) queue: Arc<Queue<Question>>,
     /// Counts the requests that are refused.
     pub(super) shed: Arc<Counter>,
 }
@@ -63,7 +65,7 @@ pub(super) struct Immediate {
 }
 
 struct Shared {
-    queue: Queue<Question>,
+    queue: Arc<Queue<Question>>,
     // Guards what is answered; `None` once the pool drains.
     running: Mutex<Option<Running>>,
     clients: Clients,
@@ -76,10 +78,10 @@ struct Shared {
 impl Workers {
     pub(super) fn start(options: &ServerOptions, answers: Answers) -> io::Result<Self> {
         let (sender, ended) = bounded(0);
-        let shed = answers.shed.clone();
+        let (queue, shed) = (answers.queue.clone(), answers.shed.clone());
         let running = Running { answers: Arc::new(answers), _ended: sender };
         let shared = Arc::new(Shared {
-            queue: Queue::new(options.workers, options.queue),
+            queue,
             running: Mutex::new(Some(running.clone())),
             clients: Clients::new(options.idle_timeout),
             slow_clients: SlowClients::new(),
