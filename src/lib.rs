@@ -71,6 +71,16 @@
 //! # Ok::<(), geecache::Error>(())
 //! ```
 //!
+//! # In an async program
+//!
+//! [`Group::get_cached`] never waits, so hits are answered on the spot. All else may wait and goes to
+//! a thread that may block, as by tokio's `spawn_blocking`: [`get`](Group::get) after a miss,
+//! [`get_many`](Group::get_many), [`remove`](Group::remove), [`HttpServer::shutdown`]. A getter over an
+//! async client keeps a `tokio::runtime::Handle` and calls `Handle::block_on`, so the runtime has to
+//! end after the server. `examples/axum` is such a service, and the README lists what it shows.
+//!
+//! # Safety
+//!
 //! The peer port belongs on a private network: whoever reaches it can read and remove every key, and
 //! nothing bounds the connections or the header of a request in memory. The README says more, also
 //! of tokens and TLS.

@@ -56,6 +56,11 @@ impl fmt::Debug for GroupBuilder {
 
 impl Group {
     /// Begins a group: its name, which is the same in all processes that share it, and its getter.
+    ///
+    /// If the format of the values changes with a deploy, change the name too, as from `users.1` to
+    /// `users.2`: else old and new processes give each other values that they cannot read. Meanwhile
+    /// each kind loads by itself, since the other does not have its group, and removals reach the
+    /// processes of one kind.
     #[doc(alias = "NewGroup")]
     pub fn builder(name: impl Into<String>, getter: impl Getter + 'static) -> GroupBuilder {
         GroupBuilder::new(name.into(), Box::new(getter))

@@ -47,7 +47,7 @@ fn part<'t>(text: &'t str, first: &str, last: &str) -> &'t str {
 fn the_reading_order_names_each_file_once_and_is_the_same_in_both_places() {
     let docs = docs_of_the_crate();
     let order = part(&docs, "Two readings.", "\n\nArrows go down");
-    assert_eq!(part(README, "Two readings.", "\n\nThen `examples/node/`"), order);
+    assert_eq!(part(README, "Two readings.", "\n\nThen `examples/axum/`"), order);
     let quoted = order.split('`').skip(1).step_by(2);
     let is_of_src = |name: &&str| name.ends_with(".rs") && !name.starts_with("examples/");
     let mut named: Vec<_> = quoted.filter(is_of_src).map(String::from).collect();
