@@ -22,7 +22,7 @@ use super::{
 };
 use crate::cache::{Key, Lease, Record};
 use crate::flight::{LeaderGuard, Seat};
-use crate::{ByteView, Error, PeerError, PeerGetter};
+use crate::{ByteView, Error, Loaded, PeerError, PeerGetter};
 
 impl Group {
     /// The values of many keys, in the order asked, as [`get`](Self::get) would give each.
@@ -108,21 +108,13 @@ impl Group {
 
     fn load_many_from_peer(&self, owner: &dyn PeerGetter, keys: &[&Key<'_>]) -> Vec<Answer> {
         debug!("[{}] {} keys: asking {}", self.name, keys.len(), owner.name());
-        let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
         let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
         let asked_at = self.clock.now();
-        let (mut heard, took) = timed(|| owner.get_many(&self.name, &texts));
         let counters = self.counters.of_peer(owner.name());
-        if heard.iter().any(was_attempted) {
-            counters.times.record(took);
-        }
-        if heard.len() != keys.len() {
-            let wrong = format!("get_many gave {} answers for {} keys", heard.len(), keys.len());
-            heard = vec![Err(PeerError::Transport(wrong)); keys.len()];
-        }
         let mut fallen = Vec::new();
         let mut answers = Vec::new();
-        for ((&key, lease), answer) in zip(zip(keys, leases), heard) {
+        for ((&key, lease), answer) in zip(zip(keys, leases), self.ask_owner_for_many(owner, keys))
+        {
             answers.push(match self.keep_copy(key, answer, lease, asked_at, &counters) {
                 Ok(record) => Some(Ok(record)),
                 Err(PeerError::LoadFailed(text)) if !self.retry_failed_loads => {
@@ -138,6 +130,24 @@ impl Group {
         let mut loaded = self.load_many_locally(&fallen, Tier::Hot).into_iter();
         let mut loaded = || loaded.next().expect("one answer for each key that fell back");
         answers.into_iter().map(|answer| answer.unwrap_or_else(&mut loaded)).collect()
+    }
+
+    /// One answer for each key, whatever the peer does.
+    pub(super) fn ask_owner_for_many(
+        &self,
+        owner: &dyn PeerGetter,
+        keys: &[&Key<'_>],
+    ) -> Vec<Result<Option<Loaded>, PeerError>> {
+        let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
+        let (answers, took) = timed(|| owner.get_many(&self.name, &texts));
+        if answers.iter().any(was_attempted) {
+            self.counters.of_peer(owner.name()).times.record(took);
+        }
+        if answers.len() != keys.len() {
+            let wrong = format!("get_many gave {} answers for {} keys", answers.len(), keys.len());
+            return vec![Err(PeerError::Transport(wrong)); keys.len()];
+        }
+        answers
     }
 
     fn load_many_locally(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {
@@ -159,32 +169,28 @@ impl Group {
             }
         }
         let led_keys: Vec<_> = led.iter().map(|&(i, _)| keys[i]).collect();
-        for ((i, guard), answer) in zip(led, self.ask_getter_for_many(&led_keys, tier)) {
+        for ((i, guard), answer) in zip(led, self.take_over_or_load(&led_keys, tier)) {
             guard.finish(&answer);
             answers[i] = Some(answer);
         }
         // This thread leads nothing any more, so two batches cannot wait for each other.
         for (i, call) in followed {
             self.counters.shared.add_one();
-            let answer = call.wait(self.load_timeout);
-            answers[i] = Some(answer.unwrap_or_else(|why| self.unanswered(keys[i], why)));
+            answers[i] = Some(self.follow(keys[i], &call));
         }
         answers.into_iter().map(|answer| answer.expect("each key was led or followed")).collect()
     }
 
     /// Asks the earlier owners, if there are some, and then the getter.
-    fn ask_getter_for_many(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {
-        if keys.is_empty() {
-            return Vec::new();
-        }
+    fn take_over_or_load(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {
         let leases: Vec<_> = keys.iter().map(|key| self.cache(tier).lease(key)).collect();
         if tier == Tier::Hot {
-            return self.call_getter_for_many(keys, leases, tier);
+            return self.fill_from_getter(keys, leases, tier);
         }
         let taken = self.take_over_many(keys, &leases);
         let open = zip(zip(keys, leases), &taken).filter(|(_, taken)| taken.is_none());
         let (keys, leases): (Vec<_>, Vec<_>) = open.map(|(open, _)| open).unzip();
-        let mut loaded = self.call_getter_for_many(&keys, leases, tier).into_iter();
+        let mut loaded = self.fill_from_getter(&keys, leases, tier).into_iter();
         let mut answer = |taken: Option<TakenOver>| match taken {
             Some((record, _)) => Ok(record),
             None => loaded.next().expect("one answer for each open key"),
@@ -192,12 +198,17 @@ impl Group {
         taken.into_iter().map(&mut answer).collect()
     }
 
-    fn call_getter_for_many(
+    fn fill_from_getter(&self, keys: &[&Key<'_>], leases: Vec<Lease>, tier: Tier) -> Vec<Answer> {
+        let loaded = self.ask_getter_for_many(keys);
+        let fill = |((&key, lease), loaded)| self.fill(tier, key, loaded, lease);
+        zip(zip(keys, leases), loaded).map(fill).collect()
+    }
+
+    /// One answer for each key, whatever the getter does.
+    pub(super) fn ask_getter_for_many(
         &self,
         keys: &[&Key<'_>],
-        leases: Vec<Lease>,
-        tier: Tier,
-    ) -> Vec<Answer> {
+    ) -> Vec<Result<Option<Loaded>, Error>> {
         if keys.is_empty() {
             return Vec::new();
         }
@@ -213,7 +224,7 @@ impl Group {
             }
             loaded => loaded,
         });
-        let loaded: Vec<_> = match loaded {
+        match loaded {
             Ok(Ok(loaded)) => zip(keys, loaded)
                 .map(|(key, loaded)| loaded.map_err(|error| failed(key, error.into())))
                 .collect(),
@@ -222,9 +233,7 @@ impl Group {
                 keys.iter().map(|key| Err(failed(key, source.clone()))).collect()
             }
             Err(panic) => keys.iter().map(|key| Err(panicked(key, &*panic))).collect(),
-        };
-        let fill = |((&key, lease), loaded)| self.fill(tier, key, loaded, lease);
-        zip(zip(keys, leases), loaded).map(fill).collect()
+        }
     }
 
     /// Answers a peer that takes this node for the owner of all `keys`.

@@ -161,7 +161,9 @@ impl GroupBuilder {
     /// being renewed is not kept. A value that nobody asks for in that last part of its life expires.
     ///
     /// Up to four threads do this for a group; they start when they are needed, and end when there is
-    /// nothing to do. Where all of them are busy and 256 keys wait, values expire as without this.
+    /// nothing to do. Each renews one key at a time, or all that wait if the getter
+    /// [batches](Getter::batches); copies that wait are renewed by one question to each owner. Where
+    /// all threads are busy and 256 keys wait, values expire as without this.
     pub fn refresh_ahead(self, fraction: f64) -> Self {
         Self { refresh_ahead: fraction, ..self }
     }

@@ -51,7 +51,7 @@ use std::time::{Duration, Instant};
 
 use crate::cache::{Cache, Hasher, Key, Lease, Record};
 use crate::clock::Clock;
-use crate::flight::{Flight, Seat, Unanswered};
+use crate::flight::{Call, Flight, Seat, Unanswered};
 use crate::stats::{Counters, PeerCounters, Stats};
 use crate::{ByteView, Error, Getter, Loaded, MAX_KEY_BYTES, PeerError, PeerGetter, PeerPicker};
 pub use builder::GroupBuilder;
@@ -484,9 +484,9 @@ impl Group {
             }
             Seat::Follower(call) => {
                 self.counters.shared.add_one();
-                let (answer, took) = timed(|| call.wait(self.load_timeout));
+                let (answer, took) = timed(|| self.follow(key, &call));
                 trace.waited = Some(took);
-                answer.unwrap_or_else(|why| self.unanswered(key, why))
+                answer
             }
         }
     }
@@ -496,6 +496,15 @@ impl Group {
     fn settled(&self, key: &Key<'_>) -> Option<(Record, Option<Tier>)> {
         let kept = self.peek(key).map(|(record, tier)| (record, Some(tier)));
         kept.or_else(|| Some((self.resting(key)?, None)))
+    }
+
+    /// The answer of the leader, waited for.
+    fn follow(&self, key: &Key<'_>, call: &Call<Answer>) -> Answer {
+        match call.wait(self.load_timeout) {
+            // It may have failed to renew a value that was not past its time yet.
+            Ok(answer) => answer.or_else(|error| self.stand_in(key, error)),
+            Err(why) => self.unanswered(key, why),
+        }
     }
 
     fn unanswered(&self, key: &Key<'_>, why: Unanswered) -> Answer {

@@ -18,11 +18,26 @@
 //!
 //! Both go by the [`Attempts`], so that a failing origin is asked once a second for each key.
 //!
+//! What waits for a renewing thread is renewed together where that makes nobody wait: copies, and all
+//! other keys if the getter [batches](crate::Getter::batches). A getter that loads one key after the
+//! other is asked for one at a time, since gets whose value expires during a call wait for its end.
+//!
 //! A removal beats a renewal as it beats a load: by the lease, which is taken before the getter is
-//! called. And it takes out what has expired as well, so that nothing removed comes back.
+//! called. It also takes out what has expired, so that nothing removed comes back.
+//!
+//! # A renewal that fails as the value expires
+//!
+//! 1. A renewing thread leads the flight of the key, and its load fails. The value has not expired
+//!    yet, so the answer of the flight is the error.
+//! 2. The value expires. A get misses it, and joins the flight before it ends.
+//!
+//! The get takes the old value instead of the error ([`Group::follow`]). Another get comes when the
+//! flight has ended, and must not try again: so the failure is noted before the end.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
+use std::iter::zip;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
@@ -31,7 +46,7 @@ use std::time::Duration;
 use log::{debug, warn};
 
 use super::fallback_log::Shown;
-use super::{Answer, Group, Tier, Trace, timed, was_attempted};
+use super::{Answer, Group, Tier, Trace};
 use crate::cache::{Key, Record};
 use crate::flight::Seat;
 use crate::{Error, PeerGetter};
@@ -108,6 +123,10 @@ struct Attempt {
 }
 
 impl Attempt {
+    fn resting(failure: Option<String>, now: Duration) -> Self {
+        Self { failure, is_under_way: false, next: now + REST }
+    }
+
     fn rests(&self, now: Duration) -> bool {
         !self.is_under_way && now < self.next
     }
@@ -160,12 +179,13 @@ impl Attempts {
     }
 
     fn failed(&mut self, key: u64, now: Duration, failure: String) {
-        self.rest(key, now, Some(failure));
+        self.note(key, now, Attempt::resting(Some(failure), now));
     }
 
     /// No renewal of the key begins for a while.
-    fn rest(&mut self, key: u64, now: Duration, failure: Option<String>) {
-        self.note(key, now, Attempt { failure, is_under_way: false, next: now + REST });
+    fn rest(&mut self, key: u64, now: Duration) {
+        let failure = self.by_key.remove(&key).and_then(|attempt| attempt.failure);
+        self.note(key, now, Attempt::resting(failure, now));
     }
 
     fn note(&mut self, key: u64, now: Duration, attempt: Attempt) {
@@ -189,11 +209,14 @@ impl Group {
     /// nobody to do it. Never waits.
     fn renew(&self, key: &Key<'_>, tier: Tier) {
         let Refresh { own, attempts, crew, .. } = &self.refresh;
-        let now = self.clock.now();
-        if attempts.lock().unwrap().begin(key.hash, now, self.load_timeout)
-            && !crew.take_on(Job { key: key.text.into(), tier }, own)
-        {
-            attempts.lock().unwrap().give_up(key.hash, now);
+        if !attempts.lock().unwrap().begin(key.hash, self.clock.now(), self.load_timeout) {
+            return;
+        }
+        // Copies are asked for together: nobody waits for that.
+        let job =
+            Job { key: key.text.into(), tier, joins: tier == Tier::Hot || self.getter.batches() };
+        if !crew.take_on(job, own) {
+            self.leave(key);
         }
     }
 
@@ -203,64 +226,108 @@ impl Group {
         hit.is_due(now) && !self.refresh.attempts.lock().unwrap().is_resting(key.hash, now)
     }
 
-    /// Renews a value, on a thread of the crew.
-    fn renew_now(&self, Job { key, tier }: &Job) {
-        let (key, tier) = (&Key::new(key, &self.hasher), *tier);
-        let is_due = |record: Record| record.is_due(self.clock.now());
-        let renewed = match self.peers.pick(key.text) {
-            // It waited until it expired, was removed, or was loaded anew.
-            _ if !self.cache(tier).peek(key).is_some_and(is_due) => None,
-            None => self.renew_by_getter(key),
-            Some(owner) if tier == Tier::Hot => Some(self.renew_by_asking(&*owner, key)),
-            // The key went to another node. The value that is here ends soon.
-            Some(_) => None,
-        };
-        let now = self.clock.now();
-        match renewed {
-            None => self.refresh.attempts.lock().unwrap().give_up(key.hash, now),
-            Some(Ok(())) => {
-                self.counters.refreshes.add_one();
-                debug!("[{}] {}: renewed", self.name, Shown(key.text));
+    /// Renews values of one cache, on a thread of the crew.
+    fn renew_now(&self, jobs: &[Job]) {
+        let mut own = Vec::new();
+        let mut by_owner: HashMap<String, (Arc<dyn PeerGetter>, Vec<&Key<'_>>)> = HashMap::new();
+        let keys: Vec<_> = jobs.iter().map(|job| Key::new(&job.key, &self.hasher)).collect();
+        for (key, &Job { tier, .. }) in keys.iter().zip(jobs) {
+            let is_due = |record: Record| record.is_due(self.clock.now());
+            match (tier, self.peers.pick(key.text)) {
+                // It waited until it expired, was removed, or was loaded anew.
+                _ if !self.cache(tier).peek(key).is_some_and(is_due) => self.leave(key),
+                (Tier::Main, None) => own.push(key),
+                (Tier::Hot, Some(owner)) => {
+                    by_owner.entry(owner.name().into()).or_insert((owner, Vec::new())).1.push(key)
+                }
+                // The key has a new owner. What is here ends soon.
+                _ => self.let_rest(key),
             }
-            Some(Err(why)) => {
-                self.counters.refreshes.add_one();
-                self.counters.refresh_errors.add_one();
-                self.refresh.attempts.lock().unwrap().failed(key.hash, now, why.clone());
-                self.warn_seldom(key, "could not be renewed", &why);
+        }
+        self.renew_by_getter(&own);
+        by_owner.values().for_each(|(owner, keys)| self.renew_by_asking(&**owner, keys));
+    }
+
+    fn renew_by_getter(&self, keys: &[&Key<'_>]) {
+        let is_due_or_over =
+            |record: &Record| record.watched_from().is_some_and(|at| at <= self.clock.now());
+        let mut led = Vec::new();
+        for &key in keys {
+            match self.loading.join(key.text) {
+                // It is being loaded anyway.
+                Seat::Follower(_) => self.let_rest(key),
+                Seat::Leader(guard) => {
+                    let lease = self.main.lease(key);
+                    match self.settled(key) {
+                        // Another load has ended just now.
+                        Some((record, _)) if !is_due_or_over(&record) => {
+                            guard.finish(&Ok(record));
+                            self.leave(key);
+                        }
+                        _ => led.push((key, guard, lease)),
+                    }
+                }
+            }
+        }
+        let keys: Vec<_> = led.iter().map(|&(key, ..)| key).collect();
+        for ((key, guard, lease), loaded) in zip(led, self.ask_getter_for_many(&keys)) {
+            // Gets that found the value expired meanwhile wait for the answer.
+            match loaded {
+                Ok(loaded) => {
+                    guard.finish(&Ok(self.keep(Tier::Main, key, loaded, lease)));
+                    self.note_renewed(key);
+                }
+                Err(error) => {
+                    // Noted before the flight ends, so that later gets do not try again at once.
+                    self.note_failed(key, error.to_string());
+                    guard.finish(&self.stand_in(key, error));
+                }
             }
         }
     }
 
-    /// `None` if the key is being loaded anyway.
-    fn renew_by_getter(&self, key: &Key<'_>) -> Option<Result<(), String>> {
-        let Seat::Leader(guard) = self.loading.join(key.text) else { return None };
-        let lease = self.main.lease(key);
-        let (loaded, _) = self.ask_getter(key);
-        let failure = loaded.as_ref().err().map(Error::to_string);
-        // For those who found the value expired meanwhile, and wait.
-        let answer = match loaded {
-            Ok(loaded) => Ok(self.keep(Tier::Main, key, loaded, lease)),
-            Err(error) => self.stand_in(key, error),
+    /// Leads no flight: a get that finds the copy expired meanwhile asks the owner itself.
+    fn renew_by_asking(&self, owner: &dyn PeerGetter, keys: &[&Key<'_>]) {
+        let leases: Vec<_> = keys.iter().map(|key| self.hot.lease(key)).collect();
+        let asked_at = self.clock.now();
+        let failed = |key, why: &dyn Display| {
+            self.note_failed(key, format!("peer {}: {why}", owner.name()));
         };
-        guard.finish(&answer);
-        Some(failure.map_or(Ok(()), Err))
+        for ((&key, lease), answer) in zip(zip(keys, leases), self.ask_owner_for_many(owner, keys))
+        {
+            match answer {
+                Err(error) => failed(key, &error),
+                Ok(Some(loaded)) if loaded.stale => failed(key, &"its value is stale"),
+                Ok(loaded) => {
+                    self.copy(key, loaded, asked_at, Some(lease));
+                    // The owner may have answered with what it renews just now. It is not asked in a loop.
+                    self.let_rest(key);
+                    self.note_renewed(key);
+                }
+            }
+        }
     }
 
-    /// In no flight: who finds the copy expired meanwhile asks the owner as ever.
-    fn renew_by_asking(&self, owner: &dyn PeerGetter, key: &Key<'_>) -> Result<(), String> {
-        let (lease, asked_at) = (self.hot.lease(key), self.clock.now());
-        let (answer, took) = timed(|| owner.get(&self.name, key.text));
-        if was_attempted(&answer) {
-            self.counters.of_peer(owner.name()).times.record(took);
-        }
-        let loaded = answer.map_err(|error| format!("peer {}: {error}", owner.name()))?;
-        if loaded.as_ref().is_some_and(|loaded| loaded.stale) {
-            return Err(format!("peer {}: its value is stale", owner.name()));
-        }
-        self.copy(key, loaded, asked_at, Some(lease));
-        // The owner may have answered with what it renews just now. It is not asked in a loop.
-        self.refresh.attempts.lock().unwrap().rest(key.hash, self.clock.now(), None);
-        Ok(())
+    fn note_renewed(&self, key: &Key<'_>) {
+        debug!("[{}] {}: renewed", self.name, Shown(key.text));
+        self.counters.refreshes.add_one();
+    }
+
+    fn note_failed(&self, key: &Key<'_>, why: String) {
+        self.warn_seldom(key, "could not be renewed", &why);
+        self.refresh.attempts.lock().unwrap().failed(key.hash, self.clock.now(), why);
+        self.counters.refresh_errors.add_one();
+        self.counters.refreshes.add_one();
+    }
+
+    /// The value is not renewed this time. The next get may try.
+    fn leave(&self, key: &Key<'_>) {
+        self.refresh.attempts.lock().unwrap().give_up(key.hash, self.clock.now());
+    }
+
+    /// The value is not renewed in the next second.
+    fn let_rest(&self, key: &Key<'_>) {
+        self.refresh.attempts.lock().unwrap().rest(key.hash, self.clock.now());
     }
 }
 
@@ -410,6 +477,8 @@ struct Work {
 struct Job {
     key: Box<str>,
     tier: Tier,
+    /// Whether it is done together with others of its cache.
+    joins: bool,
 }
 
 impl Default for Crew {
@@ -448,27 +517,34 @@ impl Crew {
     }
 
     fn run(&self, group: &Weak<Group>) {
-        while let Some(job) = self.next() {
+        while let Some(jobs) = self.next() {
             let Some(group) = group.upgrade() else { return };
             // A getter's panic ends in its load. This is about a peer of the user's.
-            let _ = catch_unwind(AssertUnwindSafe(|| group.renew_now(&job)));
+            let _ = catch_unwind(AssertUnwindSafe(|| group.renew_now(&jobs)));
         }
     }
 
-    /// The next job; `None` if there was none for a while, or the group is gone: then the thread ends.
-    fn next(&self) -> Option<Job> {
+    /// The next job, with all that are done together with it; `None` if there was none for a while, or
+    /// the group is gone: then the thread ends.
+    fn next(&self) -> Option<Vec<Job>> {
         let mut work = self.work.lock().unwrap();
         work.idle += 1;
-        // A job that comes as the patience ends is not left alone: whether there is one is looked at
-        // under the lock under which this thread stops being idle.
+        // A job that comes as the wait ends is not missed: whether there is one is checked under the
+        // lock under which this thread stops being idle.
         let is_unwanted = |work: &mut Work| work.jobs.is_empty() && !work.is_over;
         (work, _) = self.wake.wait_timeout_while(work, self.idle, is_unwanted).unwrap();
         work.idle -= 1;
-        let job = work.jobs.pop_front();
-        if job.is_none() {
+        let Some(&Job { tier, joins, .. }) = work.jobs.front() else {
             work.threads -= 1;
+            return None;
+        };
+        if !joins {
+            return work.jobs.pop_front().map(|job| vec![job]);
         }
-        job
+        let waiting = mem::take(&mut work.jobs).into_iter();
+        let (same, others): (VecDeque<_>, _) = waiting.partition(|job| job.tier == tier);
+        work.jobs = others;
+        Some(same.into())
     }
 
     fn close(&self) {

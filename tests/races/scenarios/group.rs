@@ -11,7 +11,8 @@ use libtest_mimic::Trial;
 
 use super::{LONG, NONE, many, together};
 use crate::{
-    BoxError, Clock, Error, Group, GroupBuilder, Loaded, PeerError, PeerGetter, PeerPicker,
+    BoxError, ByteView, Clock, Error, Getter, Group, GroupBuilder, Loaded, PeerError, PeerGetter,
+    PeerPicker,
 };
 
 pub(super) fn all() -> Vec<Trial> {
@@ -29,7 +30,11 @@ pub(super) fn all() -> Vec<Trial> {
         many(a_removal_beats_a_renewal::<2, false>),
         many(a_removal_beats_a_renewal::<2, true>),
         many(a_removal_beats_a_renewal::<4, false>),
+        many(a_removal_beats_a_renewal_in_a_batch::<2>),
+        many(a_removal_beats_a_renewal_in_a_batch::<3>),
         many(a_value_is_renewed_once::<3>),
+        many(a_value_that_expires_as_its_renewal_fails_answers_and_is_not_tried_again::<2>),
+        many(a_value_that_expires_as_its_renewal_fails_answers_and_is_not_tried_again::<3>),
         many(nothing_stale_is_seen_after_a_removal::<2, false>),
         many(nothing_stale_is_seen_after_a_removal::<2, true>),
         many(nothing_stale_is_seen_after_a_removal::<3, false>),
@@ -65,18 +70,41 @@ impl Origin {
         self.loads.load(Ordering::SeqCst)
     }
 
+    fn load(&self) -> Result<Option<String>, BoxError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        let version = self.version.load(Ordering::SeqCst);
+        thread::yield_now();
+        if version == BROKEN {
+            return Err(BoxError::from("broken"));
+        }
+        Ok((version > 0).then(|| version.to_string()))
+    }
+
     pub(super) fn group(self: &Arc<Self>) -> GroupBuilder {
         let origin = self.clone();
-        let load = move |_: &str| {
-            origin.loads.fetch_add(1, Ordering::SeqCst);
-            let version = origin.version.load(Ordering::SeqCst);
-            thread::yield_now();
-            if version == BROKEN {
-                return Err(BoxError::from("broken"));
-            }
-            Ok((version > 0).then(|| version.to_string()))
-        };
-        Group::builder("scores", load).max_bytes(10_000).negative_ttl(LONG)
+        self.group_of(move |_: &str| origin.load())
+    }
+
+    fn group_of(&self, getter: impl Getter + 'static) -> GroupBuilder {
+        Group::builder("scores", getter).max_bytes(10_000).negative_ttl(LONG)
+    }
+}
+
+/// A getter that reads all keys of a batch at the same time.
+struct Batches(Arc<Origin>);
+
+impl Getter for Batches {
+    fn get(&self, _key: &str) -> Result<Option<Loaded>, BoxError> {
+        Ok(self.0.load()?.map(Loaded::from))
+    }
+
+    fn get_many(&self, keys: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
+        let loaded = self.0.load()?.map(Loaded::from);
+        Ok(keys.iter().map(|_| Ok(loaded.clone())).collect())
+    }
+
+    fn batches(&self) -> bool {
+        true
     }
 }
 
@@ -87,6 +115,10 @@ pub(super) fn ask(group: &Group, way: usize) -> usize {
         1 => group.get_many(&["k", "other"]).swap_remove(0).unwrap(),
         _ => group.answer_peer("k").unwrap().map(|(value, _)| value),
     };
+    version(value)
+}
+
+fn version(value: Option<ByteView>) -> usize {
     value.map_or(0, |value| value.to_string().parse().unwrap())
 }
 
@@ -225,12 +257,19 @@ const TTL: Duration = Duration::from_secs(10);
 
 /// A group with the value 1 of an origin of version 1, and that long after it was loaded.
 fn after(time: Duration) -> (Arc<Origin>, Arc<Group>) {
-    let (origin, clock) = (Origin::at(1), Clock::by_hand());
-    let builder = origin.group().ttl(TTL).clock(clock.clone());
-    let group = builder.refresh_ahead(0.5).stale_if_error(LONG).build().unwrap();
-    assert_eq!(ask(&group, 0), 1);
-    clock.advance(time);
+    let origin = Origin::at(1);
+    let (group, _) = aged(origin.group(), 0, time);
     (origin, group)
+}
+
+/// The same with any getter, of the keys that are asked for in that way.
+fn aged(builder: GroupBuilder, way: usize, time: Duration) -> (Arc<Group>, Clock) {
+    let clock = Clock::by_hand();
+    let builder = builder.ttl(TTL).clock(clock.clone());
+    let group = builder.refresh_ahead(0.5).stale_if_error(LONG).build().unwrap();
+    assert_eq!(ask(&group, way), 1);
+    clock.advance(time);
+    (group, clock)
 }
 
 fn a_removal_beats_a_renewal<const CALLERS: usize, const ALL: bool>() {
@@ -252,6 +291,26 @@ fn a_removal_beats_a_renewal<const CALLERS: usize, const ALL: bool>() {
     assert_eq!(ask(&group, 0), 2, "was kept");
 }
 
+fn a_removal_beats_a_renewal_in_a_batch<const CALLERS: usize>() {
+    let origin = Origin::at(1);
+    let (group, _) = aged(origin.group_of(Batches(origin.clone())), 1, TTL * 3 / 4);
+    together(CALLERS, |i| {
+        // Two keys, so that a thread finds both, or one while another renews the other.
+        ask(&group, 1);
+        if i > 0 {
+            return;
+        }
+        origin.write(2);
+        group.remove("k").unwrap();
+        assert_eq!(ask(&group, 0), 2, "while others ask");
+    });
+    assert_eq!(ask(&group, 0), 2, "was kept");
+    assert!(
+        matches!(version(group.get("other").unwrap()), 1 | 2),
+        "the other key is as it was, or renewed"
+    );
+}
+
 fn a_value_is_renewed_once<const CALLERS: usize>() {
     let (origin, group) = after(TTL * 3 / 4);
     origin.write(2);
@@ -263,6 +322,24 @@ fn a_value_is_renewed_once<const CALLERS: usize>() {
     });
     assert!(origin.loads() <= 2);
     assert_eq!(group.stats().misses, 1);
+}
+
+fn a_value_that_expires_as_its_renewal_fails_answers_and_is_not_tried_again<
+    const CALLERS: usize,
+>() {
+    let origin = Origin::at(1);
+    // Less than a key rests after a failure.
+    let left = Duration::from_millis(500);
+    let (group, clock) = aged(origin.group(), 0, TTL - left);
+    origin.break_down();
+    together(CALLERS, |i| {
+        assert_eq!(ask(&group, 0), 1);
+        if i == 0 {
+            clock.advance(left);
+        }
+        assert_eq!(ask(&group, i % 2 * 2), 1);
+    });
+    assert_eq!(origin.loads(), 2, "the first, and the one that failed");
 }
 
 fn nothing_stale_is_seen_after_a_removal<const CALLERS: usize, const ALL: bool>() {
