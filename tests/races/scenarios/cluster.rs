@@ -18,6 +18,9 @@ pub(super) fn all() -> Vec<Trial> {
         many(nothing_from_before_a_removal_is_seen_after_it::<1, false, false>),
         many(nothing_from_before_a_removal_is_seen_after_it::<0, true, true>),
         many(nothing_from_before_a_removal_is_seen_after_it::<1, true, true>),
+        many(a_removal_beats_the_renewal_of_copies::<0, false>),
+        many(a_removal_beats_the_renewal_of_copies::<1, false>),
+        many(a_removal_beats_the_renewal_of_copies::<1, true>),
         many(what_is_handed_over_is_not_loaded),
         many(a_removal_wins_against_a_hand_over::<0, STAYS, true>),
         many(a_removal_wins_against_a_hand_over::<1, STAYS, true>),
@@ -120,6 +123,28 @@ fn nothing_from_before_a_removal_is_seen_after_it<
         // Who has asked once keeps a copy from the second time on.
         nodes.iter().for_each(|node| assert_eq!(ask(node, 0), 1));
     }
+    remove_while_others_ask::<BY, ALL>(&origin, &nodes);
+}
+
+/// The value and its copies are due from the start.
+fn a_removal_beats_the_renewal_of_copies<const BY: usize, const ALL: bool>() {
+    let (origin, clock, ttl) = (Origin::at(1), Clock::by_hand(), Duration::from_secs(10));
+    let nodes = nodes_with(|own, members| {
+        let builder = origin.group().peers(Peers { own, members });
+        builder.clock(clock.clone()).ttl(ttl).refresh_ahead(0.5)
+    });
+    for node in nodes.iter().cycle().take(2 * NODES) {
+        assert_eq!(ask(node, 0), 1);
+    }
+    assert!(nodes[1..].iter().all(|node| node.stats().hot.entries == 1));
+    clock.advance(ttl * 3 / 4);
+    remove_while_others_ask::<BY, ALL>(&origin, &nodes);
+}
+
+fn remove_while_others_ask<const BY: usize, const ALL: bool>(
+    origin: &Origin,
+    nodes: &[Arc<Group>],
+) {
     together(3, |i| {
         if i > 0 {
             let node = &nodes[(BY + i - 1) % NODES];
@@ -133,11 +158,11 @@ fn nothing_from_before_a_removal_is_seen_after_it<
         } else {
             nodes[BY].remove("k").unwrap()
         }
-        for node in &nodes {
+        for node in nodes {
             assert_eq!(ask(node, 0), 2, "while others ask");
         }
     });
-    for node in &nodes {
+    for node in nodes {
         assert_eq!(ask(node, 0), 2, "was kept");
     }
 }
