@@ -108,9 +108,9 @@ impl Drop for Refresh {
 /// Which keys are being tried, and which are left alone for a moment.
 #[derive(Default)]
 struct Attempts {
-    // By the hash of the key: where two have the same, one is renewed or tried a little later.
+    // By the hash of the key. If two keys have the same, one is renewed or tried a little later.
     by_key: HashMap<u64, Attempt>,
-    // At this number what is over is forgotten.
+    // At this number of attempts those that are over are forgotten.
     sweep_at: usize,
 }
 
@@ -147,8 +147,8 @@ impl Attempts {
         true
     }
 
-    /// Whether the load of the key has failed and is not to be tried by this caller: not yet, or since
-    /// another one does. If this caller is to try, others are not, as long as its patience lasts.
+    /// `true` if the load of the key has failed and this caller must not try it: it is too early, or
+    /// another caller tries. If this caller may try, others may not until `patience` has passed.
     fn is_left_alone(&mut self, key: u64, now: Duration, patience: Duration) -> bool {
         let Some(attempt) = self.by_key.get_mut(&key).filter(|attempt| attempt.failure.is_some())
         else {
@@ -171,7 +171,7 @@ impl Attempts {
         self.by_key.get(&key).is_some_and(|attempt| attempt.rests(now))
     }
 
-    /// An attempt that has come to nothing.
+    /// Ends an attempt that loaded nothing. The next may begin at once, unless an earlier one failed.
     fn give_up(&mut self, key: u64, now: Duration) {
         if let Some(failure) = self.by_key.remove(&key).and_then(|attempt| attempt.failure) {
             self.failed(key, now, failure);
@@ -205,8 +205,8 @@ pub(super) fn on_due(group: &Weak<Group>, tier: Tier) -> impl Fn(&Key<'_>) + use
 
 // Renewed ahead.
 impl Group {
-    /// Has a value renewed that is due, unless that is under way, was tried a moment ago, or there is
-    /// nobody to do it. Never waits.
+    /// Starts the renewal of a value that is due, unless one is under way, was tried a moment ago, or
+    /// too many others wait. Never waits.
     fn renew(&self, key: &Key<'_>, tier: Tier) {
         let Refresh { own, attempts, crew, .. } = &self.refresh;
         if !attempts.lock().unwrap().begin(key.hash, self.clock.now(), self.load_timeout) {
@@ -368,7 +368,7 @@ impl Group {
         answers
     }
 
-    /// The value past its time, of a key that is left alone by this caller.
+    /// The value past its time, if this caller must not try to load the key.
     fn left_alone(&self, key: &Key<'_>) -> Option<Record> {
         let Refresh { grace, attempts, .. } = &self.refresh;
         let now = self.clock.now();
@@ -382,8 +382,8 @@ impl Group {
         Some(stale)
     }
 
-    /// The value past its time, of a key whose load has failed just now: for the leader of a flight
-    /// that has missed the end of another one.
+    /// The value past its time, if a load of the key has failed just now: for a leader that joined when
+    /// that load's flight had ended.
     pub(super) fn resting(&self, key: &Key<'_>) -> Option<Record> {
         let Refresh { grace, attempts, .. } = &self.refresh;
         let rests = !grace.is_zero()
@@ -403,14 +403,14 @@ impl Group {
         Ok(past.stale())
     }
 
-    /// A load has told what there is.
+    /// Called when a load has succeeded: the key may be renewed and loaded again at any time.
     pub(super) fn note_load(&self, key: &Key<'_>) {
         if !self.refresh.is_off() {
             self.refresh.attempts.lock().unwrap().by_key.remove(&key.hash);
         }
     }
 
-    /// The origin has no such key: what it had before is not to come back.
+    /// Called when the origin has no such key: what it had before must not come back.
     pub(super) fn drop_outdated(&self, key: &Key<'_>) {
         if !self.refresh.is_off() {
             self.main.drop_outdated(key);
