@@ -13,7 +13,8 @@ use crate::stats::{Histogram, PeerStats, Stats};
 /// | `geecache_gets_total` | counter | group | Keys asked for, by callers here and by peers. |
 /// | `geecache_peer_requests_total` | counter | group | Keys that peers asked for. |
 /// | `geecache_misses_total` | counter | group | Gets that no cache could answer. |
-/// | `geecache_handed_over_total` | counter | group | Keys that an earlier owner gave. |
+/// | `geecache_handed_over_total` | counter | group | Misses that an earlier owner answered. |
+/// | `geecache_pulled_total` | counter | group | Keys fetched from an earlier owner before they were asked for. |
 /// | `geecache_fallbacks_total` | counter | group | Loads in place of an owner. |
 /// | `geecache_local_loads_total` | counter | group | Keys that the getter answered. |
 /// | `geecache_local_load_errors_total` | counter | group | Keys for which the getter failed. |
@@ -148,9 +149,15 @@ const GROUP_METRICS: &[Metric<Stats, u64>] = &[
     ("geecache_gets_total", "counter", "Keys asked for, by callers here and by peers.", |s| s.gets),
     ("geecache_peer_requests_total", "counter", "Keys that peers asked for.", |s| s.peer_requests),
     ("geecache_misses_total", "counter", "Gets that no cache could answer.", |s| s.misses),
-    ("geecache_handed_over_total", "counter", "Keys that an earlier owner gave.", |s| {
+    ("geecache_handed_over_total", "counter", "Misses that an earlier owner answered.", |s| {
         s.handed_over
     }),
+    (
+        "geecache_pulled_total",
+        "counter",
+        "Keys fetched from an earlier owner before they were asked for.",
+        |s| s.pulled,
+    ),
     ("geecache_fallbacks_total", "counter", "Loads in place of an owner.", |s| s.fallbacks),
     ("geecache_local_loads_total", "counter", "Keys that the getter answered.", |s| s.local_loads),
     ("geecache_local_load_errors_total", "counter", "Keys for which the getter failed.", |s| {

@@ -34,11 +34,24 @@ pub trait PeerPicker: Send + Sync {
         Vec::new()
     }
 
+    /// The keys of `group` that this process owns now and peers owned before the list changed, as far as
+    /// those have them in their caches: for each of these peers its keys, in pages. A page is asked for
+    /// when it is taken, within a bounded time; see [`Group::answer_former_keys`]. Default: none.
+    ///
+    /// [`Group::answer_former_keys`]: crate::Group::answer_former_keys
+    fn former_keys(&self, group: &str) -> Vec<FormerKeys> {
+        let _ = group;
+        Vec::new()
+    }
+
     /// All peers except this process, which a removal has to reach. Default: none.
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
         Vec::new()
     }
 }
+
+/// Pages of keys: see [`PeerPicker::former_keys`].
+pub type FormerKeys = Box<dyn Iterator<Item = Vec<String>> + Send>;
 
 /// Asks one peer.
 ///
@@ -100,6 +113,10 @@ impl<P: PeerPicker + ?Sized> PeerPicker for Arc<P> {
 
     fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
         (**self).former(key)
+    }
+
+    fn former_keys(&self, group: &str) -> Vec<FormerKeys> {
+        (**self).former_keys(group)
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {

@@ -39,8 +39,11 @@ pub struct Stats {
     /// Misses that the owner did not answer, each followed by a fallback, unless the get
     /// [ends with the owner's error](crate::GroupBuilder::retry_failed_loads): a sum of the same kind.
     pub peer_errors: u64,
-    /// Keys whose values came from an earlier owner after the list of peers had changed.
+    /// Misses whose values came from an earlier owner after the list of peers had changed.
     pub handed_over: u64,
+    /// Keys whose values were fetched from an earlier owner before anybody asked for them. They are no
+    /// misses.
+    pub pulled: u64,
     /// Loads from the origin in place of an owner that did not answer.
     pub fallbacks: u64,
     /// Keys that the getter answered with a value or "no such key".
@@ -130,6 +133,7 @@ pub(crate) struct Counters {
     pub(crate) misses: Counter,
     pub(crate) peer_requests: Counter,
     pub(crate) handed_over: Counter,
+    pub(crate) pulled: Counter,
     pub(crate) fallbacks: Counter,
     pub(crate) local_loads: Counter,
     pub(crate) local_load_errors: Counter,
@@ -237,6 +241,7 @@ impl Counters {
             peer_loads: gone.0 + by_peer.values().map(|peer| peer.loads).sum::<u64>(),
             peer_errors: gone.1 + by_peer.values().map(|peer| peer.errors).sum::<u64>(),
             handed_over: self.handed_over.get(),
+            pulled: self.pulled.get(),
             fallbacks: self.fallbacks.get(),
             local_loads: self.local_loads.get(),
             local_load_errors: self.local_load_errors.get(),

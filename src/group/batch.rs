@@ -187,7 +187,7 @@ impl Group {
         if tier == Tier::Hot {
             return self.fill_from_getter(keys, leases, tier);
         }
-        let taken = self.take_over_many(keys, &leases);
+        let taken = self.take_over_missed(keys, &leases);
         let open = zip(zip(keys, leases), &taken).filter(|(_, taken)| taken.is_none());
         let (keys, leases): (Vec<_>, Vec<_>) = open.map(|(open, _)| open).unzip();
         let mut loaded = self.fill_from_getter(&keys, leases, tier).into_iter();

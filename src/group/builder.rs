@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use super::doorkeeper::Doorkeeper;
@@ -232,6 +233,7 @@ impl GroupBuilder {
             name: self.name,
             getter: self.getter,
             removed: self.peers.as_ref().map(|_| Removed::default()),
+            pulls: AtomicUsize::default(),
             peers: self.peers.unwrap_or_else(|| Box::new(NoPeers)),
             hasher,
             doorkeeper: Doorkeeper::new(),
@@ -251,9 +253,12 @@ impl GroupBuilder {
         let weak = Arc::downgrade(&group);
         group.peers.on_change(Arc::new(move || {
             let group = weak.upgrade();
+            group.iter().for_each(|group| group.pull(&weak));
             group.iter().for_each(|group| group.limit_disowned());
             group.is_some()
         }));
+        // The list may have been set before.
+        group.pull(&Arc::downgrade(&group));
         Ok(group)
     }
 }

@@ -4,7 +4,8 @@
 //! node that is replaced takes its share along. The origin would have to give all that once more. But
 //! for a while the earlier owner still has the values. So before the leader of a miss calls the
 //! getter, it asks the earlier owners, the last one first, from their caches alone and for no longer
-//! than [`PATIENCE`] in all. Whoever is asked so asks nobody, so there are no loops.
+//! than [`PATIENCE`] in all. Whoever is asked so asks nobody, so there are no loops. What nobody asks
+//! for is [pulled](super::pull).
 //!
 //! A value keeps the life that it had at its earlier owner, which itself may keep it for
 //! [`hot_ttl`](crate::GroupBuilder::hot_ttl) only. "No such key" is not handed over.
@@ -49,17 +50,31 @@ impl Group {
         if self.former(key).is_empty() {
             return None;
         }
-        self.take_over_many(&[key], &[lease]).pop().flatten()
+        self.take_over_missed(&[key], &[lease]).pop().flatten()
     }
 
     /// The values of those keys that earlier owners have, kept if their leases hold.
-    pub(super) fn take_over_many(
+    pub(super) fn take_over_missed(
         &self,
         keys: &[&Key<'_>],
         leases: &[Lease],
     ) -> Vec<Option<TakenOver>> {
+        let keep =
+            |key: &Key<'_>, loaded, start, lease| self.keep_taken_over(key, loaded, start, lease);
+        self.take_over_many(keys, leases, PATIENCE, keep)
+    }
+
+    /// Asks the earlier owners of `keys`, with their leases, and does `keep` with what they give and the
+    /// time from which its life counts. The result has what was kept, for each key.
+    pub(super) fn take_over_many(
+        &self,
+        keys: &[&Key<'_>],
+        leases: &[Lease],
+        patience: Duration,
+        keep: impl Fn(&Key<'_>, Loaded, Duration, Lease) -> Option<Record>,
+    ) -> Vec<Option<TakenOver>> {
         let start = self.clock.now();
-        let end = start.saturating_add(PATIENCE);
+        let end = start.saturating_add(patience);
         let mut former: Vec<_> = keys.iter().map(|key| self.former(key).into_iter()).collect();
         let mut taken: Vec<Option<TakenOver>> = vec![None; keys.len()];
         loop {
@@ -81,8 +96,10 @@ impl Group {
             for ((peer, part), (found, took)) in zip(parts, brought) {
                 for (i, loaded) in zip(part, found) {
                     let asked = || Asked { peer: peer.name().into(), took, error: None };
-                    let keep = |loaded| self.keep_taken_over(keys[i], loaded, start, leases[i]);
-                    taken[i] = loaded.and_then(keep).map(|record| (record, asked()));
+                    let kept = loaded
+                        .filter(|loaded| loaded.ttl != Some(Duration::ZERO))
+                        .and_then(|loaded| keep(keys[i], loaded, start, leases[i]));
+                    taken[i] = kept.map(|record| (record, asked()));
                 }
             }
         }
@@ -95,9 +112,6 @@ impl Group {
         start: Duration,
         lease: Lease,
     ) -> Option<Record> {
-        if loaded.ttl == Some(Duration::ZERO) {
-            return None;
-        }
         let record = self.record(Tier::Main, key, Some(&loaded), start, loaded.ttl);
         self.main.insert(key, record.clone(), lease);
         self.limit_if_disowned(key);

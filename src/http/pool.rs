@@ -24,7 +24,8 @@ use log::warn;
 
 use super::client::HttpGetter;
 use super::options::{PoolOptions, check_url};
-use crate::{Error, PeerGetter, PeerPicker, Ring, RingHash};
+use crate::ring::Arcs;
+use crate::{Error, FormerKeys, PeerGetter, PeerPicker, Ring, RingHash};
 
 /// The nodes of a cluster as one of them sees it: a [`PeerPicker`] over HTTP.
 ///
@@ -292,6 +293,23 @@ impl PeerPicker for HttpPool {
         found
     }
 
+    fn former_keys(&self, group: &str) -> Vec<FormerKeys> {
+        let nodes = self.nodes.lock().unwrap();
+        let ring = nodes.ring.clone();
+        let of = |e: &Earlier| (e.ring.clone(), e.getters.clone(), e.until);
+        let earlier: Vec<_> = nodes.earlier.iter().map(of).collect();
+        drop(nodes);
+        let mut former: Vec<FormerKeys> = Vec::new();
+        for (before, getters, until) in earlier {
+            for (url, arcs) in ring.gained(&before, &self.self_url) {
+                if let Some(getter) = getters.get(url) {
+                    former.push(pages(getter.clone(), group.into(), arcs, until));
+                }
+            }
+        }
+        former
+    }
+
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
         let nodes = self.nodes.lock().unwrap();
         nodes.getters.values().map(|getter| getter.clone() as Arc<dyn PeerGetter>).collect()
@@ -305,6 +323,17 @@ impl Nodes {
         let kept = self.earlier.iter().take(most).take_while(|e| now < e.until).count();
         self.earlier.split_off(kept)
     }
+}
+
+/// The keys of `group` in `arcs` that a peer has, in pages.
+fn pages(getter: Arc<HttpGetter>, group: String, arcs: Arcs, until: Instant) -> FormerKeys {
+    let mut next = Some(0);
+    Box::new(iter::from_fn(move || {
+        let page = next.filter(|_| Instant::now() < until)?;
+        let (keys, after) = getter.get_keys(&group, page, &arcs)?;
+        next = after;
+        Some(keys)
+    }))
 }
 
 /// What is different in a new list of nodes.

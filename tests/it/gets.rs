@@ -154,7 +154,7 @@ fn a_question_is_never_passed_on() {
 #[test]
 fn one_worker_per_node_answers_50_gets_from_both_sides_at_once() {
     let origin = Origin::of_all();
-    let [a, b]: [Node; 2] = Cluster::over(&origin).without_handover().workers(1, 64).start();
+    let [a, b]: [Node; 2] = Cluster::over(&origin).workers(1, 64).start();
     let keys_of_a: Vec<_> = b.keys_of(&a.url).take(50).collect();
     let keys_of_b: Vec<_> = a.keys_of(&b.url).take(50).collect();
     together(100, |i| {

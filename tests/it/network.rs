@@ -327,7 +327,7 @@ fn all_ends_with_the_relay() {
 #[test]
 fn nodes_behind_relays_ask_each_other_through_them() {
     let origin = Origin::of_all();
-    let ([mut a, b], [to_a, to_b]) = Cluster::over(&origin).without_handover().behind_relays();
+    let ([mut a, b], [to_a, to_b]) = Cluster::over(&origin).behind_relays();
     let keys: Vec<String> = a.keys_of(&b.url).take(3).collect();
     assert_eq!(a.get(&keys[0]), Some(value_of(&keys[0])));
     assert_eq!((to_a.accepted(), to_b.accepted()), (0, 1));

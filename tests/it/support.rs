@@ -162,12 +162,17 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// The group `scores` over `origin`. Peers have so long to answer that even a busy machine
-    /// makes none seem dead.
+    /// makes none seem dead. Nothing is handed over: tests count what nodes ask each other.
     pub(crate) fn over(origin: &Origin) -> Self {
         Self {
             origin: origin.clone(),
             host: "127.0.0.1",
-            pool: PoolOptions { timeout: LONG, connect_timeout: LONG, ..PoolOptions::default() },
+            pool: PoolOptions {
+                timeout: LONG,
+                connect_timeout: LONG,
+                handover: Duration::ZERO,
+                ..PoolOptions::default()
+            },
             server: ServerOptions::default(),
             groups: vec!["scores".into()],
             strangers: Vec::new(),
@@ -193,9 +198,9 @@ impl Cluster {
         self
     }
 
-    /// After a change of the list, nobody asks those who owned a key before.
-    pub(crate) fn without_handover(mut self) -> Self {
-        self.pool.handover = Duration::ZERO;
+    /// After a change of the list, those that owned a key before are asked, and pulled from.
+    pub(crate) fn with_handover(mut self) -> Self {
+        self.pool.handover = PoolOptions::default().handover;
         self
     }
 

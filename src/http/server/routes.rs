@@ -43,6 +43,8 @@ enum Asked<'r> {
     /// The same from the caches alone: by the key's new owner; by peers whose gets are combined.
     CachedKey(&'r Group, String),
     CachedKeys(&'r Group),
+    /// For a page of the keys that the peer owns now.
+    FormerKeys(&'r Group),
     Removal(&'r Group, String),
     Clear(&'r Group),
 }
@@ -54,6 +56,7 @@ impl Routes {
             Ok(Asked::Key(group, key)) => answer_get(group, &key),
             Ok(Asked::CachedKey(group, key)) => hand_over(group, &key),
             Ok(Asked::Keys(group) | Asked::CachedKeys(group)) => answer_batch(group, body, request),
+            Ok(Asked::FormerKeys(group)) => page_of_keys(group, body),
             Ok(Asked::Removal(group, key)) => match group.answer_removal(&key) {
                 Ok(()) => bytes(204, ""),
                 Err(error) => text(400, error),
@@ -74,6 +77,7 @@ impl Routes {
                 told => Some(answer_of(told)),
             },
             Ok(Asked::CachedKey(group, key)) => Some(hand_over(group, &key)),
+            Ok(Asked::FormerKeys(group)) => Some(page_of_keys(group, body)),
             Ok(Asked::CachedKeys(group)) => {
                 let keys = frame::read_question(body).ok()?;
                 Some(batch_from_caches(group, &keys, request))
@@ -130,6 +134,9 @@ impl Routes {
             (Method::Get, Some(key)) => Ok(Asked::Key(group, key)),
             (Method::Delete, Some(key)) => Ok(Asked::Removal(group, key)),
             (Method::Delete, None) => Ok(Asked::Clear(group)),
+            (Method::Post, None) if first(request, "Content-Type") == Some(wire::KEYS_TYPE) => {
+                Ok(Asked::FormerKeys(group))
+            }
             (Method::Post, None) if is_only_if_cached(request) => Ok(Asked::CachedKeys(group)),
             (Method::Post, None) => Ok(Asked::Keys(group)),
             (Method::Get, None) => Err(text(400, "a key is required: {group}/{key}")),
@@ -189,6 +196,18 @@ fn hand_over(group: &Group, key: &str) -> ResponseBox {
         Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::NOT_CACHED)),
         Ok(Some((value, ttl))) => answer_of(Told::Value(value, ttl)),
         Err(error) => text(400, error),
+    }
+}
+
+/// The keys that the peer owns now.
+fn page_of_keys(group: &Group, body: &[u8]) -> ResponseBox {
+    match frame::read_page_question(body) {
+        Ok((page, arcs)) => {
+            let (keys, next) = group.answer_former_keys(page, |key| arcs.contain(key));
+            bytes(200, frame::write_page(&keys, next))
+                .with_header(header("Content-Type", wire::KEYS_TYPE))
+        }
+        Err(what) => text(400, what),
     }
 }
 
