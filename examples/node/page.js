@@ -39,6 +39,8 @@ function bytes(n) {
 }
 
 const count = n => n.toLocaleString("en").replaceAll(",", "\u202f");
+/** So many names as one reads, and how many more there are. */
+const first = names => names.length <= 6 ? names : [...names.slice(0, 5), `${names.length - 5} more`];
 const percent = part => `${(100 * part).toFixed(1)}\u00a0%`;
 function clip(text, length) {
   const letters = [...text];
@@ -129,13 +131,23 @@ function drawRing() {
   });
   $("ring").replaceChildren(patterns(), ...groups,
     svg("g", { id: "recent" }), svg("g", { id: "asked" }));
+  $("ring").classList.toggle("dense", points.length > 600);
   $("ring").setAttribute("aria-label", `The ring: ${ring.nodes.length} nodes, ${points.length} points`);
   $("legend").replaceChildren(...ring.nodes.map(node =>
     html("li", { "data-node": node.url }, swatch(node.url),
       html("span", { class: "name" }, node.url.replace(/^https?:\/\//, "")),
       html("span", { class: "share" }, percent(node.share)),
       html("span", { class: "state" }, "…"))));
+  $("uneven").textContent = uneven(ring.nodes);
   drawKey(null);
+}
+
+/** What the log of a node says of such a ring, too. */
+function uneven(nodes) {
+  const [largest] = [...nodes].sort((a, b) => b.share - a.share);
+  const times = largest ? largest.share * nodes.length : 0;
+  return times <= 1.5 ? "" : `${nameOf(largest.url)} owns ${times.toFixed(1)} times as many keys as ` +
+    "a node on average. RingHash::Crc32Mixed, on all nodes, evens that.";
 }
 
 /** The place of a key, and the way from there to the point of its owner. */
@@ -404,7 +416,7 @@ const ROWS = [
   ["main hits", c => c.main_hits],
   ["hot hits", c => c.hot_hits],
   ["from the owner", c => c.peer_loads],
-  ["handed over", c => c.handed_over],
+  ["handed over", c => c.handed_over + c.pulled],
   ["fallbacks", c => c.fallbacks],
   ["origin loads", c => c.local_loads],
   ["origin errors", c => c.local_load_errors],
@@ -550,7 +562,7 @@ async function refresh() {
   note(before, status);
   document.body.classList.remove("lost");
   document.body.classList.toggle("partly", status.nodes.some(node => !node.up));
-  const silent = status.nodes.filter(node => !node.up).map(node => nameOf(node.url));
+  const silent = first(status.nodes.filter(node => !node.up).map(node => nameOf(node.url)));
   const text = silent.length === 0 ? "all nodes answer" :
     `${silent.join(", ")} ${silent.length === 1 ? "does" : "do"} not answer`;
   // A live region: told again only where it is news.
