@@ -20,7 +20,7 @@ pub trait PeerPicker: Send + Sync {
 
     /// Takes a function that is to be called after each change of the list of peers, without locks,
     /// for as long as it returns `true`. By it a group learns that it has to limit the life of values
-    /// whose keys it no longer owns. Default: it is dropped, as is right if the list never changes.
+    /// whose keys it no longer owns, and that there are [keys to fetch](Self::former_keys). Default: it is dropped, as is right if the list never changes.
     fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
         drop(changed);
     }

@@ -19,62 +19,51 @@ use crate::workload::scattered;
 use crate::{Settings, progress};
 
 const KEYS: usize = 20_000;
-/// So few that each is asked for while its earlier owner still answers, also on a slow machine. What is
-/// not asked for by then is lost.
-const REPLACED_KEYS: usize = 2_000;
 const CALLERS: usize = 32;
 const ORIGIN: Duration = Duration::from_millis(1);
-/// For how long a node that has left still answers.
+/// For how long an old node and its replacement are in the list, and then for how long the old one still
+/// answers.
 const OVERLAP: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(settings: &Settings) -> Report {
     let overlap = settings.pick(OVERLAP / 2, OVERLAP);
-    let bar = progress("handover", 6);
+    let bar = progress("handover", 8);
     let mut table = Table::new(
-        "all keys are warm; what the origin is asked for afterwards, in % of the keys",
+        format!("{KEYS} keys, all warm; what the origin is asked for afterwards, in % of the keys"),
         &["change", "with hand-over", "without"],
     );
-    let measure = |change: &dyn Fn(Duration) -> f64| {
-        let with = change(PoolOptions::default().handover);
-        bar.inc(1);
-        let without = change(Duration::ZERO);
-        bar.inc(1);
-        [Cell::Percent(with), Cell::Percent(without)]
-    };
-    let [with, without] = measure(&joins);
-    table.row([format!("a fourth node joins, {KEYS} keys").into(), with, without]);
-    let [with, without] = measure(&leaves);
-    table.row([
-        format!("one of four leaves, and still answers, {KEYS} keys").into(),
-        with,
-        without,
-    ]);
-    let (with, without) = (replaced(PoolOptions::default().handover, overlap), {
-        bar.inc(1);
-        replaced(Duration::ZERO, overlap)
-    });
-    bar.inc(1);
-    let name =
-        format!("all four are replaced, each answers for {overlap:?} more, {REPLACED_KEYS} keys");
-    table.row([name.into(), Cell::Percent(with.loads), Cell::Percent(without.loads)]);
     let mut times = Table::new(
-        format!("{CALLERS} callers meanwhile, an origin of {ORIGIN:?}: times of their gets in ms"),
-        &["all four are replaced", "p50", "p99", "calm before: p50", "p99"],
+        format!("{CALLERS} callers meanwhile, an origin of {ORIGIN:?}: times of their gets in µs"),
+        &["change", "hand-over", "p50", "p99", "p99.9", "calm: p50", "p99", "p99.9"],
     );
-    for (name, replaced) in [("with hand-over", with), ("without", without)] {
-        let ms = |times: &Histogram<u64>, quantile| {
-            Cell::Number(times.value_at_quantile(quantile) as f64 / 1e3, 2)
+    let mut measure = |change: &str, measure: &dyn Fn(Duration) -> Changed| {
+        let mut loads = |name: &str, handover| {
+            let changed = measure(handover);
+            bar.inc(1);
+            let us = |times: &Histogram<u64>, quantile| {
+                Cell::Number(times.value_at_quantile(quantile) as f64 / 1e3, 1)
+            };
+            let mut cells = vec![change.into(), name.into()];
+            for of in [&changed.during, &changed.calm] {
+                cells.extend([0.5, 0.99, 0.999].map(|quantile| us(of, quantile)));
+            }
+            times.row(cells);
+            Cell::Percent(changed.loads)
         };
-        let (calm, during) = (&replaced.calm, &replaced.during);
-        let cells = [ms(during, 0.5), ms(during, 0.99), ms(calm, 0.5), ms(calm, 0.99)];
-        table_row(&mut times, name, cells);
-    }
+        let with = loads("yes", PoolOptions::default().handover);
+        table.row([change.into(), with, loads("no", Duration::ZERO)]);
+    };
+    measure("a fourth node joins", &|handover| joins(handover, overlap));
+    measure("one of four leaves, and still answers", &|handover| leaves(handover, overlap));
+    let all = "all four are replaced, one after the other";
+    measure(&format!("{all}, each {overlap:?} after its replacement has come"), &|handover| {
+        replaced(handover, overlap, true)
+    });
+    measure(&format!("{all}, each at once, and still answers for {overlap:?}"), &|handover| {
+        replaced(handover, overlap, false)
+    });
     Report { topic: "handover", tables: vec![table, times] }
-}
-
-fn table_row(table: &mut Table, name: &str, [a, b, c, d]: [Cell; 4]) {
-    table.row([name.into(), a, b, c, d]);
 }
 
 /// The nodes that are in the list, and what the origin was asked for.
@@ -100,7 +89,7 @@ impl Cluster {
         let cluster = Self { loads, keys, handover, nodes: nodes_of_it };
         let first = (0..nodes).map(|_| cluster.start()).collect();
         cluster.set(first);
-        cluster.ask_for_all(|_| {});
+        cluster.ask_for_all();
         cluster
     }
 
@@ -124,21 +113,22 @@ impl Cluster {
     /// Gives these nodes a list of just them. A node that is not in it learns nothing.
     fn set(&self, nodes: Vec<Arc<Node>>) {
         let urls: Vec<_> = nodes.iter().map(|node| &node.url).collect();
-        for node in &nodes {
+        // The newest first, so that nobody asks a node that takes itself for the only one.
+        for node in nodes.iter().rev() {
             node.pool.set_peers(urls.iter().copied()).expect("a list with this node");
         }
         *self.nodes.write().unwrap() = nodes;
     }
 
-    /// Callers ask for all keys once, of all nodes, and say how long each get took.
-    fn ask_for_all(&self, took: impl Fn(Duration) + Sync) {
+    /// Callers ask for all keys once, of all nodes.
+    fn ask_for_all(&self) {
         let nodes = self.nodes.read().unwrap().clone();
         thread::scope(|scope| {
             for caller in 0..CALLERS {
-                let (nodes, took) = (&nodes, &took);
+                let nodes = &nodes;
                 scope.spawn(move || {
                     for (i, key) in self.keys.iter().enumerate().skip(caller).step_by(CALLERS) {
-                        took(get(&nodes[i % nodes.len()], key));
+                        get(&nodes[i % nodes.len()], key);
                     }
                 });
             }
@@ -160,29 +150,45 @@ fn get(node: &Node, key: &str) -> Duration {
     start.elapsed()
 }
 
-fn joins(handover: Duration) -> f64 {
+struct Changed {
+    loads: f64,
+    calm: Histogram<u64>,
+    during: Histogram<u64>,
+}
+
+/// What happens while `change` does, and what the origin is asked for until each owner has been asked
+/// for each of its keys.
+fn changed(cluster: &Cluster, calm: Duration, change: impl FnOnce()) -> Changed {
+    let calm = ask_until(cluster, || thread::sleep(calm));
+    let mut during = None;
+    let loads = cluster.loads_of(|| {
+        during = Some(ask_until(cluster, change));
+        cluster.ask_for_all();
+        ask_owners(cluster);
+    });
+    Changed { loads, calm, during: during.expect("it was asked") }
+}
+
+fn joins(handover: Duration, overlap: Duration) -> Changed {
     let cluster = Cluster::warm(3, KEYS, handover);
     let mut nodes = cluster.nodes.read().unwrap().clone();
-    cluster.loads_of(|| {
+    changed(&cluster, overlap, || {
         nodes.push(cluster.start());
         cluster.set(nodes);
-        // Until a copy has answered for it, the new owner may not have been asked.
-        cluster.ask_for_all(|_| {});
-        ask_owners(&cluster);
+        thread::sleep(overlap);
     })
 }
 
-fn leaves(handover: Duration) -> f64 {
+fn leaves(handover: Duration, overlap: Duration) -> Changed {
     let cluster = Cluster::warm(4, KEYS, handover);
     let mut nodes = cluster.nodes.read().unwrap().clone();
     let leaver = nodes.pop();
-    let loads = cluster.loads_of(|| {
+    let changed = changed(&cluster, overlap, || {
         cluster.set(nodes);
-        cluster.ask_for_all(|_| {});
-        ask_owners(&cluster);
+        thread::sleep(overlap);
     });
     drop(leaver);
-    loads
+    changed
 }
 
 /// Asks for each key at its owner.
@@ -200,32 +206,25 @@ fn ask_owners(cluster: &Cluster) {
     });
 }
 
-struct Replaced {
-    loads: f64,
-    calm: Histogram<u64>,
-    during: Histogram<u64>,
-}
-
-fn replaced(handover: Duration, overlap: Duration) -> Replaced {
-    let cluster = Cluster::warm(4, REPLACED_KEYS, handover);
-    let calm = ask_until(&cluster, || thread::sleep(overlap));
-    let mut during = None;
-    let loads = cluster.loads_of(|| {
-        during = Some(ask_until(&cluster, || {
-            for _ in 0..4 {
-                let mut nodes = cluster.nodes.read().unwrap().clone();
-                let leaver = nodes.remove(0);
-                nodes.push(cluster.start());
-                cluster.set(nodes);
+/// Each node and its replacement are in the list together for a while, or never.
+fn replaced(handover: Duration, overlap: Duration, together: bool) -> Changed {
+    let cluster = Cluster::warm(4, KEYS, handover);
+    changed(&cluster, overlap, || {
+        for _ in 0..4 {
+            let mut nodes = cluster.nodes.read().unwrap().clone();
+            nodes.push(cluster.start());
+            if together {
+                cluster.set(nodes.clone());
                 thread::sleep(overlap);
-                // Nobody has been told to ask it for a while. What has been asked is answered.
-                let leaver = wait_for_the_last(leaver);
-                leaver.server.shutdown(GRACE);
             }
-        }));
-        cluster.ask_for_all(|_| {});
-    });
-    Replaced { loads, calm, during: during.expect("it was asked") }
+            let leaver = nodes.remove(0);
+            cluster.set(nodes);
+            thread::sleep(overlap);
+            // Nobody has been told to ask it for a while. What has been asked is answered.
+            let leaver = wait_for_the_last(leaver);
+            leaver.server.shutdown(GRACE);
+        }
+    })
 }
 
 /// The node, once no caller has it any more.
@@ -239,10 +238,10 @@ fn wait_for_the_last(mut node: Arc<Node>) -> Node {
     }
 }
 
-/// Callers ask for all keys again and again until `work` has ended: the times in microseconds.
+/// Callers ask for all keys again and again until `work` has ended: the times in nanoseconds.
 fn ask_until(cluster: &Cluster, work: impl FnOnce()) -> Histogram<u64> {
     let is_over = AtomicBool::new(false);
-    let new = || Histogram::<u64>::new_with_bounds(1, 60_000_000, 3).expect("valid bounds");
+    let new = || Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds");
     let mut all = new();
     thread::scope(|scope| {
         let ask = |caller: usize| {
@@ -254,7 +253,7 @@ fn ask_until(cluster: &Cluster, work: impl FnOnce()) -> Histogram<u64> {
                     let nodes = cluster.nodes.read().unwrap();
                     nodes[i % nodes.len()].clone()
                 };
-                times.saturating_record(get(&node, key).as_micros() as u64);
+                times.saturating_record(get(&node, key).as_nanos() as u64);
             }
             times
         };

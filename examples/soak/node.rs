@@ -95,7 +95,8 @@ impl Front {
                 false => said(Err("not all peers")),
             },
             ("/handed-over", []) => {
-                Response::from_string(self.group.stats().handed_over.to_string()).boxed()
+                let stats = self.group.stats();
+                Response::from_string((stats.handed_over + stats.pulled).to_string()).boxed()
             }
             ("/fallbacks", []) => {
                 Response::from_string(self.group.stats().fallbacks.to_string()).boxed()

@@ -123,3 +123,64 @@ impl Group {
         (keys, next)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FormerKeys, PeerGetter, PeerPicker};
+    use std::convert::Infallible;
+    use std::iter;
+    use std::sync::{Arc, Mutex};
+
+    type OnChange = Arc<dyn Fn() -> bool + Send + Sync>;
+
+    /// Has pages without end, each list of which holds the reference, too.
+    #[derive(Clone)]
+    struct Endless {
+        held: Arc<()>,
+        on_change: Arc<Mutex<Option<OnChange>>>,
+    }
+
+    impl PeerPicker for Endless {
+        fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+            None
+        }
+
+        fn on_change(&self, changed: OnChange) {
+            *self.on_change.lock().unwrap() = Some(changed);
+        }
+
+        fn former_keys(&self, _group: &str) -> Vec<FormerKeys> {
+            let held = self.held.clone();
+            let mut page = vec![Vec::new(), vec!["Tom".to_string()]].into_iter().cycle();
+            vec![Box::new(iter::from_fn(move || {
+                let _held = &held;
+                page.next()
+            }))]
+        }
+    }
+
+    #[test]
+    fn a_pull_ends_with_the_next_change_and_with_its_group() {
+        let (held, on_change) = (Arc::new(()), Arc::default());
+        let are_held = |count| {
+            let start = Instant::now();
+            while Arc::strong_count(&held) != count {
+                assert!(start.elapsed() < Duration::from_secs(30), "a pull does not end");
+                thread::yield_now();
+            }
+        };
+        let picker = Endless { held: held.clone(), on_change: Arc::clone(&on_change) };
+        let getter = |_: &str| Ok::<_, Infallible>(None::<&str>);
+        let group = Group::builder("scores", getter).peers(picker).build().unwrap();
+        let changed = on_change.lock().unwrap().take().unwrap();
+        for _ in 0..3 {
+            assert!(changed());
+        }
+        // Here, in the picker, and in the last of four pulls.
+        are_held(3);
+        assert_eq!(group.pulls.load(Ordering::SeqCst), 4);
+        drop(group);
+        are_held(1);
+    }
+}
