@@ -65,7 +65,8 @@ fn a_node_that_joins_takes_over_what_it_owns_now_and_the_origin_is_not_asked() {
         get_all(&[&c], single);
         assert_eq!(c.get_many(batch).into_iter().flatten().count(), batch.len());
         let loads = origin.loads() - keys.len();
-        assert_eq!(handed_over(&c) as usize + loads, own.len());
+        // What is asked for while it is pulled comes twice.
+        assert!(handed_over(&c) as usize + loads >= own.len());
         let hits = c.stats().main.hits;
         get_all(&[&c], &own);
         assert_eq!(c.stats().main.hits, hits + own.len() as u64, "what was handed over is kept");
@@ -164,9 +165,9 @@ fn a_batch_of_large_values_is_handed_over_in_several_answers() {
         let values = b.get_many(&keys);
         let expected: Vec<_> = keys.iter().map(|key| Some(large(key))).collect();
         assert!(values == expected);
-        // Six fit into one answer.
-        assert_eq!(handed_over(&b) as usize + origin.loads(), 2 * keys.len());
-        handed_over(&b) as usize == keys.len()
+        // Six fit into one answer. What is asked for while it is pulled comes twice.
+        assert!(handed_over(&b) as usize + origin.loads() >= 2 * keys.len());
+        origin.loads() == keys.len()
     });
 }
 
@@ -225,7 +226,8 @@ fn what_was_removed_is_not_taken_over_from_a_node_that_no_removal_reached() {
             true => node.get_many(&[&key]).pop().unwrap(),
         };
         assert_eq!((old.get(&key).unwrap(), get(owner).unwrap()), ("1".into(), "2".into()));
-        assert_eq!(handed_over(owner), 0);
+        // It may have been pulled before it was removed.
+        assert_eq!(owner.stats().handed_over, 0);
     }
 }
 
@@ -296,12 +298,11 @@ fn a_list_that_was_set_before_there_was_a_group_is_pulled_for_too() {
 #[test]
 fn a_pull_evicts_nothing_and_ends_when_the_cache_is_full() {
     let origin = Origin::of_all();
-    let small = |i, builder: GroupBuilder| if i == 1 { builder.max_bytes(5_000) } else { builder };
-    let [old, new] = Cluster::over(&origin).with_handover().settings(small).start();
-    [&old, &new].iter().for_each(|node| set(&[node]));
+    let [old] = Cluster::over(&origin).with_handover().start();
     let keys: Vec<_> = (0..1_000).map(|i| format!("key {i}")).collect();
     old.get_many(&keys);
-    set(&[&old, &new]);
+    let small = |_, builder: GroupBuilder| builder.max_bytes(5_000);
+    let [new] = Cluster::over(&origin).with_handover().peer(&old.url).settings(small).start();
     let is_full = || new.stats().main.bytes + 200 > new.stats().main.max_bytes;
     eventually("it is full", is_full);
     let stats = new.stats();
