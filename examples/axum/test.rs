@@ -32,8 +32,11 @@ impl Process {
             log.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)))
         });
         let mut process = Self { child, lines, url: String::new() };
+        let mut log = Vec::new();
         process.url = loop {
-            let line = process.lines.recv_timeout(LONG).expect("it says where it listens");
+            let line = process.lines.recv_timeout(LONG);
+            log.push(line.unwrap_or_else(|_| panic!("it does not say where it listens: {log:?}")));
+            let line = log.last().unwrap();
             if let Some(at) = line.find("http://") {
                 break line[at..].to_string();
             }
