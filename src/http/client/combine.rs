@@ -10,8 +10,8 @@
 //! the next one for a moment only, the [*pause*](Pace::pause). Where requests queue up, because the
 //! processors of either end are busy, it is longer: there a get that waits loses nothing.
 //!
-//! - A get leaves at once, as a plain request of its own, if no more than [`FEW`] are under way, or
-//!   the request that left last has returned or has been out for the pause.
+//! - A get leaves at once, as a plain request of its own, if the request that left last has returned or
+//!   has been out for the pause; or if there were no more than [`FEW`] gets at the same time lately.
 //! - Otherwise it gathers, and the first get of those that gather keeps the time. When the request
 //!   that left last returns, or the pause ends, one of them leads all into the next *batch*.
 //! - Callers are woken in this order: first those that have their answer, then the leader of the
@@ -33,10 +33,10 @@ use crate::clock::Clock;
 pub(super) const PAUSE: Duration = Duration::from_micros(100);
 /// And at most; in multiples of the shortest.
 const LONGEST_PAUSE: u32 = 10;
-/// For how long the shortest round trip is remembered.
+/// For how long the shortest round trip, and the most gets at the same time, are remembered.
 const REMEMBERED: Duration = Duration::from_secs(1);
-/// So many gets at the same time, and fewer, each ask for themselves: to share would save less than it
-/// takes to wait for each other.
+/// Where there are so many gets at the same time, or fewer, each asks for itself: to share would save less
+/// than it takes to wait for each other.
 pub(super) const FEW: usize = 4;
 /// The most batches that are out at the same time. Beyond it gets gather until one returns.
 const MOST_OUT: usize = 16;
@@ -62,10 +62,12 @@ struct State<A> {
     pace: Pace,
 }
 
-/// How long requests take.
+/// How long requests take, and how many gets there are.
 struct Pace {
     least_pause: Duration,
-    /// The shortest round trip in this window of time, and in the one before.
+    /// The most gets at the same time in this window of time, and in the one before.
+    most: [usize; 2],
+    /// The shortest round trip in these windows.
     shortest: [Duration; 2],
     window_ends: Duration,
     /// For how long batches wait for a processor: a moving mean.
@@ -75,7 +77,8 @@ struct Pace {
 impl Pace {
     fn new(least_pause: Duration) -> Self {
         let shortest = [Duration::MAX; 2];
-        Self { least_pause, shortest, window_ends: Duration::ZERO, queued: Duration::ZERO }
+        let (window_ends, queued) = (Duration::ZERO, Duration::ZERO);
+        Self { least_pause, most: [0; 2], shortest, window_ends, queued }
     }
 
     /// What a round trip takes beyond twice the shortest one it has spent waiting for a processor: a
@@ -90,6 +93,7 @@ impl Pace {
         if now >= self.window_ends {
             self.window_ends = now + REMEMBERED;
             self.shortest = [Duration::MAX, self.shortest[0]];
+            self.most = [0, self.most[0]];
         }
         self.shortest[0] = self.shortest[0].min(took);
         if is_batch {
@@ -184,6 +188,8 @@ impl<A: Clone> Combine<A> {
     /// Decides which part the caller plays. A follower plays it here: it waits for the batch.
     fn join(&self, key: &str, patience: Duration, fit: impl Fn(usize, usize) -> bool) -> Part<A> {
         let mut state = self.state.lock().unwrap();
+        let most = &mut state.pace.most[0];
+        *most = self.under_way.load(Ordering::Relaxed).max(*most);
         let may_leave = self.may_leave(&state);
         let Some(batch) = state.gathering.clone() else {
             if may_leave {
@@ -259,7 +265,8 @@ impl<A: Clone> Combine<A> {
 
     /// Whether nothing holds a request back.
     fn may_leave(&self, state: &State<A>) -> bool {
-        let are_few = self.under_way.load(Ordering::Relaxed) <= self.few;
+        // Not how many there are just now: while those of a batch wake up, they are always few.
+        let are_few = state.pace.most.into_iter().all(|most| most <= self.few);
         state.batches_out < MOST_OUT
             && (are_few
                 || state.last_is_back
@@ -574,6 +581,14 @@ mod tests {
             peer.let_batch();
             assert_eq!(answers(few), ["hit1 plainly", "hit2 plainly"]);
             assert_eq!(answers(gathered), ["hit3 by batch", "hit4 by batch"]);
+            // There were four, and will be again.
+            let first = peer.out(scope, "hit5");
+            let behind = peer.gathered(scope, &["hit6"]);
+            peer.let_plain();
+            assert_eq!(peer.next_request(), "batch hit6");
+            peer.let_batch();
+            assert_eq!(answers(vec![first]), ["hit5 plainly"]);
+            assert_eq!(answers(behind), ["hit6 by batch"]);
         });
         peer.assert_at_rest();
     }
