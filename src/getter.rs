@@ -14,9 +14,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Loads a key from the origin.
 ///
 /// Every closure `Fn(&str) -> Result<Option<V>, E>` is one, where `V` is bytes, text or
-/// [`Loaded`], and `E` is any error; its argument has to be typed, `|key: &str|`. It is called by several threads at once, but by one at a time
-/// for each key of a process; except that after a removal a key is loaded anew while a load from
-/// before the removal may still run.
+/// [`Loaded`], and `E` is any error; its argument has to be typed, `|key: &str|`. It is called by
+/// several threads at once, but by one at a time for each key of a process; except that after a
+/// removal a key is loaded anew while a load from before the removal may still run.
 ///
 /// Give it a deadline of its own, shorter than [`PoolOptions::timeout`](crate::PoolOptions::timeout):
 /// nothing else ends a load. Without one, an origin that hangs holds the thread that loads for as long,

@@ -268,8 +268,8 @@ impl Group {
         keys.iter().all(&mut has)
     }
 
-    /// As [`answer_batch`](Self::answer_batch), from the caches alone, and only values that `fit`, which is given their lengths. The
-    /// other keys count as not cached, and not as asked for.
+    /// As [`answer_batch`](Self::answer_batch), from the caches alone, and only values that `fit`, which
+    /// is given their lengths. The other keys count as not cached, and not as asked for.
     pub(crate) fn answer_batch_cached(
         &self,
         keys: &[&str],

@@ -66,6 +66,11 @@ pub(super) fn hand_over_budget() -> impl FnMut(usize) -> bool {
     budget(MAX_CACHED_BYTES, MAX_CACHED_BYTES)
 }
 
+/// The same for a whole answer: what does not fit is asked for singly, too.
+pub(super) fn answer_budget() -> impl FnMut(usize) -> bool {
+    budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES)
+}
+
 fn budget(mut room: usize, largest: usize) -> impl FnMut(usize) -> bool {
     move |length| {
         let fits = length <= largest.min(room);
@@ -155,7 +160,7 @@ pub(super) fn read_page(body: &[u8]) -> Result<(Vec<String>, Option<u64>), &'sta
 
 /// How many bytes [`write_answer`] writes.
 pub(super) fn answer_length(answers: &[Result<Told, Error>]) -> usize {
-    let mut fit = budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES);
+    let mut fit = answer_budget();
     let length = |answer: &Result<Told, Error>| match answer {
         Ok(Told::Value(value, _) | Told::Stale(value)) if fit(value.len()) => 13 + value.len(),
         Ok(_) => 1,
@@ -166,7 +171,7 @@ pub(super) fn answer_length(answers: &[Result<Told, Error>]) -> usize {
 
 pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
     let mut body = Vec::with_capacity(answer_length(answers));
-    let mut fit = budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES);
+    let mut fit = answer_budget();
     for answer in answers {
         let mut push = |value: &[u8], life: u64| {
             if !fit(value.len()) {

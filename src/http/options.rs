@@ -41,7 +41,8 @@ pub struct PoolOptions {
     /// for, as far as there is room in the main cache. Up to 5 minutes; zero turns both off. What a node
     /// no longer owns it keeps for [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the most. Default: 30 s.
     pub handover: Duration,
-    /// Whether concurrent gets that go to the same peer share requests. Default: `true`.
+    /// Whether gets of a group that go to the same peer at the same time share requests, if there are more
+    /// than four. Default: `true`.
     pub combine: bool,
     /// The path under which peers answer, of up to 1,024 bytes. Default: `/_geecache/`.
     pub base_path: String,

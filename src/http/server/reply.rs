@@ -27,12 +27,10 @@ pub(super) fn text(code: u16, line: impl Display) -> ResponseBox {
         .with_header(header("Content-Type", "text/plain; charset=utf-8"))
 }
 
-/// An answer of bytes, never in chunks: peers look at the length before they read.
+/// An answer of bytes.
 pub(super) fn bytes(code: u16, body: impl AsRef<[u8]> + Send + 'static) -> ResponseBox {
     let length = body.as_ref().len();
-    Response::new(code.into(), Vec::new(), Cursor::new(body), Some(length), None)
-        .with_chunked_threshold(usize::MAX)
-        .boxed()
+    of_length(code, length, Cursor::new(body))
 }
 
 /// The same; the bytes are made by the thread that sends them.
@@ -41,7 +39,11 @@ pub(super) fn bytes_later(
     length: usize,
     make: impl FnOnce() -> Vec<u8> + Send + 'static,
 ) -> ResponseBox {
-    let body = Later { make: Some(make), made: Cursor::default() };
+    of_length(code, length, Later { make: Some(make), made: Cursor::default() })
+}
+
+/// Never in chunks: peers look at the length before they read.
+fn of_length(code: u16, length: usize, body: impl Read + Send + 'static) -> ResponseBox {
     Response::new(code.into(), Vec::new(), body, Some(length), None)
         .with_chunked_threshold(usize::MAX)
         .boxed()

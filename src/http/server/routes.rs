@@ -84,7 +84,9 @@ impl Routes {
             }
             Ok(Asked::Keys(group)) => {
                 let keys = frame::read_question(body).ok()?;
-                let answer = || batch(group.answer_batch_cached(&keys, |_| true));
+                // A value that does not fit must not be held until the client has read.
+                let fit = frame::answer_budget();
+                let answer = || batch(group.answer_batch_cached(&keys, fit));
                 group.has_cached(&keys).then(answer)
             }
             Ok(_) => None,
