@@ -17,6 +17,7 @@
 
 use std::array;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
@@ -74,14 +75,15 @@ impl<T: Clone> Flight<T> {
     /// several keys must finish all of them before it waits for another.
     #[doc(alias = "Do")]
     pub(crate) fn join<'f>(&'f self, key: &'f str) -> Seat<'f, T> {
-        let calls = &mut *self.table(key).lock().unwrap();
-        if let Some(call) = calls.get(key) {
-            return Seat::Follower(call.clone());
+        match self.table(key).lock().unwrap().entry(key.into()) {
+            Entry::Occupied(call) => Seat::Follower(call.get().clone()),
+            Entry::Vacant(vacant) => {
+                let leader = thread::current().id();
+                let call = Call { leader, outcome: Mutex::default(), done: Condvar::new() };
+                let call = Some(vacant.insert(Arc::new(call)).clone());
+                Seat::Leader(LeaderGuard { flight: self, key, call })
+            }
         }
-        let leader = thread::current().id();
-        let call = Arc::new(Call { leader, outcome: Mutex::default(), done: Condvar::new() });
-        calls.insert(key.into(), call.clone());
-        Seat::Leader(LeaderGuard { flight: self, key, call, answer: None })
     }
 
     /// From now on nobody follows the work that is under way for `key`: the next caller leads anew.
@@ -122,33 +124,38 @@ impl<T: Clone> Call<T> {
 pub(crate) struct LeaderGuard<'f, T: Clone> {
     flight: &'f Flight<T>,
     key: &'f str,
-    call: Arc<Call<T>>,
-    answer: Option<T>,
+    // `None` when it has ended.
+    call: Option<Arc<Call<T>>>,
 }
 
 impl<T: Clone> LeaderGuard<'_, T> {
     /// Hands the answer to the followers.
     pub(crate) fn finish(mut self, answer: &T) {
-        self.answer = Some(answer.clone());
+        self.end(|| Ok(answer.clone()));
+    }
+
+    fn end(&mut self, outcome: impl FnOnce() -> Result<T, Unanswered>) {
+        let Some(ended) = self.call.take() else { return };
+        // The key is freed first: a caller that comes from now on leads anew, and hears of no
+        // answer or panic that is older than its question.
+        let mut calls = self.flight.table(self.key).lock().unwrap();
+        let removed = calls.remove(self.key);
+        // This call was forgotten, and the key is led by another.
+        if let Some(other) = removed.filter(|removed| !Arc::ptr_eq(removed, &ended)) {
+            calls.insert(self.key.into(), other);
+        }
+        drop(calls);
+        // Most leaders have no followers, and to notify nobody is a system call, too.
+        if Arc::strong_count(&ended) > 1 {
+            *ended.outcome.lock().unwrap() = Some(outcome());
+            ended.done.notify_all();
+        }
     }
 }
 
 impl<T: Clone> Drop for LeaderGuard<'_, T> {
     fn drop(&mut self) {
-        // The key is freed first: a caller that comes from now on leads anew, and hears of no
-        // answer or panic that is older than its question.
-        let mut calls = self.flight.table(self.key).lock().unwrap();
-        // Unless this call was forgotten, and the key is led by another.
-        if calls.get(self.key).is_some_and(|call| Arc::ptr_eq(call, &self.call)) {
-            calls.remove(self.key);
-        }
-        drop(calls);
-        // Most leaders have no followers, and to notify nobody is a system call, too.
-        if Arc::strong_count(&self.call) > 1 {
-            let outcome = self.answer.take().ok_or(Unanswered::LeaderPanicked);
-            *self.call.outcome.lock().unwrap() = Some(outcome);
-            self.call.done.notify_all();
-        }
+        self.end(|| Err(Unanswered::LeaderPanicked));
     }
 }
 

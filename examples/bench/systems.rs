@@ -51,6 +51,20 @@ pub(crate) fn all(size: Size, bound: Bound) -> Vec<Box<dyn System>> {
     vec![geecache(size), quick_cache(size, bound), moka(size, bound), lru(size)]
 }
 
+/// geecache, and those of the others that promise the same: all who ask for a key that is not there
+/// wait for one load.
+pub(crate) fn all_that_load_once(size: Size) -> Vec<Box<dyn System>> {
+    let quick = quick_cache::sync::Cache::with_weighter(size.entries, size.bytes(), Length);
+    let moka = moka::sync::Cache::builder()
+        .max_capacity(size.bytes())
+        .weigher(|key: &String, value: &Value| (key.len() + value.len()) as u32);
+    vec![
+        geecache(size),
+        Box::new(QuickOnce { cache: quick, origin: Origin::new(size) }),
+        Box::new(MokaOnce { cache: moka.build(), origin: Origin::new(size) }),
+    ]
+}
+
 /// The names of [`all`].
 pub(crate) const NAMES: [&str; 4] = ["geecache", "quick_cache", "moka", "Mutex<lru>"];
 
@@ -184,9 +198,9 @@ struct Quick<W: Weighter<Key, Value>> {
 #[derive(Clone)]
 struct Length;
 
-impl Weighter<Key, Value> for Length {
-    fn weight(&self, key: &Key, value: &Value) -> u64 {
-        (key.len() + value.len()) as u64
+impl<K: AsRef<str>> Weighter<K, Value> for Length {
+    fn weight(&self, key: &K, value: &Value) -> u64 {
+        (key.as_ref().len() + value.len()) as u64
     }
 }
 
@@ -252,6 +266,60 @@ impl System for Moka {
                 value
             });
             black_box(value);
+        }
+    }
+
+    fn loads(&self) -> u64 {
+        self.origin.loads()
+    }
+
+    fn entries(&self) -> usize {
+        self.cache.run_pending_tasks();
+        self.cache.entry_count() as usize
+    }
+}
+
+/// Keys are `String`s, since that is what a `&str` can be made into here.
+struct QuickOnce {
+    cache: quick_cache::sync::Cache<String, Value, Length>,
+    origin: Origin,
+}
+
+impl System for QuickOnce {
+    fn name(&self) -> &'static str {
+        "quick_cache, get_or_insert_with"
+    }
+
+    fn replay(&self, keys: &Keys, sequence: &[u32]) {
+        for &key in sequence {
+            let load = || Ok::<_, Infallible>(self.origin.load());
+            let Ok(value) = self.cache.get_or_insert_with(keys.get(key), load);
+            black_box(value);
+        }
+    }
+
+    fn loads(&self) -> u64 {
+        self.origin.loads()
+    }
+
+    fn entries(&self) -> usize {
+        self.cache.len()
+    }
+}
+
+struct MokaOnce {
+    cache: moka::sync::Cache<String, Value>,
+    origin: Origin,
+}
+
+impl System for MokaOnce {
+    fn name(&self) -> &'static str {
+        "moka, get_with_by_ref"
+    }
+
+    fn replay(&self, keys: &Keys, sequence: &[u32]) {
+        for &key in sequence {
+            black_box(self.cache.get_with_by_ref(keys.get(key), || self.origin.load()));
         }
     }
 

@@ -112,7 +112,7 @@ impl Group {
         start: Duration,
         lease: Lease,
     ) -> Option<Record> {
-        let record = self.record(Tier::Main, key, Some(&loaded), start, loaded.ttl);
+        let record = self.record(Tier::Main, key, Some(&loaded), loaded.ttl, || start);
         self.main.insert(key, record.clone(), lease);
         self.limit_if_disowned(key);
         self.counters.handed_over.add_one();

@@ -268,7 +268,7 @@ impl Group {
     ) -> Record {
         self.note_load(key);
         let ttl = answer.as_ref().and_then(|loaded| loaded.ttl);
-        let record = self.record(Tier::Hot, key, answer.as_ref(), asked_at, ttl);
+        let record = self.record(Tier::Hot, key, answer.as_ref(), ttl, || asked_at);
         match (answer, lease) {
             (None, _) => self.drop_outdated(key),
             (Some(loaded), _) if loaded.stale => return record.stale(),
@@ -335,7 +335,7 @@ impl Group {
             Some(loaded) => loaded.ttl.or(self.ttl).map(|ttl| self.jittered(ttl, key)),
             None => self.negative_ttl,
         };
-        let record = self.record(tier, key, loaded.as_ref(), self.clock.now(), ttl);
+        let record = self.record(tier, key, loaded.as_ref(), ttl, || self.clock.now());
         if loaded.is_none() {
             self.drop_outdated(key);
         }
@@ -531,8 +531,8 @@ impl Group {
         tier: Tier,
         key: &Key<'_>,
         loaded: Option<&Loaded>,
-        start: Duration,
         ttl: Option<Duration>,
+        start: impl FnOnce() -> Duration,
     ) -> Record {
         let ttl = match tier {
             Tier::Main => ttl,
@@ -540,6 +540,7 @@ impl Group {
         };
         let value = loaded.map(|loaded| &*loaded.value);
         let Some(ttl) = ttl else { return Record::new(key.text, value, None) };
+        let start = start();
         let expires = start.saturating_add(ttl);
         match (value, self.refresh.due(ttl)) {
             (Some(value), Some(due)) => {

@@ -78,7 +78,7 @@ impl Group {
         let leases: Vec<_> = keys.iter().map(|key| self.main.lease(key)).collect();
         let is_full = Cell::new(false);
         self.take_over_many(&keys, &leases, PATIENCE, |key, loaded, start, lease| {
-            let record = self.record(Tier::Main, key, Some(&loaded), start, loaded.ttl);
+            let record = self.record(Tier::Main, key, Some(&loaded), loaded.ttl, || start);
             is_full.set(is_full.get() || record.cost() > self.main.room());
             // What was loaded meanwhile is newer.
             if is_full.get() || self.main.peek(key).is_some() {

@@ -371,10 +371,11 @@ impl Group {
     /// The value past its time, if this caller must not try to load the key.
     fn left_alone(&self, key: &Key<'_>) -> Option<Record> {
         let Refresh { grace, attempts, .. } = &self.refresh;
+        if grace.is_zero() {
+            return None;
+        }
         let now = self.clock.now();
-        if grace.is_zero()
-            || !attempts.lock().unwrap().is_left_alone(key.hash, now, self.load_timeout)
-        {
+        if !attempts.lock().unwrap().is_left_alone(key.hash, now, self.load_timeout) {
             return None;
         }
         let stale = self.past(key)?.stale();
