@@ -7,6 +7,7 @@ install = command -v $(1) >/dev/null || \
 	{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -qy --no-install-recommends $(2); } || \
 	{ echo '$(1) is needed here and could not be installed: the package is $(2)' >&2; exit 1; }
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/release
+CLUSTER := $(or $(CARGO_TARGET_DIR),target)/cluster/cluster
 MSRV := $(shell sed -nE 's/^rust-version = "(.*)"/\1/p' Cargo.toml | head -n 1)
 SECONDS ?= 300
 SEED ?= 1
@@ -51,13 +52,13 @@ examples: ## run the small examples: hello, typed, by_hand, three, ring
 	$(CARGO) run --locked --quiet --example ring -- Tom Jack Sam
 
 build-cluster:
-	$(CARGO) build --release --locked -p node -p cluster
+	$(CARGO) build --profile cluster --locked -p node -p cluster
 
 cluster: build-cluster ## run nodes on 8001 to 8003, with a page on 9999, until Ctrl-C or one of them ends
-	$(PROGRAMS)/cluster $(if $(KEEP),--keep-going) $(ARGS)
+	$(CLUSTER) $(if $(KEEP),--keep-going) $(ARGS)
 
 demo: build-cluster ## show by itself what a cluster does, then end
-	$(PROGRAMS)/cluster --demo $(ARGS)
+	$(CLUSTER) --demo $(ARGS)
 
 proxy: ## ask and attack three nodes behind HAProxy (installs Debian's haproxy where missing)
 	$(call install,haproxy,haproxy)
