@@ -172,7 +172,7 @@ fn gets_batches_and_removals_pass_through_tls_beside_peers_without() {
 
 #[test]
 fn a_value_of_many_records_arrives_whole() {
-    let bytes = |key: &str| key.bytes().cycle().take(4 << 20).collect::<Vec<_>>();
+    let bytes = |key: &str| key.repeat((4 << 20) / key.len()).into_bytes();
     let origin = Origin::new(move |key: &str| Ok::<_, PeerError>(Some(bytes(key))));
     let authority = Authority::new();
     let [owner] = Cluster::over(&origin).start();
