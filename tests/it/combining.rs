@@ -14,6 +14,10 @@ fn without_copies(cluster: Cluster) -> Cluster {
     cluster.settings(|_, group| group.hot_bytes(0))
 }
 
+/// Where the callers get the processor one after the other, there are no gets at the same time, and
+/// nothing to share; so one of several attempts has to share.
+const ATTEMPTS: usize = 5;
+
 #[test]
 fn many_callers_share_few_requests() {
     const GETS: usize = 50;
@@ -21,20 +25,25 @@ fn many_callers_share_few_requests() {
     let origin = Origin::of_all();
     let [asker] = without_copies(Cluster::over(&origin)).peer(&owner.url).start();
     let keys: Vec<_> = asker.keys_of(&owner.url).take(CALLERS * GETS).collect();
-    together(CALLERS, |i| {
-        for key in &keys[i * GETS..][..GETS] {
-            assert_eq!(asker.get(key), Some(value_of(key)));
+    let attempt = || {
+        questions.lock().unwrap().clear();
+        together(CALLERS, |i| {
+            for key in &keys[i * GETS..][..GETS] {
+                assert_eq!(asker.get(key), Some(value_of(key)));
+            }
+        });
+        let questions = questions.lock().unwrap();
+        for question in questions.iter().filter(|question| question.is_batch()) {
+            assert_eq!(question.header("Cache-Control"), Some("only-if-cached"));
         }
-    });
-    let questions = questions.lock().unwrap();
-    assert!(questions.len() <= CALLERS * GETS / 4, "{} requests", questions.len());
-    for question in questions.iter().filter(|question| question.is_batch()) {
-        assert_eq!(question.header("Cache-Control"), Some("only-if-cached"));
-    }
-    let asked = questions.iter().map(|question| question.keys().len()).sum::<usize>();
-    assert_eq!(asked, CALLERS * GETS);
+        let asked = questions.iter().map(|question| question.keys().len()).sum::<usize>();
+        assert_eq!(asked, CALLERS * GETS);
+        questions.len()
+    };
+    assert!((0..ATTEMPTS).any(|_| attempt() <= CALLERS * GETS / 4));
     let stats = asker.stats();
-    assert_eq!((stats.peer_loads, stats.peer_errors), ((CALLERS * GETS) as u64, 0));
+    assert_eq!(stats.peer_loads % (CALLERS * GETS) as u64, 0);
+    assert_eq!(stats.peer_errors, 0);
     check_identities([&asker]);
 }
 
@@ -70,14 +79,17 @@ fn groups_are_not_mixed_up() {
     let [asker] =
         without_copies(Cluster::over(&Origin::of_all()).groups(groups)).peer(&owner.url).start();
     let keys: Vec<_> = asker.keys_of(&owner.url).take(CALLERS).collect();
-    together(CALLERS, |i| {
-        for key in &keys {
-            let group = &asker.groups()[i % 3];
-            let expected = format!("{key} in {}", group.name());
-            assert_eq!(group.get(key).unwrap().unwrap(), expected);
-        }
-    });
-    assert!(batches(&questions) > 0);
+    let attempt = || {
+        together(CALLERS, |i| {
+            for key in &keys {
+                let group = &asker.groups()[i % 3];
+                let expected = format!("{key} in {}", group.name());
+                assert_eq!(group.get(key).unwrap().unwrap(), expected);
+            }
+        });
+        batches(&questions)
+    };
+    assert!((0..ATTEMPTS).any(|_| attempt() > 0));
     check_identities([&asker]);
 }
 
