@@ -25,7 +25,8 @@ use crate::flight::{LeaderGuard, Seat};
 use crate::{ByteView, Error, Loaded, PeerError, PeerGetter};
 
 impl Group {
-    /// The values of many keys, in the order asked, as [`get`](Self::get) would give each.
+    /// The values of many keys, in the order asked, as [`get`](Self::get) would give each. A key may be
+    /// there twice, and one that is empty or too long is an error in its own place.
     pub fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<ByteView>, Error>> {
         let mut missing = Vec::new();
         // Collected, so that each answer is written where it stays: to move them there would cost

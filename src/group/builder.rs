@@ -122,19 +122,23 @@ impl GroupBuilder {
     }
 
     /// How long the owner of a key remembers that the origin has no such key; that counts against
-    /// the budget like a value. Default: not at all, each get asks the origin again.
+    /// the budget like a value. Other processes keep no copy of it and ask the owner each time. Default:
+    /// not at all, each get asks the origin again.
     pub fn negative_ttl(self, ttl: Duration) -> Self {
         Self { negative_ttl: Some(ttl), ..self }
     }
 
     /// How long a copy of another node's key lives at the most, and a value whose key this node no
-    /// longer owns, counted from that change. Default: 30 seconds.
+    /// longer owns, counted from that change; never longer than the value's own life. Default: 30
+    /// seconds.
     pub fn hot_ttl(self, hot_ttl: Duration) -> Self {
         Self { hot_ttl, ..self }
     }
 
     /// How long a get waits for another thread that is loading the same key. Default: 60
-    /// seconds. The load itself goes on.
+    /// seconds. The load itself goes on. No less than
+    /// [`PoolOptions::timeout`](crate::PoolOptions::timeout) and the getter's own deadline together: a
+    /// load may take both.
     pub fn load_timeout(self, load_timeout: Duration) -> Self {
         Self { load_timeout, ..self }
     }
@@ -189,7 +193,9 @@ impl GroupBuilder {
         Self { peers: Some(Box::new(peers)), ..self }
     }
 
-    /// The clock by which entries expire. Default: [`Clock::real`].
+    /// The clock by which entries expire, are renewed, and are tried again after a failure. Deadlines,
+    /// such as [`load_timeout`](Self::load_timeout) and those of peers, are real time. Default:
+    /// [`Clock::real`].
     pub fn clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
     }

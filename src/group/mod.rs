@@ -158,7 +158,10 @@ impl Group {
     ///
     /// Loads nothing, asks nobody and waits for nothing, so an async program can call it on the spot,
     /// and only if it returns `None` call `get` on a thread that may block. Counted as a get if it
-    /// finds something, else not at all.
+    /// finds something, else not at all. A value in the last part of its life is
+    /// [renewed](GroupBuilder::refresh_ahead) in the background, as by `get`. One past its time is
+    /// found while a caller of `get` [would not try to load it](GroupBuilder::stale_if_error). That a
+    /// key of another process does not exist is known to that process alone: `None`.
     ///
     /// ```
     /// # use geecache::Group;
@@ -177,8 +180,9 @@ impl Group {
     /// # Errors
     /// [`Error::KeyLength`] for a key that is empty or too long.
     pub fn get_cached(&self, key: &str) -> Result<Option<Option<ByteView>>, Error> {
-        let found = self.look_up(&self.key(key)?);
-        Ok(found.map(|(record, _)| record.into_value()))
+        let key = self.key(key)?;
+        let found = self.look_up(&key).map(|(record, _)| record);
+        Ok(found.or_else(|| self.stale_meanwhile(&key)).map(Record::into_value))
     }
 
     /// As [`get`](Self::get), and how the answer came about.

@@ -161,6 +161,11 @@ impl Attempts {
         false
     }
 
+    /// Whether the load of the key has failed, and a caller that came now would be left alone.
+    fn leaves_alone(&self, key: u64, now: Duration) -> bool {
+        self.by_key.get(&key).is_some_and(|attempt| attempt.failure.is_some() && now < attempt.next)
+    }
+
     /// Whether the load of the key has failed just now.
     fn has_just_failed(&self, key: u64, now: Duration) -> bool {
         self.by_key.get(&key).is_some_and(|attempt| attempt.failure.is_some() && attempt.rests(now))
@@ -380,6 +385,20 @@ impl Group {
         }
         let stale = self.past(key)?.stale();
         self.counters.shared.add_one();
+        Some(stale)
+    }
+
+    /// The value past its time, if a caller that came now would be left alone with it: for one that does
+    /// not load. Counted as a get, unless it is `None`.
+    #[cold]
+    pub(super) fn stale_meanwhile(&self, key: &Key<'_>) -> Option<Record> {
+        let Refresh { grace, attempts, .. } = &self.refresh;
+        let is_left_alone =
+            !grace.is_zero() && attempts.lock().unwrap().leaves_alone(key.hash, self.clock.now());
+        let stale = is_left_alone.then(|| self.past(key)).flatten()?.stale();
+        for counter in [&self.counters.misses, &self.counters.shared, &self.counters.stale] {
+            counter.add_one();
+        }
         Some(stale)
     }
 

@@ -9,7 +9,7 @@ use crate::PeerError;
 ///
 /// A step that a get did not take is `None`. If an owner was asked and did not answer, `asked` says
 /// why, beside the fields that say what was done instead. [`Display`](fmt::Display) gives the text of
-/// the log line.
+/// the log line, which is not all ASCII.
 ///
 /// ```
 /// use geecache::{Group, Tier};
@@ -38,7 +38,8 @@ pub struct Trace {
     /// The value is about to expire, and is [loaded anew](crate::GroupBuilder::refresh_ahead) in the
     /// background.
     pub renews: bool,
-    /// Why the value is past its time: the load that failed, of this get or shortly before.
+    /// Why the value is past its time: the load that failed, of this get or shortly before. The cause
+    /// of a failure at the owner stands in the owner's log alone.
     pub stale: Option<String>,
 }
 

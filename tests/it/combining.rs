@@ -16,8 +16,6 @@ fn without_copies(cluster: Cluster) -> Cluster {
 
 /// Where the callers get the processor one after the other, there are no gets at the same time, and
 /// nothing to share; so one of several attempts has to share.
-const ATTEMPTS: usize = 5;
-
 #[test]
 fn many_callers_share_few_requests() {
     const GETS: usize = 50;

@@ -10,8 +10,6 @@ use geecache::{HttpServer, ServerOptions};
 use crate::child::{Child, allow_many_files};
 use crate::support::*;
 
-const ATTEMPTS: usize = 5;
-
 /// Opens `n` connections at once, keeps all open, and returns them and how long it took until
 /// each had its first answer.
 fn burst(url: &str, n: usize) -> (Vec<Client>, Duration) {

@@ -508,6 +508,35 @@ fn while_the_origin_fails_a_key_is_tried_once_a_second() {
 }
 
 #[test]
+fn what_must_not_be_tried_yet_is_found_without_waiting() {
+    let (group, origin) = keeping_stale();
+    let cached = || group.get_cached("Tom").unwrap().map(|value| value.unwrap().to_string());
+    get(&group);
+    origin.says(Fails);
+    origin.clock.advance(ms(10_000));
+    assert_eq!(cached(), None, "somebody has to try");
+    assert_eq!(get(&group), "1");
+    assert_eq!(cached().as_deref(), Some("1"));
+    origin.clock.advance(ms(999));
+    assert_eq!(cached().as_deref(), Some("1"));
+    origin.clock.advance(ms(1));
+    assert_eq!(cached(), None, "it is time to try again");
+    let open = origin.close();
+    thread::scope(|scope| {
+        let tries = scope.spawn(|| get(&group));
+        eventually(|| origin.calls() == 3);
+        assert_eq!(cached().as_deref(), Some("1"), "another caller tries");
+        drop(open);
+        tries.join().unwrap();
+    });
+    group.remove("Tom").unwrap();
+    assert_eq!(cached(), None, "removed is removed");
+    assert_eq!(origin.calls(), 3);
+    assert_eq!(group.stats().stale, 5);
+    check_identities(&group.stats());
+}
+
+#[test]
 fn threads_that_find_the_origin_broken_at_the_same_time_try_once() {
     let (group, origin) = keeping_stale();
     for round in 0..20 {

@@ -216,7 +216,9 @@ impl HttpServer {
     /// of tiny_http for 5 s. A second call waits like the first one.
     ///
     /// Waits, so an async program calls it by `spawn_blocking`, after its own front has ended and before
-    /// its runtime does, if the getters need that.
+    /// its runtime does, if the getters need that. It does not wait for
+    /// [renewals](crate::GroupBuilder::refresh_ahead): these run on threads of the group, and one that is
+    /// under way when the runtime ends panics there, which is caught and logged.
     ///
     /// `tiny_http` logs `Error accepting new client: Invalid argument`, as an error, when it stops
     /// accepting. It is none, and nothing can be done about it here. What else it logs as an error this
