@@ -13,6 +13,8 @@
 //! curl localhost:8080/metrics; curl -i localhost:8080/readyz
 //!
 //! cargo run --release -p axum-service -- measure   hits a second, beside the same service over moka
+//! cargo run --release -p axum-service -- compare   latency, queries and stale reads of three replicas,
+//!                                                  beside moka and Redis; also while the database hangs
 //! ```
 //!
 //! The group is synchronous, the program around it is not. Four rules are enough, and `front.rs` shows
@@ -20,10 +22,13 @@
 //! enters it by `Handle::block_on`; and the runtime ends last. Read `serve` below, then `front.rs` and
 //! `origin.rs`.
 
+mod aside;
+mod compare;
 mod front;
 mod measure;
 mod origin;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
@@ -66,6 +71,12 @@ enum What {
     Serve(Serve),
     /// Measure hits over HTTP, beside the same service over moka.
     Measure,
+    /// Measure three replicas over a slow database, beside moka in each and beside Redis.
+    Compare {
+        /// Less than a minute, instead of four.
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 #[derive(clap::Args)]
@@ -95,10 +106,11 @@ fn main() -> Result<(), BoxError> {
         What::Origin { listen } => runtime.block_on(async {
             let listener = TcpListener::bind(listen).await?;
             info!("origin on http://{}", listener.local_addr()?);
-            Ok(axum::serve(listener, origin::table()).await?)
+            Ok(axum::serve(listener, origin::table(HashMap::new())).await?)
         }),
         What::Serve(args) => runtime.block_on(serve(args)),
         What::Measure => measure::run(&runtime),
+        What::Compare { quick } => compare::run(quick),
     };
     // Not by dropping it, which would wait for as long as any blocking thread does.
     runtime.shutdown_timeout(GRACE);

@@ -10,24 +10,25 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Router, routing::get};
 use futures_util::future::try_join_all;
-use geecache::{BoxError, Group, HttpPool, HttpServer, ServerOptions};
+use geecache::{BoxError, Group, GroupBuilder, HttpPool, HttpServer, ServerOptions};
 use moka::sync::Cache;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::front::{Failure, Front};
 use crate::origin::{self, Origin, OriginGetter};
 
 const KEYS: usize = 1_000;
 const VALUE: usize = 1 << 10;
+const TTL: Duration = Duration::from_secs(300);
 const CONNECTIONS: usize = 16;
 /// Short turns, so that what else the machine does meets both alike.
 const ROUNDS: usize = 50;
 const TURN: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(runtime: &Runtime) -> Result<(), BoxError> {
-    let services = runtime.block_on(start(runtime))?;
+    let services = runtime.block_on(start())?;
     // On a thread of its own, so that it takes no turns from the services' tasks.
     thread::spawn(move || {
         Builder::new_current_thread().enable_all().build()?.block_on(ask(services))
@@ -37,28 +38,35 @@ pub(crate) fn run(runtime: &Runtime) -> Result<(), BoxError> {
 }
 
 /// Both services over one table, with all rows in their caches.
-async fn start(runtime: &Runtime) -> Result<[SocketAddr; 2], BoxError> {
-    let origin = Origin::at(spawn(origin::table()).await?);
-    let write = |i| {
-        let origin = &origin;
-        async move { origin.write(&format!("user {i}"), vec![b'x'; VALUE].into()).await }
-    };
-    try_join_all((0..KEYS).map(write)).await?;
+async fn start() -> Result<[SocketAddr; 2], BoxError> {
+    let row = |i| (format!("user {i}"), "x".repeat(VALUE));
+    let origin = Origin::at(spawn(origin::table((0..KEYS).map(row).collect())).await?);
 
     let listener = StdListener::bind("127.0.0.1:0")?;
-    let pool = HttpPool::new(format!("http://{}", listener.local_addr()?))?;
-    pool.set_peers([pool.self_url()])?;
-    let getter = OriginGetter { origin: origin.clone(), runtime: runtime.handle().clone() };
-    let users =
-        Group::builder("users.1", getter).ttl(Duration::from_secs(300)).peers(pool).build()?;
-    let peers = HttpServer::start(listener, [users.clone()], ServerOptions::default())?;
-    let front = Arc::new(Front::new(users, origin.clone(), peers));
+    let urls = [format!("http://{}", listener.local_addr()?)];
+    let front = replica(listener, &urls, 0, &origin, |users| users.ttl(TTL))?;
 
     let cache =
         Cache::builder().weigher(|id: &String, user: &Bytes| (id.len() + user.len()) as u32);
-    let cache = cache.max_capacity(64 << 20).time_to_live(Duration::from_secs(300)).build();
+    let cache = cache.max_capacity(64 << 20).time_to_live(TTL).build();
     let moka = Router::new().route("/users/{id}", get(user_by_moka)).with_state((cache, origin));
     Ok([spawn(front.router()).await?, spawn(moka).await?])
+}
+
+/// This service in the process that has the `own` of these URLs.
+pub(crate) fn replica(
+    listener: StdListener,
+    urls: &[String],
+    own: usize,
+    origin: &Origin,
+    set: impl Fn(GroupBuilder) -> GroupBuilder,
+) -> Result<Arc<Front>, BoxError> {
+    let pool = HttpPool::new(&urls[own])?;
+    pool.set_peers(urls)?;
+    let getter = OriginGetter { origin: origin.clone(), runtime: Handle::current() };
+    let users = set(Group::builder("users.1", getter)).peers(pool).build()?;
+    let peers = HttpServer::start(listener, [users.clone()], ServerOptions::default())?;
+    Ok(Arc::new(Front::new(users, origin.clone(), peers)))
 }
 
 async fn user_by_moka(
@@ -76,7 +84,7 @@ async fn user_by_moka(
     Ok(user)
 }
 
-async fn spawn(router: Router) -> Result<SocketAddr, BoxError> {
+pub(crate) async fn spawn(router: Router) -> Result<SocketAddr, BoxError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(axum::serve(listener, router).into_future());
