@@ -5,37 +5,28 @@
 //! state, and while the database hangs. Skip it at the first reading.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs;
 use std::iter::zip;
-use std::net::TcpListener as StdListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
-use axum::body::Body;
-use axum::extract::{Request as HttpRequest, State};
-use axum::http::Method;
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::body::{Body, Bytes};
 use futures_util::future::try_join_all;
-use geecache::{BoxError, GroupBuilder};
+use geecache::BoxError;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::GRACE;
-use crate::aside::{Aside, Redis, Store};
-use crate::front::Front;
-use crate::measure::{replica, spawn};
-use crate::origin::{self, Origin};
+use crate::origin::Origin;
+use crate::replicas::{KEYS, REPLICAS, SYSTEMS, System, id, start, user};
 
-const REPLICAS: usize = 3;
-const KEYS: usize = 5_000;
 const ZIPF: f64 = 1.0;
 const BATCHES: f64 = 10.0;
 const BATCH: usize = 50;
@@ -61,143 +52,29 @@ pub(crate) fn run(quick: bool) -> Result<(), BoxError> {
     let before = load();
     let mut rows = Vec::new();
     for (what, gets, hangs) in [("steady", 400.0, false), ("the database hangs", 600.0, true)] {
-        for system in System::ALL {
-            eprintln!("{what}: {}", system.name());
+        for (system, name) in SYSTEMS {
+            eprintln!("{what}: {name}");
             match turn(system, &times, gets, hangs)? {
-                Some(row) => {
-                    rows.push(format!("| {what}, {gets} gets/s | {} {row}", system.name()))
-                }
+                Some(row) => rows.push(format!("| {what}, {gets} gets/s | {name} {row}")),
                 None => eprintln!("left out: there is no redis-server on this machine"),
             }
         }
     }
+    let [before, after] = [before, load()].map(|load| load.split(' ').take(1).collect::<String>());
+    println!("load average {before} before and {after} after");
     println!(
-        "{REPLICAS} replicas, {KEYS} keys by Zipf {ZIPF}, values of 1 KiB and each hundredth of 200 KiB \
-         that live for {ttl:?}; {BATCHES} batches of {BATCH} keys and {UPDATES} updates a second; \
-         {measured:?} each, of which the database hangs for {hang:?}; load average {} before and {} after",
-        before.split(' ').next().unwrap_or_default(),
-        load().split(' ').next().unwrap_or_default(),
+        "{REPLICAS} replicas, a database of 20 ms, {KEYS} keys by Zipf {ZIPF}, values of 1 KiB and each \
+         hundredth of 200 KiB that live for {ttl:?};"
     );
     println!(
-        "| | | get p50, ms | p99 | failed, % | batch p99 | failed | queries/s | stale reads |"
+        "{BATCHES} batches of {BATCH} keys and {UPDATES} updates a second, for {measured:?}; if it hangs, \
+         it hangs for {hang:?}; times in ms"
     );
+    println!("| | | get p50 | p99 | failed % | batch p99 | failed % | queries/s | stale reads |");
     println!("|---|---|---|---|---|---|---|---|---|");
     rows.iter().for_each(|row| println!("{row}"));
+    println!("options: refresh_ahead(0.2), stale_if_error of an hour, retry_failed_loads(false)");
     Ok(())
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum System {
-    Geecache,
-    Options,
-    Moka,
-    Redis,
-}
-
-impl System {
-    const ALL: [Self; 4] = [Self::Geecache, Self::Options, Self::Moka, Self::Redis];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Geecache => "geecache",
-            Self::Options => "geecache with the three options",
-            Self::Moka => "moka in each replica",
-            Self::Redis => "Redis for all",
-        }
-    }
-}
-
-/// What counts what the database is asked, and makes it hang.
-#[derive(Clone)]
-struct Gate {
-    queries: Arc<AtomicU64>,
-    hangs: watch::Sender<bool>,
-}
-
-impl Gate {
-    async fn pass(State(gate): State<Self>, query: HttpRequest, table: Next) -> Response {
-        // All but updates, which are the same with each system.
-        if query.method() != Method::PUT {
-            gate.queries.fetch_add(1, Relaxed);
-        }
-        let _ = gate.hangs.subscribe().wait_for(|hangs| !hangs).await;
-        table.run(query).await
-    }
-
-    async fn run(self, times: Times, hangs: bool) {
-        sleep(times.warm_up).await;
-        self.queries.store(0, Relaxed);
-        if hangs {
-            sleep((times.measured - times.hang) / 2).await;
-            self.hangs.send_replace(true);
-            sleep(times.hang).await;
-            self.hangs.send_replace(false);
-        }
-    }
-}
-
-/// What runs in a turn besides the client.
-struct Services {
-    gate: Gate,
-    fronts: Vec<Origin>,
-    /// To be shut down, if it is geecache.
-    nodes: Vec<Arc<Front>>,
-    redis: Option<Redis>,
-}
-
-async fn start(system: System, ttl: Duration) -> Result<Option<Services>, BoxError> {
-    let gate = Gate { queries: Arc::default(), hangs: watch::Sender::new(false) };
-    let table = origin::table((0..KEYS).map(|key| (id(key), user(key, 0))).collect());
-    let table = table.layer(from_fn_with_state(gate.clone(), Gate::pass));
-    let origin = Origin::at(spawn(table).await?);
-    let mut services = Services { gate, fronts: Vec::new(), nodes: Vec::new(), redis: None };
-    if system == System::Redis {
-        services.redis = Redis::start().await?;
-        if services.redis.is_none() {
-            return Ok(None);
-        }
-    }
-    let listeners: Vec<_> =
-        (0..REPLICAS).map(|_| StdListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    let url = |listener: &StdListener| Ok(format!("http://{}", listener.local_addr()?));
-    let urls: Vec<_> = listeners.iter().map(url).collect::<io::Result<_>>()?;
-    let set = |users: GroupBuilder| match system {
-        System::Options => users
-            .ttl(ttl)
-            .refresh_ahead(0.2)
-            .stale_if_error(Duration::from_secs(3600))
-            .retry_failed_loads(false),
-        _ => users.ttl(ttl),
-    };
-    for (own, listener) in listeners.into_iter().enumerate() {
-        let store = match (system, &services.redis) {
-            (_, Some(redis)) => redis.store(ttl).await?,
-            (System::Moka, _) => Store::moka(ttl),
-            _ => {
-                let node = replica(listener, &urls, own, &origin, set)?;
-                services.fronts.push(Origin::at(spawn(node.clone().router()).await?));
-                services.nodes.push(node);
-                continue;
-            }
-        };
-        let aside = Aside { store, origin: origin.clone() };
-        services.fronts.push(Origin::at(spawn(aside.router()).await?));
-    }
-    Ok(Some(services))
-}
-
-fn id(key: usize) -> String {
-    format!("user{key}")
-}
-
-/// Its version, then what makes it as long as it is.
-fn user(key: usize, version: u32) -> String {
-    let bytes = if key % 100 == 99 { 200 << 10 } else { 1 << 10 };
-    format!("{version} {}", "x".repeat(bytes))
-}
-
-fn version(user: &str) -> Option<u32> {
-    user.split(' ').next()?.parse().ok()
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -279,42 +156,45 @@ impl Client {
 
     /// How many values are older than an update that was acknowledged before this began.
     async fn ask(&self, Request { replica, kind, keys, .. }: &Request) -> Result<usize, BoxError> {
-        let (front, connections) = &self.fronts[*replica];
         let path = format!("/users/{}", id(keys[0]));
-        let mut sent = match kind {
-            Kind::Update => Some(self.sent.lock().await),
-            _ => None,
-        };
-        let _connection = connections.acquire().await?;
-        let oldest = |key: &usize| self.acknowledged[*key].load(Relaxed);
-        let oldest: Vec<_> = keys.iter().map(oldest).collect();
-        let (status, body) = match (kind, &mut sent) {
-            (Kind::Update, Some(sent)) => {
-                sent[keys[0]] += 1;
-                front.ask("PUT", &path, user(keys[0], sent[keys[0]]).into()).await?
-            }
-            (Kind::Batch, _) => {
-                let ids: Vec<_> = keys.iter().map(|key| format!("id={}", id(*key))).collect();
-                front.ask("GET", &format!("/users?{}", ids.join("&")), Body::empty()).await?
-            }
-            _ => front.ask("GET", &path, Body::empty()).await?,
-        };
-        if !status.is_success() {
-            return Err(status.to_string().into());
+        if *kind == Kind::Update {
+            let mut sent = self.sent.lock().await;
+            sent[keys[0]] += 1;
+            self.send(*replica, "PUT", &path, user(keys[0], sent[keys[0]]).into()).await?;
+            self.acknowledged[keys[0]].store(sent[keys[0]], Relaxed);
+            return Ok(0);
         }
-        let versions = match (kind, sent) {
-            (_, Some(sent)) => {
-                self.acknowledged[keys[0]].store(sent[keys[0]], Relaxed);
-                return Ok(0);
-            }
-            (Kind::Batch, _) => {
-                let users: HashMap<String, String> = serde_json::from_slice(&body)?;
-                keys.iter().map(|key| version(users.get(&id(*key))?)).collect()
-            }
-            _ => version(str::from_utf8(&body)?).map(|version| vec![version]),
+        let oldest: Vec<_> = keys.iter().map(|key| self.acknowledged[*key].load(Relaxed)).collect();
+        let users: HashMap<String, String> = if *kind == Kind::Batch {
+            let ids: Vec<_> = keys.iter().map(|key| format!("id={}", id(*key))).collect();
+            let path = format!("/users?{}", ids.join("&"));
+            serde_json::from_slice(&self.send(*replica, "GET", &path, Body::empty()).await?)?
+        } else {
+            let user = self.send(*replica, "GET", &path, Body::empty()).await?;
+            [(id(keys[0]), String::from_utf8(user.into())?)].into()
         };
-        let versions: Vec<_> = versions.ok_or("a user without a version")?;
-        Ok(zip(versions, oldest).filter(|(version, oldest)| version < oldest).count())
+        let mut stale = 0;
+        for (key, oldest) in zip(keys, oldest) {
+            let user = users.get(&id(*key)).ok_or("an answer without the user")?;
+            let version: u32 = user.split(' ').next().unwrap_or_default().parse()?;
+            stale += usize::from(version < oldest);
+        }
+        Ok(stale)
+    }
+
+    async fn send(
+        &self,
+        replica: usize,
+        method: &str,
+        path: &str,
+        body: Body,
+    ) -> Result<Bytes, BoxError> {
+        let (front, connections) = &self.fronts[replica];
+        let _connection = connections.acquire().await?;
+        match front.ask(method, path, body).await? {
+            (status, body) if status.is_success() => Ok(body),
+            (status, _) => Err(status.to_string().into()),
+        }
     }
 }
 
@@ -327,7 +207,9 @@ fn turn(system: System, times: &Times, gets: f64, hangs: bool) -> Result<Option<
     let requests = schedule(times.warm_up + times.measured, gets);
     // Of its own, so that it takes no turns from the services' tasks.
     let clients = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.spawn(services.gate.clone().run(*times, hangs));
+    let hang = if hangs { times.hang } else { Duration::ZERO };
+    let pause = (times.measured - hang) / 2;
+    runtime.spawn(services.gate.clone().run(times.warm_up, pause, hang));
     let outcomes = clients.block_on(Arc::new(Client::new(services.fronts)).run(requests));
     let queries = services.gate.queries.load(Relaxed);
     clients.shutdown_timeout(GRACE);

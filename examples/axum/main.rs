@@ -27,6 +27,7 @@ mod compare;
 mod front;
 mod measure;
 mod origin;
+mod replicas;
 
 use std::collections::HashMap;
 use std::io;
