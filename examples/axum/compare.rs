@@ -48,20 +48,24 @@ pub(crate) fn run(quick: bool) -> Result<(), BoxError> {
     let seconds = if quick { [1.0, 4.8, 2.5, 1.0] } else { [5.0, 20.0, 7.0, 5.0] };
     let [warm_up, measured, hang, ttl] = seconds.map(Duration::from_secs_f64);
     let times = Times { warm_up, measured, hang, ttl };
-    let load = || fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = || {
+        let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        loads.split(' ').take(1).collect::<String>()
+    };
     let before = load();
     let mut rows = Vec::new();
     for (what, gets, hangs) in [("steady", 400.0, false), ("the database hangs", 600.0, true)] {
         for (system, name) in SYSTEMS {
             eprintln!("{what}: {name}");
             match turn(system, &times, gets, hangs)? {
-                Some(row) => rows.push(format!("| {what}, {gets} gets/s | {name} {row}")),
+                Some(row) => {
+                    rows.push(format!("| {what}, {gets} gets/s | {name} {row} {} |", load()))
+                }
                 None => eprintln!("left out: there is no redis-server on this machine"),
             }
         }
     }
-    let [before, after] = [before, load()].map(|load| load.split(' ').take(1).collect::<String>());
-    println!("load average {before} before and {after} after");
+    println!("load average {before} before and {} after", load());
     println!(
         "{REPLICAS} replicas, a database of 20 ms, {KEYS} keys by Zipf {ZIPF}, values of 1 KiB and each \
          hundredth of 200 KiB that live for {ttl:?};"
@@ -70,8 +74,10 @@ pub(crate) fn run(quick: bool) -> Result<(), BoxError> {
         "{BATCHES} batches of {BATCH} keys and {UPDATES} updates a second, for {measured:?}; if it hangs, \
          it hangs for {hang:?}; times in ms"
     );
-    println!("| | | get p50 | p99 | failed % | batch p99 | failed % | queries/s | stale reads |");
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!(
+        "| | | get p50 | p99 | failed % | batch p99 | failed % | queries/s | stale reads | load after |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     rows.iter().for_each(|row| println!("{row}"));
     println!("options: refresh_ahead(0.2), stale_if_error of an hour, retry_failed_loads(false)");
     Ok(())
