@@ -203,12 +203,15 @@ impl Cache {
         }
     }
 
-    /// Removes all keys in the same way.
-    pub(crate) fn clear(&self) {
-        for Padded(shard) in &self.shards {
+    /// Removes all keys in the same way. Returns what they held, to be dropped: for a million entries
+    /// that takes a tenth of a second.
+    pub(crate) fn clear(&self) -> impl Send + use<> {
+        let clear = |Padded(shard): &Padded<Mutex<Shard>>| {
             let cleared = shard.lock().unwrap().clear(self.eviction);
             self.bytes.0.fetch_sub(cleared.bytes, Ordering::Relaxed);
-        }
+            cleared
+        };
+        self.shards.iter().map(clear).collect::<Vec<_>>()
     }
 
     fn give_back(&self, record: &Record) {

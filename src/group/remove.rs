@@ -23,6 +23,7 @@
 //! ends after its `hot_ttl`.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use super::{Group, at_once};
@@ -110,10 +111,13 @@ impl Group {
         if let Some(removed) = &self.removed {
             removed.note_all(self.clock.now());
         }
-        self.main.clear();
-        self.hot.clear();
+        let cleared = (self.main.clear(), self.hot.clear());
         self.asking.forget_all();
         self.loading.forget_all();
+        // Elsewhere, since the thread that called may have hits to answer. If there is no thread to be
+        // had, it is dropped here.
+        let drop_it = thread::Builder::new().name("geecache-clear".into());
+        let _ = drop_it.spawn(move || drop(cleared));
     }
 
     fn remove_here(&self, key: &Key<'_>) {

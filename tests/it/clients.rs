@@ -261,7 +261,7 @@ fn hits_that_nobody_reads_hold_up_nobody() {
 }
 
 #[test]
-fn hits_are_answered_while_all_workers_wait_for_the_origin() {
+fn hits_and_removals_are_answered_while_all_workers_wait_for_the_origin() {
     let (origin, gate) = Origin::gated_for(|key| key != "Tom");
     let [node] = Cluster::over(&origin).workers(1, 0).start();
     let get = |key: &str| ask(&node.url, &format!("GET /_geecache/scores/{key}"), &[]).status;
@@ -277,9 +277,16 @@ fn hits_are_answered_while_all_workers_wait_for_the_origin() {
             assert!(clients.iter_mut().all(|client| client.answer().status == 200));
         }
         assert_eq!(get("Sam"), 503);
+        // Nor does a removal wait, or an old value would stay for as long as the origin is slow.
+        let delete = |path: &str| ask(&node.url, &format!("DELETE {path}"), &[]).status;
+        assert_eq!(delete("/_geecache/scores/Tom"), 204);
+        assert_eq!(get("Tom"), 503, "it is gone");
+        assert_eq!(delete("/_geecache/scores"), 204);
         gate.open();
         jack.join().unwrap();
     });
+    let kept = node.group().get_cached("Jack").unwrap();
+    assert_eq!(kept, None, "its load began before all were removed");
 }
 
 #[test]

@@ -57,14 +57,8 @@ impl Routes {
             Ok(Asked::CachedKey(group, key)) => hand_over(group, &key),
             Ok(Asked::Keys(group) | Asked::CachedKeys(group)) => answer_batch(group, body, request),
             Ok(Asked::FormerKeys(group)) => page_of_keys(group, body),
-            Ok(Asked::Removal(group, key)) => match group.answer_removal(&key) {
-                Ok(()) => bytes(204, ""),
-                Err(error) => text(400, error),
-            },
-            Ok(Asked::Clear(group)) => {
-                group.answer_clear();
-                bytes(204, "")
-            }
+            Ok(Asked::Removal(group, key)) => removal(group, &key),
+            Ok(Asked::Clear(group)) => clear(group),
         }
     }
 
@@ -89,7 +83,9 @@ impl Routes {
                 let answer = || batch(group.answer_batch_cached(&keys, fit));
                 group.has_cached(&keys).then(answer)
             }
-            Ok(_) => None,
+            // While the origin is slow, all workers may wait for it: that must not keep old values.
+            Ok(Asked::Removal(group, key)) => Some(removal(group, &key)),
+            Ok(Asked::Clear(group)) => Some(clear(group)),
         }
     }
 
@@ -190,6 +186,18 @@ fn answer_get(group: &Group, key: &str) -> ResponseBox {
         Err(error @ Error::KeyLength(_)) => text(400, error),
         Err(error) => text(502, error).with_header(header(wire::ERROR, wire::LOAD_FAILED)),
     }
+}
+
+fn removal(group: &Group, key: &str) -> ResponseBox {
+    match group.answer_removal(key) {
+        Ok(()) => bytes(204, ""),
+        Err(error) => text(400, error),
+    }
+}
+
+fn clear(group: &Group) -> ResponseBox {
+    group.answer_clear();
+    bytes(204, "")
 }
 
 /// The answer to the key's new owner. It asks nobody.
