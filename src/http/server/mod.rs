@@ -18,7 +18,7 @@
 //!
 //! A hit waits for nothing, and neither do `/healthz`, `/metrics` and what is refused: `routes` has the
 //! answer immediately, and the intake sends it, however busy the workers are. An answer of more than
-//! 8 KiB could block on a client that reads slowly, so a thread of `slow_clients` sends it.
+//! 64 KiB could block on a client that reads slowly, so a thread of `slow_clients` sends it.
 //!
 //! A miss is queued for a worker, which loads the value from the origin. With 16 workers, and room
 //! for 256 in the queue, the 273rd at the same time is refused with `503`. Where answers take long, a
