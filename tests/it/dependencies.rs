@@ -16,6 +16,7 @@ const LICENCES: &[&str] = &[
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",
     "BSD-3-Clause",
+    "BSL-1.0",
     "CDLA-Permissive-2.0",
     "ISC",
     "MIT",
@@ -31,6 +32,7 @@ const DUPLICATES: &[(&str, &str)] = &[
     ("rand", "shuttle"),
     ("rand_core", "shuttle"),
     ("syn", "shuttle's rand, for a derive"),
+    ("synstructure", "redis's addresses, for derives"),
     ("windows-sys", "ring, shuttle"),
 ];
 
