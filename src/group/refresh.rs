@@ -150,18 +150,17 @@ impl Attempts {
     /// `true` if the load of the key has failed and this caller must not try it: it is too early, or
     /// another caller tries. If this caller may try, others may not until `patience` has passed.
     fn is_left_alone(&mut self, key: u64, now: Duration, patience: Duration) -> bool {
-        let Some(attempt) = self.by_key.get_mut(&key).filter(|attempt| attempt.failure.is_some())
-        else {
-            return false;
-        };
-        if now < attempt.next {
+        if self.leaves_alone(key, now) {
             return true;
         }
-        (attempt.is_under_way, attempt.next) = (true, now.saturating_add(patience));
+        let failed = self.by_key.get_mut(&key).filter(|attempt| attempt.failure.is_some());
+        if let Some(attempt) = failed {
+            (attempt.is_under_way, attempt.next) = (true, now.saturating_add(patience));
+        }
         false
     }
 
-    /// Whether the load of the key has failed, and a caller that came now would be left alone.
+    /// Whether the load of the key has failed, and a caller that comes now must not try it.
     fn leaves_alone(&self, key: u64, now: Duration) -> bool {
         self.by_key.get(&key).is_some_and(|attempt| attempt.failure.is_some() && now < attempt.next)
     }
@@ -388,8 +387,8 @@ impl Group {
         Some(stale)
     }
 
-    /// The value past its time, if a caller that came now would be left alone with it: for one that does
-    /// not load. Counted as a get, unless it is `None`.
+    /// As [`left_alone`](Self::left_alone), for a caller that loads nothing in any case. Counted as a get,
+    /// unless it is `None`.
     #[cold]
     pub(super) fn stale_meanwhile(&self, key: &Key<'_>) -> Option<Record> {
         let Refresh { grace, attempts, .. } = &self.refresh;

@@ -67,7 +67,7 @@ fn a_thousand_half_open_requests_slow_nobody_down_and_leave_nothing_behind() {
         println!("p99 {before:?} before, {during:?} beside 1000 half-open, plain {plain:?}");
         (during < Duration::from_millis(100).max(4 * plain)).then_some(half_open)
     };
-    let half_open = (0..5).find_map(|_| attempt()).expect("one of 5 attempts is quick");
+    let half_open = (0..ATTEMPTS).find_map(|_| attempt()).expect("one of the attempts is quick");
 
     // Those whose body is missing are told so, and have the same time once more.
     eventually("they are sent away", || child.threads() < threads + IDLE_THREADS);

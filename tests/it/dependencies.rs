@@ -32,7 +32,7 @@ const DUPLICATES: &[(&str, &str)] = &[
     ("rand", "shuttle"),
     ("rand_core", "shuttle"),
     ("syn", "shuttle's rand, for a derive"),
-    ("synstructure", "redis's addresses, for derives"),
+    ("synstructure", "rcgen's asn1-rs, for a derive"),
     ("windows-sys", "ring, shuttle"),
 ];
 

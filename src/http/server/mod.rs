@@ -16,8 +16,8 @@
 //! A *client* is one connection, by its remote address. It gets its answers in the order in which it
 //! asked.
 //!
-//! A hit waits for nothing, and neither do `/healthz`, `/metrics` and what is refused: `routes` has the
-//! answer immediately, and the intake sends it, however busy the workers are. An answer of more than
+//! A hit waits for nothing, and neither do removals, `/healthz`, `/metrics` and what is refused: `routes`
+//! has the answer immediately, and the intake sends it, however busy the workers are. An answer of more than
 //! 64 KiB could block on a client that reads slowly, so a thread of `slow_clients` sends it.
 //!
 //! A miss is queued for a worker, which loads the value from the origin. With 16 workers, and room
