@@ -1,8 +1,9 @@
 //! Does combining cost latency behind a network?
 //!
 //! Gets of keys that another process holds, through a relay that stands for the network between
-//! them: combined and not, in turns. Options choose rows, for example
-//! `bench network --load groups --rtt 1 --callers 16,64 --seconds 4`.
+//! them: combined, plain, and plain again, in turns. By how much two measurements of the same thing
+//! differ is chance, and says which differences between the first two mean something. Options choose
+//! rows, for example `bench network --load groups --rtt 1 --callers 16,64 --seconds 4`.
 //!
 //! The relay shares the processors with what it carries. Where all are busy, its part of each
 //! exchange counts against the gets, and more against those that are not combined; `--load tcp`
@@ -130,7 +131,7 @@ pub(crate) fn run(settings: &Settings) -> Report {
     let mut bench = Bench::new();
     let tables = tables.into_iter().map(|(topic, rows)| {
         let mut table = topic.table();
-        let mut worse = [0; 2];
+        let mut worse = Worse::default();
         for row in rows {
             match topic.load {
                 Load::Tcp => bench.bare_row(row, settings, &mut table),
@@ -139,11 +140,7 @@ pub(crate) fn run(settings: &Settings) -> Report {
             bar.inc(1);
         }
         if topic.load != Load::Tcp {
-            table.note(format!(
-                "c/p: combined over plain. worse: it is more than 1.1 and the difference more than \
-                 0.1 ms; so are {} means and {} p99s.",
-                worse[0], worse[1]
-            ));
+            table.note(worse.to_string());
         }
         table.note("late: by how much the relay delivered later than due, mean and p99.");
         table
@@ -202,7 +199,7 @@ impl Topic {
             &["RTT ms", "callers", "gets"][..],
             &["combined: mean ms", "c. p50", "c. p99", "c. per second"],
             &["plain: mean ms", "p. p50", "p. p99", "p. per second"],
-            &["c/p mean", "c/p p99", "worse"],
+            &["c/p mean", "c/p p99", "worse", "p/p mean", "p/p p99"],
             &LATE,
             if self.load == Load::Large { &["c. large MB/s", "p. large MB/s"] } else { &[] },
         ];
@@ -249,9 +246,9 @@ struct Bench {
     /// In front of the owner's HTTP server, and of its bare TCP one.
     relay: Relay,
     bare_relay: Relay,
-    /// Combined and plain, each: without the relay, and through it.
-    direct: [Asker; 2],
-    relayed: [Asker; 2],
+    /// Combined, plain, and plain again: without the relay, and through it.
+    direct: [Asker; 3],
+    relayed: [Asker; 3],
     /// The round trip that the latter know: combining goes by the shortest one of the last second.
     relayed_at: Duration,
 }
@@ -265,7 +262,7 @@ impl Bench {
         Self { owner, relay, bare_relay, direct, relayed, relayed_at: Duration::ZERO }
     }
 
-    fn row(&mut self, row: Row, settings: &Settings, table: &mut Table, worse: &mut [usize; 2]) {
+    fn row(&mut self, row: Row, settings: &Settings, table: &mut Table, worse: &mut Worse) {
         let limit = (row.topic.load == Load::Large).then_some(BANDWIDTH);
         self.relay.set_bandwidth(limit, limit);
         self.relay.set_delay(row.rtt.time());
@@ -278,24 +275,23 @@ impl Bench {
         // For connections to be there.
         askers.iter().for_each(|asker| drop(asker.ask(row, time / 4 + 2 * row.rtt.time())));
         self.relay.lateness();
-        let mut heard = [Heard::default(), Heard::default()];
+        let mut heard = [Heard::default(), Heard::default(), Heard::default()];
         for turn in 0..turns as usize {
-            for system in [turn % 2, 1 - turn % 2] {
+            for i in 0..askers.len() {
+                let system = (turn + i) % askers.len();
                 heard[system].add(askers[system].ask(row, time));
             }
         }
         let late = self.relay.lateness();
 
-        let [combined, plain] = &heard;
+        let [combined, plain, again] = &heard;
         for (kind, name) in ["hits", "misses"].into_iter().enumerate() {
-            let [c, p] = [&combined.times[kind], &plain.times[kind]];
-            if c.is_empty() && p.is_empty() {
+            let [of_combined, of_plain, of_again] =
+                [combined, plain, again].map(|heard| heard.mean_and_p99(kind));
+            if of_plain.contains(&0.0) {
                 continue;
             }
-            let [means, p99s] = [[c.mean(), p.mean()], [c, p].map(|times| quantile(times, 0.99))];
-            let is_worse = [means, p99s].map(|[c, p]| c > 1.1 * p && c - p > 0.1e6);
-            (0..2).for_each(|i| worse[i] += usize::from(is_worse[i]));
-            let mark = match is_worse {
+            let mark = match worse.note(of_combined, of_plain, of_again) {
                 [false, false] => "",
                 [true, false] => "mean",
                 [false, true] => "p99",
@@ -304,15 +300,16 @@ impl Bench {
             let mut cells = vec![row.rtt.to_string().into(), row.callers.into(), name.into()];
             cells.extend(combined.cells(kind));
             cells.extend(plain.cells(kind));
-            cells.extend([means, p99s].map(|[c, p]| Cell::Number(c / p, 2)));
+            cells.extend(over(of_combined, of_plain));
             cells.push(mark.into());
+            cells.extend(over(of_again, of_plain));
             cells.extend(shown(late));
             if row.topic.load == Load::Large {
-                cells.extend(heard.each_ref().map(Heard::large_rate));
+                cells.extend([combined, plain].map(Heard::large_rate));
             }
             table.row(cells);
         }
-        for (heard, system) in heard.iter().zip(["combined", "plain"]) {
+        for (heard, system) in heard.iter().zip(["combined", "plain", "plain again"]) {
             let of = format!("RTT {} ms, {} callers, {system}", row.rtt, row.callers);
             if heard.fallbacks > 0 {
                 table.note(format!("{of}: {} gets fell back and count as hits", heard.fallbacks));
@@ -338,6 +335,41 @@ impl Bench {
         cells.extend(shown(self.bare_relay.lateness()));
         table.row(cells);
     }
+}
+
+/// How many rows are worse than plain by more than they may be: means and p99s.
+#[derive(Default)]
+struct Worse {
+    combined: [usize; 2],
+    again: [usize; 2],
+}
+
+impl Worse {
+    /// Notes a row's means and p99s in nanoseconds; which of the combined ones are worse.
+    fn note(&mut self, combined: [f64; 2], plain: [f64; 2], again: [f64; 2]) -> [bool; 2] {
+        let is_worse = |time: f64, plain: f64| time > 1.1 * plain && time - plain > 0.1e6;
+        for i in 0..2 {
+            self.combined[i] += usize::from(is_worse(combined[i], plain[i]));
+            self.again[i] += usize::from(is_worse(again[i], plain[i]));
+        }
+        [0, 1].map(|i| is_worse(combined[i], plain[i]))
+    }
+}
+
+impl fmt::Display for Worse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { combined: [means, p99s], again: [again_means, again_p99s] } = self;
+        write!(
+            f,
+            "c/p: combined over plain; p/p: plain, measured again, over plain. worse: c/p is more than \
+             1.1 and the difference more than 0.1 ms; so are {means} means and {p99s} p99s, and by chance \
+             {again_means} means and {again_p99s} p99s of p/p."
+        )
+    }
+}
+
+fn over(times: [f64; 2], plain: [f64; 2]) -> [Cell; 2] {
+    [0, 1].map(|i| Cell::Number(times[i] / plain[i], 2))
 }
 
 fn shown(late: Lateness) -> [Cell; 2] {
@@ -380,6 +412,11 @@ impl Heard {
         let [p50, p99] = [0.5, 0.99].map(|q| ms(quantile(times, q)));
         let rate = times.len() as f64 / self.took.as_secs_f64();
         [ms(times.mean()), p50, p99, Cell::Number(rate, 0)]
+    }
+
+    /// In nanoseconds; 0 if there were no gets of this kind.
+    fn mean_and_p99(&self, kind: usize) -> [f64; 2] {
+        [self.times[kind].mean(), quantile(&self.times[kind], 0.99)]
     }
 
     fn large_rate(&self) -> Cell {
@@ -433,9 +470,9 @@ fn ask(
     heard
 }
 
-/// One that combines and one that does not.
-fn askers(owner: SocketAddr) -> [Asker; 2] {
-    [true, false].map(|combine| Asker::new(owner, combine))
+/// One that combines and two that do not.
+fn askers(owner: SocketAddr) -> [Asker; 3] {
+    [true, false, false].map(|combine| Asker::new(owner, combine))
 }
 
 /// A node none of whose keys are its own and that keeps no copies.
