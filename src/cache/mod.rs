@@ -26,8 +26,8 @@ mod shard;
 mod slab;
 mod table;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -117,32 +117,37 @@ impl Cache {
         if self.max_bytes == 0 {
             return None; // as the hot cache of a group without peers
         }
-        let now = || self.clock.now();
-        let found = self.shard(self.home(key)).lock().unwrap().get(key, &self.grace, now);
+        let mut shard = self.shard(self.home(key)).lock().unwrap();
+        match shard.get(key, || self.clock.now())? {
+            Ok(record) => Some(record),
+            Err(slot) => self.look_closer(key, shard, slot),
+        }
+    }
+
+    // Apart, so that other hits do not pay for it.
+    #[cold]
+    #[inline(never)]
+    fn look_closer(
+        &self,
+        key: &Key<'_>,
+        mut shard: MutexGuard<'_, Shard>,
+        slot: u32,
+    ) -> Option<Record> {
+        let found = shard.look_closer(slot, self.grace, self.clock.now());
+        drop(shard);
         match found {
-            Found::Hit(record) => Some(record),
             Found::Due(record) => {
-                self.tell_due(key);
+                if let Some(on_due) = &self.on_due {
+                    on_due(key);
+                }
                 Some(record)
             }
             Found::Expired(record) => {
-                self.drop_expired(record);
+                self.give_back(&record);
                 None
             }
             Found::Nothing => None,
         }
-    }
-
-    #[cold]
-    fn tell_due(&self, key: &Key<'_>) {
-        if let Some(on_due) = &self.on_due {
-            on_due(key);
-        }
-    }
-
-    #[cold]
-    fn drop_expired(&self, record: Record) {
-        self.give_back(&record);
     }
 
     /// Looks without using: no hit is counted, the order stays.

@@ -11,7 +11,9 @@ use super::order::{Eviction, Order};
 use super::record::Record;
 use super::table::Table;
 
+#[repr(C)] // as are its parts, so that what a hit reads and writes is close to the lock
 pub(crate) struct Shard {
+    pub(crate) counts: Counts,
     table: Table,
     order: Order,
     // The slots of the entries that expire, the next one first, by milliseconds: a `Duration` would
@@ -20,7 +22,6 @@ pub(crate) struct Shard {
     // How often keys were removed; each counter serves some of the keys.
     removals: [u32; REMOVAL_COUNTERS],
     pub(crate) bytes: usize,
-    pub(crate) counts: Counts,
 }
 
 /// Removals are counted in 64 buckets of keys, so that one removal ends few other leases.
@@ -44,9 +45,8 @@ pub(crate) struct Counts {
     pub(crate) expirations: u64,
 }
 
-/// What a look-up finds.
+/// What a closer look finds.
 pub(crate) enum Found {
-    Hit(Record),
     /// A hit; the value is to be renewed.
     Due(Record),
     /// There was an entry, but it had expired; it has been taken out.
@@ -57,12 +57,12 @@ pub(crate) enum Found {
 impl Shard {
     pub(crate) fn new(eviction: Eviction) -> Self {
         Self {
+            counts: Counts::default(),
             table: Table::new(),
             order: Order::new(eviction),
             expiries: BTreeSet::new(),
             removals: [0; REMOVAL_COUNTERS],
             bytes: 0,
-            counts: Counts::default(),
         }
     }
 
@@ -70,29 +70,26 @@ impl Shard {
         self.table.len()
     }
 
-    /// Looks `key` up; `now` is called only if the entry can expire. What has expired for longer than
-    /// `grace` is taken out.
+    /// Looks `key` up; `now` is called only if the entry can expire. The slot of an entry that is due
+    /// or has expired is left to [`look_closer`](Self::look_closer).
     #[inline]
     pub(crate) fn get(
         &mut self,
         key: &Key<'_>,
-        grace: &Duration,
-        now: impl Fn() -> Duration,
-    ) -> Found {
-        let Some((slot, record)) = self.find(key) else { return Found::Nothing };
+        now: impl FnOnce() -> Duration,
+    ) -> Option<Result<Record, u32>> {
+        let (slot, record) = self.find(key)?;
         if record.watched_from().is_some_and(|at| at <= now()) {
-            return self.look_closer(slot, *grace, now());
+            return Some(Err(slot));
         }
         let hit = record.clone();
         self.counts.hits += 1;
         self.order.touch(&mut self.table.slab, slot);
-        Found::Hit(hit)
+        Some(Ok(hit))
     }
 
-    // Apart, so that other hits do not pay for it.
-    #[cold]
-    #[inline(never)]
-    fn look_closer(&mut self, slot: u32, grace: Duration, now: Duration) -> Found {
+    /// What has expired for longer than `grace` is taken out.
+    pub(crate) fn look_closer(&mut self, slot: u32, grace: Duration, now: Duration) -> Found {
         let record = self.table.slab.record(slot);
         let end = record.expires().unwrap_or(Duration::MAX);
         if now < end {

@@ -22,6 +22,7 @@ use super::record::Record;
 /// No slot: the end of a chain or list.
 pub(crate) const NONE: u32 = u32::MAX;
 
+#[repr(C)]
 pub(crate) struct Slab {
     entries: Vec<Entry>,
     // The vacant slot; there is at most one.

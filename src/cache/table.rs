@@ -10,6 +10,7 @@ use std::mem;
 use super::record::Record;
 use super::slab::{NONE, Slab};
 
+#[repr(C)]
 pub(crate) struct Table {
     // The first slot of each chain; a power of two of them, and at least as many as records.
     heads: Vec<u32>,
