@@ -366,6 +366,25 @@ fn requests_sent_ahead_are_answered_in_order_and_one_at_a_time() {
     }
 }
 
+/// Each answer is followed by the next, on the same thread.
+#[test]
+fn any_number_of_requests_sent_ahead_is_answered() {
+    const AHEAD: usize = 20_000;
+    let (origin, gate) = Origin::gated_for(|key| key == "slow");
+    let [node] = Cluster::over(&origin).start();
+    assert_eq!(ask(&node.url, "GET /_geecache/scores/Tom", &[]).status, 200);
+    let mut hasty = Client::connect(&node.url);
+    hasty.send("GET /_geecache/scores/slow", &[]);
+    eventually("the first one is being loaded", || gate.waiting() == 1);
+    let hits = "GET /_geecache/scores/Tom HTTP/1.1\r\n\r\n".repeat(AHEAD);
+    hasty.send_bytes(hits.as_bytes());
+    gate.open();
+    assert_eq!(hasty.answer().text(), value_of("slow"));
+    for _ in 0..AHEAD {
+        assert_eq!(hasty.answer().text(), value_of("Tom"));
+    }
+}
+
 /// A connection from a port that is used again after a reset, as proxies do.
 fn connect_from(port: u16, url: &str) -> TcpStream {
     use socket2::{Domain, Socket, Type};

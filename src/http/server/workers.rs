@@ -131,14 +131,17 @@ impl Workers {
 
     /// Sends an answer from this thread. May wait for the client.
     pub(super) fn reply_now(&self, question: Question, answer: Immediate) {
-        self.shared.deliver(question, answer.response, &answer.running);
+        let next = self.shared.deliver(question, answer.response, &answer.running);
+        self.shared.go_on(next);
     }
 
     /// Sends an answer from another thread.
     pub(super) fn reply_elsewhere(&self, question: Question, answer: Immediate) {
         let shared = self.shared.clone();
-        let reply = move || shared.deliver(question, answer.response, &answer.running);
-        self.shared.slow_clients.run(reply);
+        self.shared.slow_clients.run(move || {
+            let next = shared.deliver(question, answer.response, &answer.running);
+            shared.go_on(next);
+        });
     }
 
     /// Leaves a question to an idle worker. If there is none, it comes back.
@@ -191,11 +194,7 @@ impl Shared {
             return self.with_body(request, connection);
         }
         let shared = self.clone();
-        self.slow_clients.run(move || {
-            if let Some(question) = shared.with_body(request, connection) {
-                shared.go_on(question);
-            }
-        });
+        self.slow_clients.run(move || shared.go_on(shared.with_body(request, connection)));
         None
     }
 
@@ -214,18 +213,22 @@ impl Shared {
                 let shared = self.clone();
                 self.slow_clients.run(move || {
                     refuse_unread(request, refusal);
-                    shared.answered(connection, Sent::Whole);
+                    shared.go_on(shared.answered(connection, Sent::Whole));
                 });
             }
         }
         None
     }
 
-    /// Answers a question that was not received just now.
-    fn go_on(self: &Arc<Self>, question: Question) {
-        match self.immediate(&question) {
-            Some(answer) => self.deliver(question, answer.response, &answer.running),
-            None => self.enqueue(question),
+    /// Answers the questions of a client, one after the other, until the next one has to wait. (A
+    /// client may have sent any number ahead: if each answer called for the next, the stack would
+    /// overflow.)
+    fn go_on(self: &Arc<Self>, mut next: Option<Question>) {
+        while let Some(question) = next {
+            next = match self.immediate(&question) {
+                Some(answer) => self.deliver(question, answer.response, &answer.running),
+                None => return self.enqueue(question),
+            }
         }
     }
 
@@ -243,7 +246,7 @@ impl Shared {
 
     fn refuse(self: &Arc<Self>, question: Question, refusal: ResponseBox) {
         let shared = self.clone();
-        self.slow_clients.run(move || shared.reply(question, refusal));
+        self.slow_clients.run(move || shared.go_on(shared.reply(question, refusal)));
     }
 
     /// The answer to a request that is refused, and counted as such.
@@ -262,11 +265,18 @@ impl Shared {
             error!("{}: a panic while answering", shown(&question.request));
             text(500, "the handler panicked")
         });
-        self.deliver(question, response, running);
+        let next = self.deliver(question, response, running);
+        self.go_on(next);
     }
 
-    /// Sends an answer; on another thread, if it may have to wait for the client.
-    fn deliver(self: &Arc<Self>, question: Question, response: ResponseBox, running: &Running) {
+    /// Sends an answer; on another thread, if it may have to wait for the client. Returns the
+    /// client's next question, if that is to be answered now.
+    fn deliver(
+        self: &Arc<Self>,
+        question: Question,
+        response: ResponseBox,
+        running: &Running,
+    ) -> Option<Question> {
         let length = length_of(&response);
         if length <= LARGE {
             return self.reply(question, response);
@@ -278,14 +288,16 @@ impl Shared {
         }
         let (shared, running) = (self.clone(), running.clone());
         self.slow_clients.run(move || {
-            shared.reply(question, response);
+            let next = shared.reply(question, response);
             shared.on_the_way.fetch_sub(length, Ordering::Relaxed);
+            shared.go_on(next);
             drop(running);
         });
+        None
     }
 
-    /// Sends an answer, then goes on with what the same client has sent meanwhile.
-    fn reply(self: &Arc<Self>, question: Question, response: ResponseBox) {
+    /// Sends an answer. Returns the client's next question, if that is to be answered now.
+    fn reply(self: &Arc<Self>, question: Question, response: ResponseBox) -> Option<Question> {
         let connection = question.connection;
         let is_last = self.running.lock().unwrap().is_none();
         let sent = catch_unwind(AssertUnwindSafe(|| send(question, response, is_last)));
@@ -295,17 +307,13 @@ impl Shared {
                 error!("{}: a panic while sending an answer", connection.client);
                 Sent::Whole
             }),
-        );
+        )
     }
 
-    fn answered(self: &Arc<Self>, connection: Connection, sent: Sent) {
+    fn answered(self: &Arc<Self>, connection: Connection, sent: Sent) -> Option<Question> {
         match self.clients.answered(connection, sent) {
             Next::None => {}
-            Next::UnderWay(next) => {
-                if let Some(question) = self.read(next, connection) {
-                    self.go_on(question);
-                }
-            }
+            Next::UnderWay(next) => return self.read(next, connection),
             Next::Dropped(requests) if requests.is_empty() => {}
             Next::Dropped(requests) => {
                 let shared = self.clone();
@@ -315,6 +323,7 @@ impl Shared {
                 });
             }
         }
+        None
     }
 
     /// Waits, on another thread, until it is the turn of the client's next request on its own
@@ -332,14 +341,14 @@ impl Shared {
                 return;
             };
             let writer = Some(writer);
-            match body {
-                Ok(body) => shared.go_on(Question { request, body, connection, writer }),
+            shared.go_on(match body {
+                Ok(body) => Some(Question { request, body, connection, writer }),
                 Err(refusal) => {
                     let body = Vec::new();
                     let question = Question { request, body, connection, writer };
-                    shared.reply(question, refusal.into());
+                    shared.reply(question, refusal.into())
                 }
-            }
+            });
         });
     }
 }
