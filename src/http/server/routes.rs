@@ -36,61 +36,40 @@ pub(super) struct Observed {
     pub(super) shed: Arc<Counter>,
 }
 
-/// What a peer asks of a group.
+/// What a peer asks of a group that may have to load it.
 enum Asked<'r> {
     Key(&'r Group, String),
-    Keys(&'r Group),
-    /// The same from the caches alone: by the key's new owner; by peers whose gets are combined.
-    CachedKey(&'r Group, String),
-    CachedKeys(&'r Group),
-    /// For a page of the keys that the peer owns now.
-    FormerKeys(&'r Group),
-    Removal(&'r Group, String),
-    Clear(&'r Group),
+    Keys(&'r Group, Vec<&'r str>),
 }
 
 impl Routes {
     pub(super) fn answer(&self, request: &Request, body: &[u8]) -> ResponseBox {
-        match self.route(request) {
+        match self.route(request, body) {
             Err(answer) => answer,
             Ok(Asked::Key(group, key)) => answer_get(group, &key),
-            Ok(Asked::CachedKey(group, key)) => hand_over(group, &key),
-            Ok(Asked::Keys(group) | Asked::CachedKeys(group)) => answer_batch(group, body, request),
-            Ok(Asked::FormerKeys(group)) => page_of_keys(group, body),
-            Ok(Asked::Removal(group, key)) => removal(group, &key),
-            Ok(Asked::Clear(group)) => clear(group),
+            Ok(Asked::Keys(group, keys)) => batch(group.answer_batch(&keys)),
         }
     }
 
     /// The answer, if it waits for nothing and takes no longer than some tens of microseconds.
     pub(super) fn immediate(&self, request: &Request, body: &[u8]) -> Option<ResponseBox> {
-        match self.route(request) {
+        match self.route(request, body) {
             Err(answer) => Some(answer),
             Ok(Asked::Key(group, key)) => match group.answer_peer_cached(&key).ok()? {
                 Told::NotCached => None,
                 told => Some(answer_of(told)),
             },
-            Ok(Asked::CachedKey(group, key)) => Some(hand_over(group, &key)),
-            Ok(Asked::FormerKeys(group)) => Some(page_of_keys(group, body)),
-            Ok(Asked::CachedKeys(group)) => {
-                let keys = frame::read_question(body).ok()?;
-                Some(batch_from_caches(group, &keys, request))
-            }
-            Ok(Asked::Keys(group)) => {
-                let keys = frame::read_question(body).ok()?;
+            Ok(Asked::Keys(group, keys)) => {
                 // A value that does not fit must not be held until the client has read.
                 let fit = frame::answer_budget();
                 let answer = || batch(group.answer_batch_cached(&keys, fit));
                 group.has_cached(&keys).then(answer)
             }
-            // While the origin is slow, all workers may wait for it: that must not keep old values.
-            Ok(Asked::Removal(group, key)) => Some(removal(group, &key)),
-            Ok(Asked::Clear(group)) => Some(clear(group)),
         }
     }
 
-    /// What is asked of which group, or the answer if it is something else.
-    fn route(&self, request: &Request) -> Result<Asked<'_>, ResponseBox> {
+    /// What may have to be loaded; the answer to everything else, which has been done by then.
+    fn route<'r>(&'r self, request: &Request, body: &'r [u8]) -> Result<Asked<'r>, ResponseBox> {
         if header_bytes(request) > MAX_HEADER_BYTES {
             return Err(text(431, format!("a header has up to {MAX_HEADER_BYTES} bytes")));
         }
@@ -104,7 +83,7 @@ impl Routes {
                 Err(text(401, "a token is required")
                     .with_header(header("WWW-Authenticate", "Bearer")))
             }
-            Some(rest) => self.route_peer(request, rest),
+            Some(rest) => self.route_peer(request, rest, body),
             None => Err(match (path, request.method()) {
                 ("/healthz" | "/metrics", method)
                     if !matches!(method, Method::Get | Method::Head) =>
@@ -119,28 +98,44 @@ impl Routes {
         }
     }
 
-    fn route_peer(&self, request: &Request, path: &str) -> Result<Asked<'_>, ResponseBox> {
+    fn route_peer<'r>(
+        &'r self,
+        request: &Request,
+        path: &str,
+        body: &'r [u8],
+    ) -> Result<Asked<'r>, ResponseBox> {
         let (group, key) = wire::parse(path).map_err(|what| text(400, what))?;
         let Some(group) = self.observed.groups.get(&group) else {
             return Err(text(404, format!("no such group: {}", group.escape_debug()))
                 .with_header(header(wire::ERROR, wire::NO_GROUP)));
         };
-        match (request.method(), key) {
-            (Method::Get, Some(key)) if is_only_if_cached(request) => {
-                Ok(Asked::CachedKey(group, key))
+        Err(match (request.method(), key) {
+            (Method::Get, Some(key)) if is_only_if_cached(request) => hand_over(group, &key),
+            (Method::Get, Some(key)) => return Ok(Asked::Key(group, key)),
+            // While the origin is slow, all workers may wait for it: that must not keep old values.
+            (Method::Delete, Some(key)) => removal(group, &key),
+            (Method::Delete, None) => {
+                group.answer_clear();
+                bytes(204, "")
             }
-            (Method::Get, Some(key)) => Ok(Asked::Key(group, key)),
-            (Method::Delete, Some(key)) => Ok(Asked::Removal(group, key)),
-            (Method::Delete, None) => Ok(Asked::Clear(group)),
             (Method::Post, None) if first(request, "Content-Type") == Some(wire::KEYS_TYPE) => {
-                Ok(Asked::FormerKeys(group))
+                page_of_keys(group, body)
             }
-            (Method::Post, None) if is_only_if_cached(request) => Ok(Asked::CachedKeys(group)),
-            (Method::Post, None) => Ok(Asked::Keys(group)),
-            (Method::Get, None) => Err(text(400, "a key is required: {group}/{key}")),
-            (_, Some(_)) => Err(not_allowed("GET, DELETE")),
-            (_, None) => Err(not_allowed("POST, DELETE")),
-        }
+            (Method::Post, None) => {
+                let keys = frame::read_question(body).map_err(|what| text(400, what))?;
+                if !is_only_if_cached(request) {
+                    return Ok(Asked::Keys(group, keys));
+                }
+                // Asked by the keys' new owner, or by a peer whose gets are combined.
+                batch(match first(request, wire::HAND_OVER) {
+                    Some(_) => group.answer_handover_batch(&keys, frame::hand_over_budget()),
+                    None => group.answer_batch_cached(&keys, frame::cached_budget()),
+                })
+            }
+            (Method::Get, None) => text(400, "a key is required: {group}/{key}"),
+            (_, Some(_)) => not_allowed("GET, DELETE"),
+            (_, None) => not_allowed("POST, DELETE"),
+        })
     }
 
     fn may_ask(&self, request: &Request) -> bool {
@@ -195,11 +190,6 @@ fn removal(group: &Group, key: &str) -> ResponseBox {
     }
 }
 
-fn clear(group: &Group) -> ResponseBox {
-    group.answer_clear();
-    bytes(204, "")
-}
-
 /// The answer to the key's new owner. It asks nobody.
 fn hand_over(group: &Group, key: &str) -> ResponseBox {
     match group.answer_handover(key) {
@@ -235,21 +225,6 @@ fn answer_of(told: Told) -> ResponseBox {
 
 fn stale() -> Header {
     header(wire::STALE, wire::IS_STALE)
-}
-
-fn answer_batch(group: &Group, body: &[u8], request: &Request) -> ResponseBox {
-    match frame::read_question(body) {
-        Ok(keys) if is_only_if_cached(request) => batch_from_caches(group, &keys, request),
-        Ok(keys) => batch(group.answer_batch(&keys)),
-        Err(what) => text(400, what),
-    }
-}
-
-fn batch_from_caches(group: &Group, keys: &[&str], request: &Request) -> ResponseBox {
-    batch(match first(request, wire::HAND_OVER) {
-        Some(_) => group.answer_handover_batch(keys, frame::hand_over_budget()),
-        None => group.answer_batch_cached(keys, frame::cached_budget()),
-    })
 }
 
 fn batch(answers: Vec<Result<Told, Error>>) -> ResponseBox {
