@@ -55,27 +55,18 @@ impl Intake {
         while let Some(request) = next {
             let question = self.workers.accept(request);
             next = if self.workers.has_idle() { self.listener.try_recv() } else { None };
-            let question = match question {
-                Some(question) if next.is_some() => self.workers.offer(question),
-                question => question,
-            };
-            if let Some(question) = question {
-                match self.workers.immediate(&question) {
-                    None => self.workers.enqueue(question),
-                    // The idle worker has found something else to do meanwhile.
-                    Some(answer) if next.is_some() => {
-                        self.workers.reply_elsewhere(question, answer)
+            match (question, &next) {
+                (Some(question), Some(_)) => self.workers.leave(question),
+                (question, None) => {
+                    turn.begin_answer(me);
+                    self.workers.go_on(question);
+                    if !turn.end_answer(me) {
+                        return;
                     }
-                    Some(answer) => {
-                        turn.begin_answer(me);
-                        self.workers.reply_now(question, answer);
-                        if !turn.end_answer(me) {
-                            return;
-                        }
-                    }
+                    next = self.listener.recv();
                 }
+                (None, Some(_)) => {}
             }
-            next = next.or_else(|| self.listener.recv());
         }
     }
 
@@ -119,7 +110,6 @@ impl Drop for Release<'_> {
 mod tests {
     use super::super::queue::Queue;
     use super::super::reply::text;
-    use super::super::workers::Answers;
     use super::*;
     use crate::http::options::ServerOptions;
     use std::io::{Read, Write};
@@ -141,18 +131,15 @@ mod tests {
     fn after_a_panic_another_thread_receives_and_all_end_with_the_last_connection() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let listener = Arc::new(Listener::new(socket, LONG).unwrap());
-        let answers = Answers {
-            handler: Box::new(|_, _| text(200, "by a worker")),
-            immediate: Box::new(|request: &Request, _| match request.url() {
-                "/hit" => Some(text(200, "immediately")),
-                "/miss" => None,
-                _ => panic!("on purpose"),
-            }),
-            queue: Arc::new(Queue::new(1, 16)),
-            shed: Arc::default(),
-        };
+        let handler = Box::new(|_: &Request, _: &[u8]| text(200, "by a worker"));
+        let immediate = Box::new(|request: &Request, _: &[u8]| match request.url() {
+            "/hit" => Some(text(200, "immediately")),
+            "/miss" => None,
+            _ => panic!("on purpose"),
+        });
         let options = ServerOptions { workers: 1, ..ServerOptions::default() };
-        let workers = Arc::new(Workers::start(&options, answers).unwrap());
+        let queue = Arc::new(Queue::new(1, 16));
+        let workers = Workers::start(&options, queue, immediate, handler).unwrap();
         start(listener.clone(), workers.clone()).unwrap();
         let address = listener.local_addr();
         for _ in 0..2 {

@@ -58,17 +58,17 @@ mod turn;
 mod workers;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use std::{fmt, io};
 
 use tiny_http::{Request, ResponseBox};
 
 use self::listener::Listener;
-use self::routes::{Observed, Routes};
-use self::workers::{Answer, Answers, Workers};
+use self::routes::Routes;
+use self::workers::{Answer, Workers};
 use super::options::ServerOptions;
 use crate::{Error, Group};
 
@@ -95,7 +95,7 @@ use crate::{Error, Group};
 pub struct HttpServer {
     listener: Arc<Listener>,
     workers: Arc<Workers>,
-    observed: Arc<Observed>,
+    routes: Arc<Routes>,
     is_running: AtomicBool,
 }
 
@@ -116,18 +116,13 @@ impl HttpServer {
                 return Err(Error::Config(format!("two groups are named {:?}", twin.name())));
             }
         }
-        let observed = Arc::new(Observed::new(by_name, &options));
-        let routes = Arc::new(Routes {
-            base_path: options.base_path.clone(),
-            tokens: options.tokens.clone(),
-            observed: observed.clone(),
-        });
-        let immediate = {
-            let routes = routes.clone();
-            Box::new(move |request: &Request, body: &[u8]| routes.immediate(request, body))
-        };
-        let handler = Box::new(move |request: &Request, body: &[u8]| routes.answer(request, body));
-        Self::run(listener, &options, observed, immediate, handler)
+        let routes = Arc::new(Routes::new(by_name, &options));
+        let [at_once, by_a_worker] = [routes.clone(), routes.clone()];
+        let immediate =
+            Box::new(move |request: &Request, body: &[u8]| at_once.immediate(request, body));
+        let handler =
+            Box::new(move |request: &Request, body: &[u8]| by_a_worker.answer(request, body));
+        Self::run(listener, &options, routes, immediate, handler)
     }
 
     /// Serves anything, with the same listener, workers and shutdown: your own front end, for
@@ -176,24 +171,27 @@ impl HttpServer {
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         let (immediate, handler) = (Box::new(immediate), Box::new(handler));
-        let observed = Arc::new(Observed::new(HashMap::new(), &options));
-        Self::run(listener, &options, observed, immediate, handler)
+        // No group is served, and the routes lead nowhere: they tell the metrics alone.
+        let routes = Arc::new(Routes::new(HashMap::new(), &options));
+        Self::run(listener, &options, routes, immediate, handler)
     }
 
     fn run(
         listener: TcpListener,
         options: &ServerOptions,
-        observed: Arc<Observed>,
+        routes: Arc<Routes>,
         immediate: Answer<Option<ResponseBox>>,
         handler: Answer<ResponseBox>,
     ) -> Result<Self, Error> {
         options.check()?;
-        let (queue, shed) = (observed.queue.clone(), observed.shed.clone());
-        let answers = Answers { immediate, handler, queue, shed };
-        let workers = Arc::new(Workers::start(options, answers)?);
-        let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
-        intake::start(listener.clone(), workers.clone())?;
-        Ok(Self { listener, workers, observed, is_running: AtomicBool::new(true) })
+        let workers = Workers::start(options, routes.queue.clone(), immediate, handler)?;
+        let receive = || {
+            let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
+            intake::start(listener.clone(), workers.clone())?;
+            Ok(listener)
+        };
+        let listener = receive().inspect_err(|_: &io::Error| workers.close())?;
+        Ok(Self { listener, workers, routes, is_running: AtomicBool::new(true) })
     }
 
     /// The address that is listened on.
@@ -204,7 +202,7 @@ impl HttpServer {
     /// What `GET /metrics` answers here: of the groups, as [`prometheus`](crate::prometheus) writes it,
     /// and of this server. For a program that serves its own metrics beside these.
     pub fn metrics(&self) -> String {
-        self.observed.metrics()
+        self.routes.metrics()
     }
 
     /// Accepts no more connections, answers new requests with `503`, finishes what is in flight

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
+use crate::stats::Counter;
+
 /// The longest acceptable wait for a worker, unless one item takes longer.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -22,6 +24,8 @@ pub(super) struct Queue<T> {
     arrived: Condvar,
     /// How long a worker takes for an item: a moving mean, in nanoseconds.
     pace: AtomicU64,
+    /// Counts the requests that are refused.
+    pub(super) shed: Counter,
 }
 
 struct State<T> {
@@ -36,7 +40,7 @@ impl<T> Queue<T> {
     pub(super) fn new(workers: usize, room: usize) -> Self {
         let state = State { items: VecDeque::new(), idle: 0, is_open: true };
         let (state, arrived) = (Mutex::new(state), Condvar::new());
-        Self { workers, room, state, arrived, pace: AtomicU64::new(0) }
+        Self { workers, room, state, arrived, pace: AtomicU64::new(0), shed: Counter::default() }
     }
 
     /// Adds an item. If there is no room for it, or the queue is closed, it comes back.

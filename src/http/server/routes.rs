@@ -15,7 +15,6 @@ use crate::group::Told;
 use crate::http::options::ServerOptions;
 use crate::http::{frame, wire};
 use crate::metrics::{head, prometheus};
-use crate::stats::Counter;
 use crate::{Error, Group};
 
 /// The most bytes in the names and values of a header.
@@ -24,16 +23,11 @@ const MAX_HEADER_BYTES: usize = 64 << 10;
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) struct Routes {
-    pub(super) base_path: String,
-    pub(super) tokens: Vec<String>,
-    pub(super) observed: Arc<Observed>,
-}
-
-/// What is served, and what `/metrics` tells of it.
-pub(super) struct Observed {
-    pub(super) groups: HashMap<String, Arc<Group>>,
+    base_path: String,
+    tokens: Vec<String>,
+    groups: HashMap<String, Arc<Group>>,
+    /// What waits for a worker, for `/metrics`.
     pub(super) queue: Arc<Queue<Question>>,
-    pub(super) shed: Arc<Counter>,
 }
 
 /// What a peer asks of a group that may have to load it.
@@ -43,6 +37,15 @@ enum Asked<'r> {
 }
 
 impl Routes {
+    pub(super) fn new(groups: HashMap<String, Arc<Group>>, options: &ServerOptions) -> Self {
+        Self {
+            base_path: options.base_path.clone(),
+            tokens: options.tokens.clone(),
+            groups,
+            queue: Arc::new(Queue::new(options.workers, options.queue)),
+        }
+    }
+
     pub(super) fn answer(&self, request: &Request, body: &[u8]) -> ResponseBox {
         match self.route(request, body) {
             Err(answer) => answer,
@@ -91,8 +94,9 @@ impl Routes {
                     not_allowed("GET, HEAD")
                 }
                 ("/healthz", _) => text(200, "ok"),
-                ("/metrics", _) => bytes(200, self.observed.metrics())
-                    .with_header(header("Content-Type", PROMETHEUS_TYPE)),
+                ("/metrics", _) => {
+                    bytes(200, self.metrics()).with_header(header("Content-Type", PROMETHEUS_TYPE))
+                }
                 _ => text(404, "no such page"),
             }),
         }
@@ -105,7 +109,7 @@ impl Routes {
         body: &'r [u8],
     ) -> Result<Asked<'r>, ResponseBox> {
         let (group, key) = wire::parse(path).map_err(|what| text(400, what))?;
-        let Some(group) = self.observed.groups.get(&group) else {
+        let Some(group) = self.groups.get(&group) else {
             return Err(text(404, format!("no such group: {}", group.escape_debug()))
                 .with_header(header(wire::ERROR, wire::NO_GROUP)));
         };
@@ -148,20 +152,13 @@ impl Routes {
         let matches = self.tokens.iter().filter(|token| is_sent(token)).count();
         self.tokens.is_empty() || matches > 0
     }
-}
-
-impl Observed {
-    pub(super) fn new(groups: HashMap<String, Arc<Group>>, options: &ServerOptions) -> Self {
-        let queue = Arc::new(Queue::new(options.workers, options.queue));
-        Self { groups, queue, shed: Arc::default() }
-    }
 
     pub(super) fn metrics(&self) -> String {
         let mut text = prometheus(self.groups.values().map(|group| (group.name(), group.stats())));
         let waiting = self.queue.waiting() as u64;
         for (name, kind, help, value) in [
             ("geecache_queued_requests", "gauge", "Requests that wait for a worker.", waiting),
-            ("geecache_shed_total", "counter", "Requests refused with 503.", self.shed.get()),
+            ("geecache_shed_total", "counter", "Requests refused with 503.", self.queue.shed.get()),
         ] {
             head(&mut text, name, kind, help);
             text += &format!("{name} {value}\n");

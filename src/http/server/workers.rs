@@ -25,167 +25,119 @@ use super::request::{
 };
 use super::slow_clients::SlowClients;
 use crate::http::options::ServerOptions;
-use crate::stats::Counter;
 
 /// How many bytes of large answers may be on their way at the same time, so that clients that read
 /// slowly do not take all the memory.
 const MOST_ON_THE_WAY: usize = 256 << 20;
 
 pub(super) struct Workers {
-    shared: Arc<Shared>,
-    // Disconnected when the last worker has ended and the last answer is sent.
-    ended: Receiver<Infallible>,
-}
-
-pub(super) type Answer<A> = Box<dyn Fn(&Request, &[u8]) -> A + Send + Sync>;
-
-/// What is answered.
-pub(super) struct Answers {
-    /// Gives the answers that wait for nothing.
-    pub(super) immediate: Answer<Option<ResponseBox>>,
-    /// Gives all others, on a worker.
-    pub(super) handler: Answer<ResponseBox>,
-    /// What waits for a worker.
-    pub(super) queue: Arc<Queue<Question>>,
-    /// Counts the requests that are refused.
-    pub(super) shed: Arc<Counter>,
-}
-
-/// What each thread that answers has a copy of.
-#[derive(Clone)]
-struct Running {
-    answers: Arc<Answers>,
-    _ended: Sender<Infallible>,
-}
-
-/// An answer that waits for nothing, to be [sent](Workers::reply_now).
-pub(super) struct Immediate {
-    response: ResponseBox,
-    running: Running,
-}
-
-struct Shared {
     queue: Arc<Queue<Question>>,
     // Guards what is answered; `None` once the pool drains.
-    running: Mutex<Option<Running>>,
+    answers: Mutex<Option<Arc<Answers>>>,
+    // Disconnected when the last worker has ended and the last answer is sent.
+    ended: Receiver<Infallible>,
     clients: Clients,
     slow_clients: SlowClients,
     /// The bytes of the large answers that are on their way.
     on_the_way: AtomicUsize,
-    shed: Arc<Counter>,
+}
+
+pub(super) type Answer<A> = Box<dyn Fn(&Request, &[u8]) -> A + Send + Sync>;
+
+/// What is answered. Each thread that answers has a share of it, for which a shutdown waits.
+struct Answers {
+    /// Gives the answers that wait for nothing.
+    immediate: Answer<Option<ResponseBox>>,
+    /// Gives all others, on a worker.
+    handler: Answer<ResponseBox>,
+    _ended: Sender<Infallible>,
 }
 
 impl Workers {
-    pub(super) fn start(options: &ServerOptions, answers: Answers) -> io::Result<Self> {
+    pub(super) fn start(
+        options: &ServerOptions,
+        queue: Arc<Queue<Question>>,
+        immediate: Answer<Option<ResponseBox>>,
+        handler: Answer<ResponseBox>,
+    ) -> io::Result<Arc<Self>> {
         let (sender, ended) = bounded(0);
-        let (queue, shed) = (answers.queue.clone(), answers.shed.clone());
-        let running = Running { answers: Arc::new(answers), _ended: sender };
-        let shared = Arc::new(Shared {
+        let answers = Arc::new(Answers { immediate, handler, _ended: sender });
+        let workers = Arc::new(Self {
             queue,
-            running: Mutex::new(Some(running.clone())),
+            answers: Mutex::new(Some(answers.clone())),
+            ended,
             clients: Clients::new(options.idle_timeout),
             slow_clients: SlowClients::new(),
             on_the_way: AtomicUsize::default(),
-            shed,
         });
-        // From here on: if a thread cannot be started, dropping `workers` ends those that were.
-        let workers = Self { shared, ended };
         for i in 0..options.workers {
-            let (shared, running) = (workers.shared.clone(), running.clone());
-            thread::Builder::new().name(format!("geecache-worker-{i}")).spawn(move || {
-                while let Some(question) = shared.queue.pop() {
-                    shared.answer(question, &running);
+            let (worker, answers) = (workers.clone(), answers.clone());
+            let thread = thread::Builder::new().name(format!("geecache-worker-{i}"));
+            let work = move || {
+                while let Some(question) = worker.queue.pop() {
+                    worker.answer(question, &answers);
                 }
-            })?;
+            };
+            // Those that were started end again.
+            thread.spawn(work).inspect_err(|_| workers.close())?;
         }
         Ok(workers)
     }
 
-    /// Takes a request from the listener. Returns it with its body, to be
-    /// [answered](Self::immediate) or [queued](Self::enqueue). `None` if it has to wait for its
-    /// body, or for an earlier answer to the same client: that is arranged. Never waits.
-    pub(super) fn accept(&self, request: Request) -> Option<Question> {
-        let shared = &self.shared;
+    /// Takes a request from the listener. Returns it with its body, to [go on](Self::go_on) with.
+    /// `None` if it has to wait for its body, or for an earlier answer to the same client: that is
+    /// arranged. Never waits.
+    pub(super) fn accept(self: &Arc<Self>, request: Request) -> Option<Question> {
         if announces_too_much(&request) {
             warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", shown(&request));
-            if shared.clients.has_part(client_of(&request)) {
+            if self.clients.has_part(client_of(&request)) {
                 mem::forget(request); // as `abandon`, without the answer
             } else {
-                shared.slow_clients.run(move || abandon(request));
+                self.slow_clients.run(move || abandon(request));
             }
             return None;
         }
         let client = client_of(&request);
-        match shared.clients.accept(request) {
-            Ok((request, connection)) => return shared.read(request, connection),
-            Err(waits) if waits.is_to_be_probed => shared.start_probe(client),
+        match self.clients.accept(request) {
+            Ok((request, connection)) => return self.read(request, connection),
+            Err(waits) if waits.is_to_be_probed => self.start_probe(client),
             Err(_) => {}
         }
         None
     }
 
-    /// The answer to a question, if it waits for nothing.
-    pub(super) fn immediate(&self, question: &Question) -> Option<Immediate> {
-        self.shared.immediate(question)
-    }
-
-    /// Sends an answer from this thread. May wait for the client.
-    pub(super) fn reply_now(&self, question: Question, answer: Immediate) {
-        let next = self.shared.deliver(question, answer.response, &answer.running);
-        self.shared.go_on(next);
-    }
-
-    /// Sends an answer from another thread.
-    pub(super) fn reply_elsewhere(&self, question: Question, answer: Immediate) {
-        let shared = self.shared.clone();
-        self.shared.slow_clients.run(move || {
-            let next = shared.deliver(question, answer.response, &answer.running);
-            shared.go_on(next);
-        });
-    }
-
-    /// Leaves a question to an idle worker. If there is none, it comes back.
-    pub(super) fn offer(&self, question: Question) -> Option<Question> {
-        self.shared.queue.offer(question).err()
-    }
-
-    /// Leaves a question to a worker, or refuses it. Never waits.
-    pub(super) fn enqueue(&self, question: Question) {
-        self.shared.enqueue(question);
+    /// Leaves a question to an idle worker, or to another thread. Never waits.
+    pub(super) fn leave(self: &Arc<Self>, question: Question) {
+        if let Err(question) = self.queue.offer(question) {
+            let workers = self.clone();
+            self.slow_clients.run(move || workers.go_on(Some(question)));
+        }
     }
 
     /// Whether a worker has nothing to do.
     pub(super) fn has_idle(&self) -> bool {
-        self.shared.queue.has_idle()
+        self.queue.has_idle()
     }
 
     /// Goes on with what had to wait: to be called about once a second.
-    pub(super) fn look_after(&self) {
-        self.shared.slow_clients.start_missing();
-        for client in self.shared.clients.look_after() {
-            self.shared.start_probe(client);
+    pub(super) fn look_after(self: &Arc<Self>) {
+        self.slow_clients.start_missing();
+        for client in self.clients.look_after() {
+            self.start_probe(client);
         }
     }
 
     /// Refuses what comes from now on, and waits until what was accepted is answered and the
     /// workers have ended, but no longer than `grace`. Returns whether they have.
     pub(super) fn drain(&self, grace: Duration) -> bool {
-        self.shared.close();
+        self.close();
         self.ended.recv_timeout(grace) == Err(RecvTimeoutError::Disconnected)
     }
-}
 
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.shared.close();
-    }
-}
-
-impl Shared {
-    /// The workers end once the queue is empty.
-    fn close(&self) {
+    /// Refuses what comes from now on. The workers end once the queue is empty.
+    pub(super) fn close(&self) {
         self.queue.close();
-        *self.running.lock().unwrap() = None;
+        *self.answers.lock().unwrap() = None;
     }
 
     /// Reads the body; on another thread, if it is still on its way.
@@ -193,8 +145,8 @@ impl Shared {
         if has_arrived(&request) {
             return self.with_body(request, connection);
         }
-        let shared = self.clone();
-        self.slow_clients.run(move || shared.go_on(shared.with_body(request, connection)));
+        let workers = self.clone();
+        self.slow_clients.run(move || workers.go_on(workers.with_body(request, connection)));
         None
     }
 
@@ -203,69 +155,63 @@ impl Shared {
         mut request: Request,
         connection: Connection,
     ) -> Option<Question> {
-        match read_body(&mut request) {
+        let refusal = match read_body(&mut request) {
             Ok(body) => return Some(Question { request, body, connection, writer: None }),
-            Err(refusal) if refusal.is_read => {
+            Err(refusal) => refusal,
+        };
+        let workers = self.clone();
+        self.slow_clients.run(move || {
+            workers.go_on(if refusal.is_read {
                 let question = Question { request, body: Vec::new(), connection, writer: None };
-                self.refuse(question, refusal.into());
-            }
-            Err(refusal) => {
-                let shared = self.clone();
-                self.slow_clients.run(move || {
-                    refuse_unread(request, refusal);
-                    shared.go_on(shared.answered(connection, Sent::Whole));
-                });
-            }
-        }
+                workers.reply(question, refusal.into())
+            } else {
+                refuse_unread(request, refusal);
+                workers.answered(connection, Sent::Whole)
+            });
+        });
         None
     }
 
-    /// Answers the questions of a client, one after the other, until the next one has to wait. (A
-    /// client may have sent any number ahead: if each answer called for the next, the stack would
-    /// overflow.)
-    fn go_on(self: &Arc<Self>, mut next: Option<Question>) {
+    /// Answers a question that waits for nothing; others it leaves to a worker, or refuses. Then the
+    /// next one of the same client. (A client may have sent any number ahead: if each answer called
+    /// for the next, the stack would overflow.) May wait for the client.
+    pub(super) fn go_on(self: &Arc<Self>, mut next: Option<Question>) {
         while let Some(question) = next {
             next = match self.immediate(&question) {
-                Some(answer) => self.deliver(question, answer.response, &answer.running),
-                None => return self.enqueue(question),
+                Some((response, answers)) => self.deliver(question, response, &answers),
+                None => match self.queue.push(question) {
+                    Ok(()) => None,
+                    Err(question) => self.reply(question, self.overloaded()),
+                },
             }
         }
     }
 
-    fn immediate(&self, question: &Question) -> Option<Immediate> {
-        let running = self.running.lock().unwrap().clone()?;
-        let response = (running.answers.immediate)(&question.request, &question.body)?;
-        Some(Immediate { response, running })
-    }
-
-    fn enqueue(self: &Arc<Self>, question: Question) {
-        if let Err(question) = self.queue.push(question) {
-            self.refuse(question, self.overloaded());
-        }
-    }
-
-    fn refuse(self: &Arc<Self>, question: Question, refusal: ResponseBox) {
-        let shared = self.clone();
-        self.slow_clients.run(move || shared.go_on(shared.reply(question, refusal)));
+    /// The answer to a question that waits for nothing, and what a shutdown waits for until that is
+    /// sent.
+    fn immediate(&self, question: &Question) -> Option<(ResponseBox, Arc<Answers>)> {
+        let answers = self.answers.lock().unwrap().clone()?;
+        let response = (answers.immediate)(&question.request, &question.body)?;
+        Some((response, answers))
     }
 
     /// The answer to a request that is refused, and counted as such.
     fn overloaded(&self) -> ResponseBox {
-        self.shed.add_one();
+        self.queue.shed.add_one();
         text(503, "overloaded or shutting down, try again").with_header(header("Retry-After", "1"))
     }
 
     /// Answers a question. Whatever happens to it, the worker lives on.
-    fn answer(self: &Arc<Self>, question: Question, running: &Running) {
+    fn answer(self: &Arc<Self>, question: Question, answers: &Arc<Answers>) {
         let start = Instant::now();
-        let handler = || (running.answers.handler)(&question.request, &question.body);
+        let handler = || (answers.handler)(&question.request, &question.body);
         let response = catch_unwind(AssertUnwindSafe(handler));
         self.queue.took(start.elapsed());
         let response = response.unwrap_or_else(|_| {
             error!("{}: a panic while answering", shown(&question.request));
             text(500, "the handler panicked")
         });
-        let next = self.deliver(question, response, running);
+        let next = self.deliver(question, response, answers);
         self.go_on(next);
     }
 
@@ -275,7 +221,7 @@ impl Shared {
         self: &Arc<Self>,
         question: Question,
         response: ResponseBox,
-        running: &Running,
+        answers: &Arc<Answers>,
     ) -> Option<Question> {
         let length = length_of(&response);
         if length <= LARGE {
@@ -286,12 +232,12 @@ impl Shared {
             self.on_the_way.fetch_sub(length, Ordering::Relaxed);
             return self.reply(question, self.overloaded());
         }
-        let (shared, running) = (self.clone(), running.clone());
+        let (workers, answers) = (self.clone(), answers.clone());
         self.slow_clients.run(move || {
-            let next = shared.reply(question, response);
-            shared.on_the_way.fetch_sub(length, Ordering::Relaxed);
-            shared.go_on(next);
-            drop(running);
+            let next = workers.reply(question, response);
+            workers.on_the_way.fetch_sub(length, Ordering::Relaxed);
+            workers.go_on(next);
+            drop(answers);
         });
         None
     }
@@ -299,7 +245,7 @@ impl Shared {
     /// Sends an answer. Returns the client's next question, if that is to be answered now.
     fn reply(self: &Arc<Self>, question: Question, response: ResponseBox) -> Option<Question> {
         let connection = question.connection;
-        let is_last = self.running.lock().unwrap().is_none();
+        let is_last = self.answers.lock().unwrap().is_none();
         let sent = catch_unwind(AssertUnwindSafe(|| send(question, response, is_last)));
         self.answered(
             connection,
@@ -316,10 +262,10 @@ impl Shared {
             Next::UnderWay(next) => return self.read(next, connection),
             Next::Dropped(requests) if requests.is_empty() => {}
             Next::Dropped(requests) => {
-                let shared = self.clone();
+                let workers = self.clone();
                 self.slow_clients.run(move || {
                     let writers = requests.into_iter().map(Request::into_writer).collect();
-                    shared.clients.keep(connection.client, writers);
+                    workers.clients.keep(connection.client, writers);
                 });
             }
         }
@@ -329,24 +275,24 @@ impl Shared {
     /// Waits, on another thread, until it is the turn of the client's next request on its own
     /// connection, and answers it then.
     fn start_probe(self: &Arc<Self>, client: SocketAddr) {
-        let shared = self.clone();
+        let workers = self.clone();
         self.slow_clients.run(move || {
-            let Some(mut request) = shared.clients.next_to_probe(client) else { return };
+            let Some(mut request) = workers.clients.next_to_probe(client) else { return };
             let body = read_body(&mut request);
             let (request, mut writer) = part(request);
-            shared.clients.waits_for_turn(client);
+            workers.clients.waits_for_turn(client);
             // Nothing is in its buffer, so nothing is sent.
             let _ = writer.flush();
-            let Some((connection, writer)) = shared.clients.has_turn(client, writer) else {
+            let Some((connection, writer)) = workers.clients.has_turn(client, writer) else {
                 return;
             };
             let writer = Some(writer);
-            shared.go_on(match body {
+            workers.go_on(match body {
                 Ok(body) => Some(Question { request, body, connection, writer }),
                 Err(refusal) => {
                     let body = Vec::new();
                     let question = Question { request, body, connection, writer };
-                    shared.reply(question, refusal.into())
+                    workers.reply(question, refusal.into())
                 }
             });
         });
