@@ -6,6 +6,7 @@
 //!
 //! One thread receives at a time; [`Turn`] says which, and why.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -43,14 +44,16 @@ impl Intake {
         let intake = self.clone();
         thread::Builder::new().name("geecache-intake".into()).spawn(move || {
             if let Some(me) = intake.turn.take(TICK) {
-                intake.receive(&Release { turn: &intake.turn, me });
+                // A thread that ends by a panic gives the turn back as well.
+                let _ = catch_unwind(AssertUnwindSafe(|| intake.receive(me)));
+                intake.turn.release(me);
             }
         })?;
         Ok(())
     }
 
     /// Receives until the listener is closed or another thread has taken the turn.
-    fn receive(&self, &Release { turn, me }: &Release<'_>) {
+    fn receive(&self, me: Holder) {
         let mut next = self.listener.recv();
         while let Some(request) = next {
             let question = self.workers.accept(request);
@@ -58,9 +61,9 @@ impl Intake {
             match (question, &next) {
                 (Some(question), Some(_)) => self.workers.leave(question),
                 (question, None) => {
-                    turn.begin_answer(me);
+                    self.turn.begin_answer(me);
                     self.workers.go_on(question);
-                    if !turn.end_answer(me) {
+                    if !self.turn.end_answer(me) {
                         return;
                     }
                     next = self.listener.recv();
@@ -73,8 +76,10 @@ impl Intake {
     /// Starts what had no thread, or was held up.
     fn stand_by(self: &Arc<Self>) {
         let (mut has_failed, mut looked) = (false, Instant::now());
-        while let Some(is_free) = self.turn.watch(TICK, LOOK) {
-            if is_free {
+        loop {
+            // Between two looks, or each answer would wake this thread.
+            thread::sleep(TICK);
+            if self.turn.watch(TICK, LOOK) {
                 let started = self.start_receiving();
                 if let (Err(error), false) = (&started, has_failed) {
                     error!("no thread to receive requests: {error}");
@@ -87,22 +92,9 @@ impl Intake {
             looked = Instant::now();
             self.workers.look_after();
             if self.listener.is_deserted() {
-                self.turn.close();
+                return self.listener.close();
             }
         }
-        self.listener.close();
-    }
-}
-
-/// Gives the turn back when its thread ends, also by a panic.
-struct Release<'t> {
-    turn: &'t Turn,
-    me: Holder,
-}
-
-impl Drop for Release<'_> {
-    fn drop(&mut self) {
-        self.turn.release(self.me);
     }
 }
 

@@ -36,12 +36,10 @@ struct State {
     holder: Option<Holder>,
     /// Since when the holder has been answering instead of receiving.
     answering_since: Option<Instant>,
-    /// How many threads have ever had the turn, and how many answers they have begun.
+    /// How many threads have ever had the turn.
     holders: u64,
-    answers: u64,
     /// The standby sleeps until somebody answers.
     is_quiet: bool,
-    is_closed: bool,
 }
 
 /// A thread that has, or had, the turn.
@@ -67,7 +65,6 @@ impl Turn {
         let mut state = self.state.lock().unwrap();
         debug_assert_eq!(state.holder, Some(me));
         state.answering_since = Some(Instant::now());
-        state.answers += 1;
         self.wake(&mut state);
     }
 
@@ -91,28 +88,15 @@ impl Turn {
         }
     }
 
-    /// Waits for `tick`, and then, if nobody has answered meanwhile, until somebody does, though
-    /// no longer than `idle`. Returns whether the turn can be taken; `None` once it is closed.
-    pub(super) fn watch(&self, tick: Duration, idle: Duration) -> Option<bool> {
-        let state = self.state.lock().unwrap();
-        let answers = state.answers;
-        let wait = |state, time, condition: fn(&mut State) -> bool| {
-            self.changed.wait_timeout_while(state, time, condition).unwrap().0
-        };
-        let mut state = wait(state, tick, |state| !state.is_closed);
-        let is_receiving = state.holder.is_some() && state.answering_since.is_none();
-        if is_receiving && state.answers == answers {
-            state.is_quiet = true;
-            state = wait(state, idle, |state| state.is_quiet && !state.is_closed);
-            state.is_quiet = false;
-        }
-        (!state.is_closed).then(|| state.is_free(tick))
-    }
-
-    /// Ends [`watch`](Self::watch).
-    pub(super) fn close(&self) {
-        self.state.lock().unwrap().is_closed = true;
-        self.changed.notify_all();
+    /// Waits for an answer to begin, unless one is being sent, or for the turn to be given back, though
+    /// no longer than `idle`. Returns whether the turn can be [taken](Self::take).
+    pub(super) fn watch(&self, patience: Duration, idle: Duration) -> bool {
+        let mut state = self.state.lock().unwrap();
+        state.is_quiet = state.holder.is_some() && state.answering_since.is_none();
+        let waited = self.changed.wait_timeout_while(state, idle, |state| state.is_quiet);
+        let mut state = waited.unwrap().0;
+        state.is_quiet = false;
+        state.is_free(patience)
     }
 
     fn wake(&self, state: &mut State) {
