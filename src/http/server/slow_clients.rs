@@ -11,19 +11,15 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
-use std::{io, mem, thread};
+use std::{mem, thread};
 
 /// How long a thread waits for another job before it ends.
 const IDLE: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-pub(super) struct SlowClients {
-    shared: Arc<Shared>,
-}
-
 #[derive(Default)]
-struct Shared {
+pub(super) struct SlowClients {
     // Guards the jobs that have no thread yet.
     state: Mutex<State>,
     arrived: Condvar,
@@ -39,17 +35,13 @@ struct State {
 }
 
 impl SlowClients {
-    pub(super) fn new() -> Self {
-        Self { shared: Arc::default() }
-    }
-
     /// Runs `job` on an idle thread, or on a new one. Never waits.
-    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        let mut state = self.shared.state.lock().unwrap();
+    pub(super) fn run(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) {
+        let mut state = self.state.lock().unwrap();
         state.jobs.push_back(Box::new(job));
         if state.jobs.len() <= state.idle {
             drop(state);
-            self.shared.arrived.notify_one();
+            self.arrived.notify_one();
         } else if !state.has_failed {
             drop(state);
             self.start();
@@ -57,9 +49,9 @@ impl SlowClients {
     }
 
     /// Starts threads for the jobs that have none.
-    pub(super) fn start_missing(&self) {
+    pub(super) fn start_missing(self: &Arc<Self>) {
         let missing = {
-            let state = self.shared.state.lock().unwrap();
+            let state = self.state.lock().unwrap();
             state.jobs.len().saturating_sub(state.idle)
         };
         for _ in 0..missing {
@@ -69,32 +61,25 @@ impl SlowClients {
         }
     }
 
-    fn start(&self) -> bool {
-        let shared = self.shared.clone();
+    /// Starts a thread; `false` if there is none to be had.
+    fn start(self: &Arc<Self>) -> bool {
+        let slow_clients = self.clone();
         let thread = thread::Builder::new().name("geecache-slow-client".into());
         let started = thread.spawn(move || {
-            while let Some(job) = shared.next() {
+            while let Some(job) = slow_clients.next() {
                 job()
             }
         });
-        self.note(started.map(drop))
-    }
-
-    fn note(&self, started: io::Result<()>) -> bool {
-        let is_new = {
-            let mut state = self.shared.state.lock().unwrap();
-            mem::replace(&mut state.has_failed, started.is_err()) != started.is_err()
-        };
-        match &started {
-            Ok(()) if is_new => log::info!("there are threads for clients again"),
-            Err(error) if is_new => log::error!("no thread for a client: {error}"),
+        let has_failed = started.is_err();
+        let had_failed = mem::replace(&mut self.state.lock().unwrap().has_failed, has_failed);
+        match started {
+            Ok(_) if had_failed => log::info!("there are threads for clients again"),
+            Err(error) if !had_failed => log::error!("no thread for a client: {error}"),
             _ => {}
         }
-        started.is_ok()
+        !has_failed
     }
-}
 
-impl Shared {
     /// The next job; waits for one for a while.
     fn next(&self) -> Option<Job> {
         let mut state = self.state.lock().unwrap();
@@ -117,7 +102,7 @@ mod tests {
 
     #[test]
     fn jobs_that_wait_hold_up_no_other_and_idle_threads_are_used_again() {
-        let slow_clients = SlowClients::new();
+        let slow_clients = Arc::new(SlowClients::default());
         let (open, gate) = bounded::<()>(0);
         let (ran, runs) = bounded::<ThreadId>(100);
         let job = |gate: Option<Receiver<()>>| {

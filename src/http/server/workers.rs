@@ -37,7 +37,7 @@ pub(super) struct Workers {
     // Disconnected when the last worker has ended and the last answer is sent.
     ended: Receiver<Infallible>,
     clients: Clients,
-    slow_clients: SlowClients,
+    slow_clients: Arc<SlowClients>,
     /// The bytes of the large answers that are on their way.
     on_the_way: AtomicUsize,
 }
@@ -67,7 +67,7 @@ impl Workers {
             answers: Mutex::new(Some(answers.clone())),
             ended,
             clients: Clients::new(options.idle_timeout),
-            slow_clients: SlowClients::new(),
+            slow_clients: Arc::default(),
             on_the_way: AtomicUsize::default(),
         });
         for i in 0..options.workers {
