@@ -61,12 +61,6 @@ enum Probe {
     BehindPart,
 }
 
-/// A request waits for an earlier one of its client.
-pub(super) struct Waits {
-    /// The first that waits is to be [probed](Clients::next_to_probe).
-    pub(super) is_to_be_probed: bool,
-}
-
 /// What follows an answer.
 pub(super) enum Next {
     None,
@@ -81,24 +75,20 @@ impl Clients {
         Self { clients: Mutex::default(), connections: AtomicU64::default(), idle_timeout }
     }
 
-    /// Takes a request that has been received, and returns it if it is under way now.
-    pub(super) fn accept(&self, request: Request) -> Result<(Request, Connection), Waits> {
+    /// Takes a request that has been received, and returns it if it is under way now. `None` if it
+    /// waits for an earlier one of its client.
+    pub(super) fn accept(&self, request: Request) -> Option<(Request, Connection)> {
         let client = client_of(&request);
         match self.clients.lock().unwrap().entry(client) {
             Entry::Vacant(entry) => {
                 let number = self.number();
                 let waiting = VecDeque::new();
                 entry.insert(Client { connection: number, waiting, probe: None, part: None });
-                Ok((request, Connection { client, number }))
+                Some((request, Connection { client, number }))
             }
             Entry::Occupied(mut entry) => {
-                let client = entry.get_mut();
-                client.waiting.push_back(request);
-                let is_to_be_probed = client.part.is_some() && client.probe.is_none();
-                if is_to_be_probed {
-                    client.probe = Some(Probe::Begun);
-                }
-                Err(Waits { is_to_be_probed })
+                entry.get_mut().waiting.push_back(request);
+                None
             }
         }
     }

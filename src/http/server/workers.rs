@@ -97,13 +97,8 @@ impl Workers {
             }
             return None;
         }
-        let client = client_of(&request);
-        match self.clients.accept(request) {
-            Ok((request, connection)) => return self.read(request, connection),
-            Err(waits) if waits.is_to_be_probed => self.start_probe(client),
-            Err(_) => {}
-        }
-        None
+        let (request, connection) = self.clients.accept(request)?;
+        self.read(request, connection)
     }
 
     /// Leaves a question to an idle worker, or to another thread. Never waits.
@@ -260,7 +255,6 @@ impl Workers {
         match self.clients.answered(connection, sent) {
             Next::None => {}
             Next::UnderWay(next) => return self.read(next, connection),
-            Next::Dropped(requests) if requests.is_empty() => {}
             Next::Dropped(requests) => {
                 let workers = self.clone();
                 self.slow_clients.run(move || {
