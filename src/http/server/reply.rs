@@ -91,29 +91,25 @@ pub(super) enum Sent {
 /// Sends an answer. `is_last` asks the client to close the connection after it.
 pub(super) fn send(question: Question, response: ResponseBox, is_last: bool) -> Sent {
     let Question { request, connection, writer, .. } = question;
+    let mut patient;
     let sent = if length_of(&response) <= LARGE {
         // By a single write: tiny_http's own buffer has a kilobyte, so head and body would often
         // leave one after the other, and wake the client twice.
         let bytes = printed(&request, response, is_last || closes(&request));
-        let writer = writer.unwrap_or_else(|| request.into_writer());
-        let mut patient = Patient::new(writer);
-        (patient.write_all(&bytes).and_then(|()| patient.flush()), patient)
+        patient = Patient::new(writer.unwrap_or_else(|| request.into_writer()));
+        patient.write_all(&bytes)
     } else {
-        let (version, is_head) =
-            (request.http_version().clone(), *request.method() == Method::Head);
-        let headers = headers_that_count(&request);
-        let writer = writer.unwrap_or_else(|| request.into_writer());
-        let mut patient = Patient::new(writer);
-        let sent = response.raw_print(&mut patient, version, &headers, is_head, None);
-        (sent.and_then(|()| patient.flush()), patient)
+        let (version, headers) = (request.http_version().clone(), request.headers().to_vec());
+        let is_head = *request.method() == Method::Head;
+        patient = Patient::new(writer.unwrap_or_else(|| request.into_writer()));
+        response.raw_print(&mut patient, version, &headers, is_head, None)
     };
-    match sent {
-        (Ok(()), _) => Sent::Whole,
-        (Err(error), _) if is_gone(&error) => Sent::Whole,
-        (Err(error), patient) => {
+    match sent.and_then(|()| patient.flush()) {
+        Err(error) if !is_gone(&error) => {
             debug!("{}: an answer was not sent: {error}", connection.client);
             Sent::Part(patient.writer)
         }
+        _ => Sent::Whole,
     }
 }
 
@@ -132,11 +128,6 @@ fn printed(request: &Request, response: ResponseBox, is_last: bool) -> Vec<u8> {
     }
     correct_head(&mut bytes, code, is_last);
     bytes
-}
-
-/// The only header of a request that matters to how its answer is printed.
-fn headers_that_count(request: &Request) -> Vec<Header> {
-    request.headers().iter().filter(|header| header.field.equiv("TE")).cloned().collect()
 }
 
 /// tiny_http gives a `204` a length, which it must not have, and lets nobody set `Connection`.

@@ -4,7 +4,6 @@
 //! may go by another. What one of them takes for a body, the other could then take for the next
 //! request. So a request whose headers leave that open is refused.
 
-use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::mem;
 use std::net::SocketAddr;
@@ -69,16 +68,8 @@ pub(super) fn path_of(request: &Request) -> &str {
 /// Method and target for the log: cut, and without control characters, which the terminal of
 /// whoever reads the log would obey.
 pub(super) fn shown(request: &Request) -> String {
-    let mut shown = String::new();
-    let text = format!("{} {}", request.method(), request.url());
-    text.chars().take(SHOWN).for_each(|c| match c.is_control() {
-        true => write!(shown, "{}", c.escape_default()).expect("a string takes all"),
-        false => shown.push(c),
-    });
-    if text.chars().nth(SHOWN).is_some() {
-        shown.push('…');
-    }
-    shown
+    let text = format!("{} {}", request.method(), request.url()).escape_debug().to_string();
+    if text.len() > SHOWN { format!("{text:.SHOWN$}…") } else { text }
 }
 
 /// The first header of that name, the one that tiny_http goes by.
