@@ -32,7 +32,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, Tc
 use std::os::unix::fs::MetadataExt;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -69,8 +69,6 @@ const DEAF: u32 = 30;
 const RETRY: u32 = 8;
 /// How often a thread that waits for a request checks that its server has not been replaced.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long `close` waits for the threads that hand over requests.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A source of HTTP requests that survives bursts, idle clients and lack of file descriptors.
 pub(crate) struct Listener {
@@ -88,9 +86,8 @@ struct Shared {
     closed: AtomicBool,
     // Guards which server accepts.
     server: Mutex<Arc<Server>>,
-    start: Instant,
-    /// When the last request was received, in milliseconds since the start.
-    last_request: AtomicU64,
+    // Guards when the last request was received.
+    last_request: Mutex<Instant>,
 }
 
 impl Shared {
@@ -103,16 +100,11 @@ impl Shared {
     }
 
     fn note_request(&self) {
-        let now = self.start.elapsed().as_millis() as u64;
-        self.last_request.store(now, Ordering::Relaxed);
+        *self.last_request.lock().unwrap() = Instant::now();
     }
 
     fn last_request(&self) -> Instant {
-        self.start + Duration::from_millis(self.last_request.load(Ordering::Relaxed))
-    }
-
-    fn replace_server(&self, new: Arc<Server>) -> Arc<Server> {
-        mem::replace(&mut self.server.lock().unwrap(), new)
+        *self.last_request.lock().unwrap()
     }
 }
 
@@ -137,8 +129,7 @@ impl Listener {
         let shared = Arc::new(Shared {
             closed: AtomicBool::new(false),
             server: Mutex::new(serve(&socket)?),
-            start: Instant::now(),
-            last_request: AtomicU64::new(0),
+            last_request: Mutex::new(Instant::now()),
         });
         let (sender, late) = unbounded();
         let keeper = Keeper {
@@ -164,12 +155,9 @@ impl Listener {
     /// The next request; waits for it. `None` once the listener is closed.
     pub(crate) fn recv(&self) -> Option<Request> {
         while !self.shared.is_closed() {
-            if let Ok(request) = self.late.try_recv() {
-                self.shared.note_request();
-                return Some(request);
-            }
             // An error is the end of the acceptor, which the keeper finds out by itself.
-            if let Ok(Some(request)) = self.shared.server().recv_timeout(LOOK) {
+            let newcomer = || self.shared.server().recv_timeout(LOOK).ok().flatten();
+            if let Some(request) = self.late.try_recv().ok().or_else(newcomer) {
                 self.shared.note_request();
                 return Some(request);
             }
@@ -209,9 +197,6 @@ impl Listener {
         self.stop_accepting();
         self.shared.closed.store(true, Ordering::Relaxed);
         self.shared.server().unblock();
-        // Each handing-over thread holds a sender: the channel ends with the last of them.
-        let deadline = Instant::now() + CLOSE_TIMEOUT;
-        while self.late.recv_deadline(deadline).is_ok() {}
     }
 }
 
@@ -239,7 +224,7 @@ impl Keeper {
         let mut requests = self.shared.last_request();
         let (mut round, mut active) = (Instant::now(), Instant::now());
         let mut is_settled = false;
-        let (mut missed, mut most_missed) = (0, DEAF);
+        let mut knocks_left = DEAF;
         let mut is_troubled = false;
         if self.threads().is_none() {
             log::warn!(
@@ -267,29 +252,29 @@ impl Keeper {
             is_settled = matches!(knocked, Ok(true));
             match knocked {
                 Ok(_) => {
-                    (missed, most_missed) = (0, DEAF);
+                    knocks_left = DEAF;
                     if mem::take(&mut is_troubled) {
                         log::info!("{} answers again", self.door);
                     }
                 }
                 Err(error) if is_timeout(&error) => {
                     active = Instant::now();
-                    missed += 1;
-                    if missed < most_missed {
+                    knocks_left -= 1;
+                    if knocks_left > 0 {
                         continue;
                     }
                     if !mem::replace(&mut is_troubled, true) {
                         log::warn!("{} does not answer newcomers, accepting anew", self.door);
                     }
                     // Without descriptors or threads this fails.
-                    most_missed += if self.replace().is_ok() { DEAF } else { RETRY };
+                    knocks_left = if self.replace().is_ok() { DEAF } else { RETRY };
                 }
                 // We could not even knock, for lack of descriptors. That says nothing of the server.
-                Err(error) if !is_troubled => {
-                    is_troubled = true;
-                    log::warn!("{}: newcomers may not be answered: {error}", self.door);
+                Err(error) => {
+                    if !mem::replace(&mut is_troubled, true) {
+                        log::warn!("{}: newcomers may not be answered: {error}", self.door);
+                    }
                 }
-                Err(_) => {}
             }
         }
         // The last knocks that can be accepted: they empty the pool's queue.
@@ -353,7 +338,8 @@ impl Keeper {
                 }
             }
         })?;
-        let old = self.shared.replace_server(serve(&self.socket)?);
+        let new = serve(&self.socket)?;
+        let old = mem::replace(&mut *self.shared.server.lock().unwrap(), new);
         // The thread that waits at the old one goes to the new one now.
         old.unblock();
         let _ = hand_over.send(old);
