@@ -146,12 +146,6 @@ fn correct_head(answer: &mut Vec<u8>, code: u16, is_last: bool) {
     }
 }
 
-/// Answers a request whose body has not been read, and then waits for the rest of the body.
-/// (Otherwise tiny_http would wait for that first.)
-pub(super) fn refuse_unread(request: Request, refusal: Refusal) {
-    let _ = request.respond(ResponseBox::from(refusal));
-}
-
 fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::*;
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset)

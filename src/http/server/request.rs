@@ -107,10 +107,6 @@ pub(super) fn has_arrived(request: &Request) -> bool {
         && request.body_length().is_none_or(|length| length <= short)
 }
 
-pub(super) fn announces_too_much(request: &Request) -> bool {
-    request.body_length().is_some_and(|length| length > MOST_ANNOUNCED)
-}
-
 /// Reads the whole body.
 pub(super) fn read_body(request: &mut Request) -> Result<Vec<u8>, Refusal> {
     let unread = |status, text| Err(Refusal { status, text, is_read: false });

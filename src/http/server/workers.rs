@@ -18,10 +18,9 @@ use tiny_http::{Request, ResponseBox};
 
 use super::clients::{Clients, Next};
 use super::queue::Queue;
-use super::reply::{LARGE, Sent, header, length_of, refuse_unread, send, text};
+use super::reply::{LARGE, Sent, header, length_of, send, text};
 use super::request::{
-    Connection, MOST_ANNOUNCED, Question, abandon, announces_too_much, client_of, has_arrived,
-    part, read_body, shown,
+    Connection, MOST_ANNOUNCED, Question, abandon, client_of, has_arrived, part, read_body, shown,
 };
 use super::slow_clients::SlowClients;
 use crate::http::options::ServerOptions;
@@ -88,7 +87,7 @@ impl Workers {
     /// `None` if it has to wait for its body, or for an earlier answer to the same client: that is
     /// arranged. Never waits.
     pub(super) fn accept(self: &Arc<Self>, request: Request) -> Option<Question> {
-        if announces_too_much(&request) {
+        if request.body_length().is_some_and(|length| length > MOST_ANNOUNCED) {
             warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", shown(&request));
             if self.clients.has_part(client_of(&request)) {
                 mem::forget(request); // as `abandon`, without the answer
@@ -160,7 +159,9 @@ impl Workers {
                 let question = Question { request, body: Vec::new(), connection, writer: None };
                 workers.reply(question, refusal.into())
             } else {
-                refuse_unread(request, refusal);
+                // Sends the answer, and then waits for the rest of the body. (Whoever takes the writer
+                // waits for that first.)
+                let _ = request.respond(ResponseBox::from(refusal));
                 workers.answered(connection, Sent::Whole)
             });
         });
@@ -242,13 +243,11 @@ impl Workers {
         let connection = question.connection;
         let is_last = self.answers.lock().unwrap().is_none();
         let sent = catch_unwind(AssertUnwindSafe(|| send(question, response, is_last)));
-        self.answered(
-            connection,
-            sent.unwrap_or_else(|_| {
-                error!("{}: a panic while sending an answer", connection.client);
-                Sent::Whole
-            }),
-        )
+        let sent = sent.unwrap_or_else(|_| {
+            error!("{}: a panic while sending an answer", connection.client);
+            Sent::Whole
+        });
+        self.answered(connection, sent)
     }
 
     fn answered(self: &Arc<Self>, connection: Connection, sent: Sent) -> Option<Question> {
