@@ -78,11 +78,12 @@ pub(crate) struct Listener {
     late: Receiver<Request>,
     // Guards the keeper, and the channel whose end stops it. `None` once it is stopped.
     keeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
-    idle_timeout: Duration,
-    proc: PathBuf,
 }
 
 struct Shared {
+    idle_timeout: Duration,
+    /// `/proc/self`, or what stands for it in a test.
+    proc: PathBuf,
     closed: AtomicBool,
     // Guards which server accepts.
     server: Mutex<Arc<Server>>,
@@ -127,25 +128,20 @@ impl Listener {
 
         let addr = socket.local_addr()?;
         let shared = Arc::new(Shared {
+            idle_timeout,
+            proc,
             closed: AtomicBool::new(false),
             server: Mutex::new(serve(&socket)?),
             last_request: Mutex::new(Instant::now()),
         });
         let (sender, late) = unbounded();
-        let keeper = Keeper {
-            socket,
-            door: door(addr),
-            idle_timeout,
-            shared: shared.clone(),
-            late: sender,
-            proc: proc.clone(),
-        };
+        let keeper = Keeper { socket, door: door(addr), shared: shared.clone(), late: sender };
         let (stop, stopped) = bounded(0);
         let thread = thread::Builder::new()
             .name("http-keeper".into())
             .spawn(move || keeper.run(&stopped))?;
         let keeper = Mutex::new(Some((stop, thread)));
-        Ok(Listener { addr, shared, late, keeper, idle_timeout, proc })
+        Ok(Listener { addr, shared, late, keeper })
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -187,9 +183,10 @@ impl Listener {
     /// Whether no request can come any more: accepting has stopped, and no connection is open.
     pub(crate) fn is_deserted(&self) -> bool {
         let has_stopped = self.keeper.lock().unwrap().is_none();
-        let is_silent = || self.shared.last_request().elapsed() > self.idle_timeout + LOOK;
-        self.shared.is_closed()
-            || has_stopped && (is_silent() || !has_connections(&self.proc, self.addr.port()))
+        let shared = &self.shared;
+        let is_silent = || shared.last_request().elapsed() > shared.idle_timeout + LOOK;
+        shared.is_closed()
+            || has_stopped && (is_silent() || !has_connections(&shared.proc, self.addr.port()))
     }
 
     /// Ends everything: every `recv` returns `None`, and open connections are answered no more.
@@ -211,11 +208,8 @@ struct Keeper {
     socket: TcpListener,
     /// Where to knock.
     door: SocketAddr,
-    idle_timeout: Duration,
     shared: Arc<Shared>,
     late: Sender<Request>,
-    /// `/proc/self`, or what stands for it in a test.
-    proc: PathBuf,
 }
 
 impl Keeper {
@@ -230,7 +224,7 @@ impl Keeper {
             log::warn!(
                 "{}: without {} some connections of a burst may be answered late",
                 self.door,
-                self.proc.display()
+                self.shared.proc.display()
             );
         }
         let tick = |active: Instant| if active.elapsed() < IDLE_ROUND { TICK } else { IDLE_TICK };
@@ -299,13 +293,13 @@ impl Keeper {
 
     /// The number of threads in this process, up to a constant: the link count of its task folder.
     fn threads(&self) -> Option<u64> {
-        fs::metadata(self.proc.join("task")).ok().map(|folder| folder.nlink())
+        fs::metadata(self.shared.proc.join("task")).ok().map(|folder| folder.nlink())
     }
 
     /// The number of open files, which grows with each connection. (Before Linux 6.2 the folder has
     /// no size.)
     fn open_files(&self) -> Option<u64> {
-        let folder = fs::metadata(self.proc.join("fd")).ok()?;
+        let folder = fs::metadata(self.shared.proc.join("fd")).ok()?;
         Some(folder.size()).filter(|size| *size > 0)
     }
 
@@ -326,7 +320,7 @@ impl Keeper {
         let (shared, late) = (self.shared.clone(), self.late.clone());
         let (hand_over, handed_over) = bounded::<Arc<Server>>(1);
         // Twice the timeout: a connection may be silent for one before, and one after a request.
-        let linger = self.idle_timeout.saturating_mul(2);
+        let linger = self.shared.idle_timeout.saturating_mul(2);
         thread::Builder::new().name("http-late".into()).spawn(move || {
             let Ok(old) = handed_over.recv() else { return };
             let mut last = Instant::now();
