@@ -19,7 +19,7 @@ use crate::http::wire;
 use crate::ring::Arcs;
 use crate::{Loaded, PeerError, PoolOptions};
 
-/// For which keys a peer is to answer a batch.
+/// For which keys a peer is to answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// For all.
@@ -28,6 +28,17 @@ pub(super) enum Wanted {
     Cached,
     /// The same, and it owned them before this node.
     HandedOver,
+}
+
+impl Wanted {
+    /// Tells it to the peer.
+    fn tell<B>(self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match self {
+            Self::All => request,
+            Self::Cached => request.header("Cache-Control", wire::ONLY_IF_CACHED),
+            Self::HandedOver => Self::Cached.tell(request).header(wire::HAND_OVER, "1"),
+        }
+    }
 }
 
 /// What a peer says about one key.
@@ -66,51 +77,27 @@ impl Exchange {
         self.idle.sweep(self.clock.now());
     }
 
-    /// Asks for one key. Also tells whether the peer had it in its caches.
+    /// Asks for one key. Also tells whether the peer had it in its caches. Go nodes must not be asked
+    /// for what they have in their caches: to them it is a question like any other.
     pub(super) fn get(
         &self,
         group: &str,
         key: &str,
+        wanted: Wanted,
         timeout: Duration,
     ) -> Result<(Option<Loaded>, bool), PeerError> {
         let url = self.url(&wire::path(&self.options.base_path, group, key));
-        let mut answer = self.send(timeout, |left| {
-            let request = self.with_token(self.agent.get(&url));
-            request.config().timeout_global(Some(left)).build().call()
-        })?;
+        let get = |left| wanted.tell(self.prepare(self.agent.get(&url), left)).call();
+        let mut answer = self.send(timeout, get)?;
         let was_cached = header(&answer, wire::CACHE) != Some(wire::MISS);
-        let is_absent = header(&answer, wire::RESULT) == Some(wire::ABSENT);
+        let nothing = if wanted == Wanted::All { wire::ABSENT } else { wire::NOT_CACHED };
+        let is_nothing = header(&answer, wire::RESULT) == Some(nothing);
         match answer.status().as_u16() {
             200 => Ok((Some(self.value(&mut answer)?), was_cached)),
-            404 if is_absent => {
+            404 if is_nothing => {
                 // An empty body; reading it gives the connection back.
                 let _ = body(&mut answer, 0);
                 Ok((None, was_cached))
-            }
-            _ => Err(status(&mut answer)),
-        }
-    }
-
-    /// Asks for one key that the peer owned before, and may have in its caches. Go nodes must not be
-    /// asked: to them it is a question like any other.
-    pub(super) fn get_cached(
-        &self,
-        group: &str,
-        key: &str,
-        timeout: Duration,
-    ) -> Result<Option<Loaded>, PeerError> {
-        let url = self.url(&wire::path(&self.options.base_path, group, key));
-        let mut answer = self.send(timeout, |left| {
-            let request = self.with_token(self.agent.get(&url));
-            let request = request.header("Cache-Control", wire::ONLY_IF_CACHED);
-            request.config().timeout_global(Some(left)).build().call()
-        })?;
-        let is_elsewhere = header(&answer, wire::RESULT) == Some(wire::NOT_CACHED);
-        match answer.status().as_u16() {
-            200 => self.value(&mut answer).map(Some),
-            404 if is_elsewhere => {
-                let _ = body(&mut answer, 0);
-                Ok(None)
             }
             _ => Err(status(&mut answer)),
         }
@@ -137,14 +124,8 @@ impl Exchange {
         let url = self.url(&wire::group_path(&self.options.base_path, group));
         let question = frame::write_question(keys);
         let mut answer = self.send(timeout, |left| {
-            let mut request = self.with_token(self.agent.post(&url)).content_type(wire::BATCH_TYPE);
-            if wanted != Wanted::All {
-                request = request.header("Cache-Control", wire::ONLY_IF_CACHED);
-            }
-            if wanted == Wanted::HandedOver {
-                request = request.header(wire::HAND_OVER, "1");
-            }
-            request.config().timeout_global(Some(left)).build().send(&question[..])
+            let request = wanted.tell(self.prepare(self.agent.post(&url), left));
+            request.content_type(wire::BATCH_TYPE).send(&question[..])
         })?;
         let is_batch = answer.body().mime_type() == Some(wire::BATCH_TYPE);
         match answer.status().as_u16() {
@@ -178,8 +159,8 @@ impl Exchange {
         let url = self.url(&wire::group_path(&self.options.base_path, group));
         let question = frame::write_page_question(page, arcs);
         let mut answer = self.send(timeout, |left| {
-            let request = self.with_token(self.agent.post(&url)).content_type(wire::KEYS_TYPE);
-            request.config().timeout_global(Some(left)).build().send(&question[..])
+            let request = self.prepare(self.agent.post(&url), left);
+            request.content_type(wire::KEYS_TYPE).send(&question[..])
         })?;
         if answer.status() != 200 {
             return Err(status(&mut answer));
@@ -217,10 +198,8 @@ impl Exchange {
             Some(key) => wire::path(base_path, group, key),
             None => wire::group_path(base_path, group),
         });
-        let mut answer = self.send(timeout, |left| {
-            let request = self.with_token(self.agent.delete(&url));
-            request.config().timeout_global(Some(left)).build().call()
-        })?;
+        let delete = |left| self.prepare(self.agent.delete(&url), left).call();
+        let mut answer = self.send(timeout, delete)?;
         match answer.status().as_u16() {
             204 => Ok(()),
             // A node without the group has nothing of it.
@@ -253,7 +232,9 @@ impl Exchange {
         format!("{}{path}", self.base_url)
     }
 
-    fn with_token<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+    /// Gives a request its deadline, and the token.
+    fn prepare<B>(&self, request: RequestBuilder<B>, left: Duration) -> RequestBuilder<B> {
+        let request = request.config().timeout_global(Some(left)).build();
         match &self.options.token {
             Some(token) => request.header("Authorization", format!("Bearer {token}")),
             None => request,

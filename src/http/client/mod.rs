@@ -163,7 +163,7 @@ impl HttpGetter {
 
     /// Asks for one key by a request of its own.
     fn ask(&self, group: &str, key: &str, end: Duration) -> Answer {
-        let answer = self.within(end, |left| self.exchange.get(group, key, left));
+        let answer = self.within(end, |left| self.exchange.get(group, key, Wanted::All, left));
         match &answer {
             Ok((_, was_cached)) => self.of_group(group).note(*was_cached),
             Err(PeerError::LoadFailed(_)) => self.of_group(group).note(false),
@@ -237,10 +237,11 @@ impl HttpGetter {
         end: Duration,
     ) -> Result<Vec<Option<Loaded>>, PeerError> {
         match keys {
-            // A Go node would load it.
+            // A Go node would load it. Without a batch, only the new owner asks for what is cached.
             [key] if self.has_answered_batches.load(Ordering::Relaxed) => {
-                let ask = |left| self.exchange.get_cached(group, key, left);
-                Ok(vec![self.within(end, ask)?])
+                let ask = |left| self.exchange.get(group, key, Wanted::Cached, left);
+                let (found, _) = self.within(end, ask)?;
+                Ok(vec![found])
             }
             keys => {
                 let answers = self.ask_batch(group, keys, Wanted::HandedOver, end)?;
