@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::group::Told;
 use crate::ring::Arcs;
-use crate::{Error, Loaded, MAX_KEY_BYTES, RingHash};
+use crate::{Error, Loaded, MAX_KEY_BYTES, PeerError, RingHash};
 
 /// The most keys in one batch.
 pub(super) const MAX_KEYS: usize = 1024;
@@ -31,14 +31,8 @@ const ABSENT: u8 = 1;
 const FAILED: u8 = 2;
 const NOT_HERE: u8 = 3;
 
-/// One answer as it arrives.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Heard {
-    Value(Loaded),
-    Absent,
-    Failed(String),
-    NotHere,
-}
+/// What a peer says about one key.
+pub(super) type Answer = Result<Option<Loaded>, PeerError>;
 
 /// Whether this many keys, with this many bytes together, fit into one question.
 pub(super) fn fit(keys: usize, key_bytes: usize) -> bool {
@@ -201,8 +195,8 @@ pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
     body
 }
 
-/// The answers to a question of `count` keys.
-pub(super) fn read_answer(body: &[u8], count: usize) -> Result<Vec<Heard>, &'static str> {
+/// The answers to a question of `count` keys. `None` for the keys that are not here.
+pub(super) fn read_answer(body: &[u8], count: usize) -> Result<Vec<Option<Answer>>, &'static str> {
     let mut rest = Rest(body);
     if count > body.len() {
         return Err("fewer answers than keys");
@@ -213,14 +207,15 @@ pub(super) fn read_answer(body: &[u8], count: usize) -> Result<Vec<Heard>, &'sta
                 let ttl = u64::from_be_bytes(rest.take()?);
                 let ttl = (ttl != NO_END).then(|| Duration::from_millis(ttl));
                 let length = u32::from_be_bytes(rest.take()?) as usize;
-                Ok(Heard::Value(Loaded { ttl, ..rest.bytes(length)?.into() }))
+                Ok(Some(Ok(Some(Loaded { ttl, ..rest.bytes(length)?.into() }))))
             }
-            [ABSENT] => Ok(Heard::Absent),
+            [ABSENT] => Ok(Some(Ok(None))),
             [FAILED] => {
                 let length = u16::from_be_bytes(rest.take()?).into();
-                Ok(Heard::Failed(String::from_utf8_lossy(rest.bytes(length)?).into_owned()))
+                let text = String::from_utf8_lossy(rest.bytes(length)?).into_owned();
+                Ok(Some(Err(PeerError::LoadFailed(text))))
             }
-            [NOT_HERE] => Ok(Heard::NotHere),
+            [NOT_HERE] => Ok(None),
             _ => Err("an unknown status"),
         })
         .collect();
@@ -274,12 +269,12 @@ mod tests {
             Ok(Told::Stale(ByteView::from("589"))),
         ]);
         let heard = [
-            Heard::Value("630".into()),
-            Heard::Value(Loaded::from("").ttl(ttl)),
-            Heard::Absent,
-            Heard::NotHere,
-            Heard::Failed("disk full".into()),
-            Heard::Value(Loaded::from("589").ttl(Duration::ZERO)),
+            Some(Ok(Some("630".into()))),
+            Some(Ok(Some(Loaded::from("").ttl(ttl)))),
+            Some(Ok(None)),
+            None,
+            Some(Err(PeerError::LoadFailed("disk full".into()))),
+            Some(Ok(Some(Loaded::from("589").ttl(Duration::ZERO)))),
         ];
         assert_eq!(read_answer(&body, 6).unwrap(), heard);
     }
@@ -308,7 +303,7 @@ mod tests {
         let large = || Ok(Told::Value(ByteView::from(vec![0; MAX_VALUE_BYTES / 2 + 1]), None));
         let body = write_answer(&[large(), large(), Ok(Told::Absent)]);
         let heard = read_answer(&body, 3).unwrap();
-        assert!(matches!(heard[..], [Heard::Value(_), Heard::NotHere, Heard::Absent]));
+        assert!(matches!(heard[..], [Some(Ok(Some(_))), None, Some(Ok(None))]));
         assert!(body.len() <= MAX_ANSWER_BYTES);
     }
 

@@ -14,7 +14,7 @@ use ureq::{Agent, Body, RequestBuilder};
 use super::addresses::Addresses;
 use super::transport::{self, Connections};
 use crate::clock::Clock;
-use crate::http::frame::{self, Heard};
+use crate::http::frame::{self, Answer};
 use crate::http::wire;
 use crate::ring::Arcs;
 use crate::{Loaded, PeerError, PoolOptions};
@@ -40,9 +40,6 @@ impl Wanted {
         }
     }
 }
-
-/// What a peer says about one key.
-pub(super) type Answer = Result<Option<Loaded>, PeerError>;
 
 /// Asks the peer at one base URL. Each question ends with its `timeout`.
 pub(super) struct Exchange {
@@ -133,10 +130,18 @@ impl Exchange {
                 check_origin(&answer, wire::BATCH_TYPE)?;
                 let has_stale = is_stale(&answer);
                 let body = body(&mut answer, frame::MAX_ANSWER_BYTES as u64)?;
-                let heard = frame::read_answer(&body, keys.len());
-                let heard =
-                    heard.map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
-                Ok(heard.into_iter().map(|heard| self.answer_of(heard, has_stale)).collect())
+                let mut answers = frame::read_answer(&body, keys.len())
+                    .map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
+                let limit = self.options.max_value_bytes;
+                for answer in answers.iter_mut().flatten() {
+                    if let Ok(Some(loaded)) = answer {
+                        loaded.stale = has_stale && loaded.ttl == Some(Duration::ZERO);
+                        if loaded.value.len() as u64 > limit {
+                            *answer = Err(PeerError::TooLarge { limit });
+                        }
+                    }
+                }
+                Ok(answers)
             }
             // As Go's servers answer a POST, each in its way; but not one of ours without the group.
             200 | 400 | 404 | 405 | 500 | 501 if header(&answer, wire::ERROR).is_none() => {
@@ -168,22 +173,6 @@ impl Exchange {
         check_origin(&answer, wire::KEYS_TYPE)?;
         let body = body(&mut answer, frame::MAX_QUESTION_BYTES as u64)?;
         frame::read_page(&body).map_err(|w| PeerError::Transport(format!("a malformed page: {w}")))
-    }
-
-    fn answer_of(&self, heard: Heard, has_stale: bool) -> Option<Answer> {
-        let limit = self.options.max_value_bytes;
-        match heard {
-            Heard::Value(loaded) if loaded.value.len() as u64 > limit => {
-                Some(Err(PeerError::TooLarge { limit }))
-            }
-            Heard::Value(loaded) => {
-                let stale = has_stale && loaded.ttl == Some(Duration::ZERO);
-                Some(Ok(Some(Loaded { stale, ..loaded })))
-            }
-            Heard::Absent => Some(Ok(None)),
-            Heard::Failed(text) => Some(Err(PeerError::LoadFailed(text))),
-            Heard::NotHere => None,
-        }
     }
 
     /// Tells the peer to remove a key, or all of a group.

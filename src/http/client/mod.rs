@@ -30,9 +30,9 @@ use log::{debug, info, warn};
 
 use self::combine::{Brought, Combine};
 use self::cooldown::Cooldown;
-use self::exchange::{Answer, Exchange, Wanted};
+use self::exchange::{Exchange, Wanted};
 pub(super) use self::transport::check;
-use super::frame;
+use super::frame::{self, Answer};
 use crate::clock::Clock;
 use crate::ring::Arcs;
 use crate::{Loaded, PeerError, PeerGetter, PoolOptions};

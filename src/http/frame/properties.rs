@@ -41,25 +41,27 @@ impl Frame {
         }
     }
 
-    fn heard(&self) -> Heard {
+    fn heard(&self) -> Option<Answer> {
         match self.clone() {
             Self::Value(value, ttl) => {
-                Heard::Value(Loaded { ttl: ttl.map(Duration::from_millis), ..value.into() })
+                let ttl = ttl.map(Duration::from_millis);
+                Some(Ok(Some(Loaded { ttl, ..value.into() })))
             }
-            Self::Absent => Heard::Absent,
-            Self::Failed(text) => Heard::Failed(text),
-            Self::NotHere => Heard::NotHere,
+            Self::Absent => Some(Ok(None)),
+            Self::Failed(text) => Some(Err(PeerError::LoadFailed(text))),
+            Self::NotHere => None,
         }
     }
 
-    fn of(heard: &Heard) -> Self {
+    fn of(heard: &Option<Answer>) -> Self {
         match heard {
-            Heard::Value(loaded) => {
+            Some(Ok(Some(loaded))) => {
                 Self::Value(loaded.value.clone(), loaded.ttl.map(|ttl| ttl.as_millis() as u64))
             }
-            Heard::Absent => Self::Absent,
-            Heard::Failed(text) => Self::Failed(text.clone()),
-            Heard::NotHere => Self::NotHere,
+            Some(Ok(None)) => Self::Absent,
+            Some(Err(PeerError::LoadFailed(text))) => Self::Failed(text.clone()),
+            Some(Err(error)) => panic!("no answer has this error: {error}"),
+            None => Self::NotHere,
         }
     }
 }
@@ -109,13 +111,15 @@ fn is_read_well_as_an_answer(body: &[u8], count: usize) -> Result<(), TestCaseEr
     if let Ok(answers) = read_answer(body, count) {
         prop_assert_eq!(answers.len(), count);
         for answer in &answers {
-            if let Heard::Value(loaded) = answer {
+            if let Some(Ok(Some(loaded))) = answer {
                 prop_assert!(loaded.value.capacity() <= body.len());
             }
         }
         // A text that is not UTF-8, or longer than any that is written, is read nonetheless.
-        let is_exact = |heard: &Heard| match heard {
-            Heard::Failed(text) => !text.contains('\u{fffd}') && text.len() <= MAX_TEXT_BYTES,
+        let is_exact = |heard: &Option<Answer>| match heard {
+            Some(Err(PeerError::LoadFailed(text))) => {
+                !text.contains('\u{fffd}') && text.len() <= MAX_TEXT_BYTES
+            }
             _ => true,
         };
         if answers.iter().all(is_exact) {
