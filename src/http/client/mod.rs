@@ -130,24 +130,15 @@ impl HttpGetter {
         if !self.is_up() || !self.knows_batches() {
             return None;
         }
-        let began = self.clock.now();
-        let attempt = self.handover_cooldown.attempt(began)?;
-        let end = began + PAGE_TIMEOUT;
-        match self.within(end, |left| self.exchange.get_keys(group, page, arcs, left)) {
-            Ok(found) => {
-                attempt.succeeded();
-                // So it is worth while to ask for the values.
-                self.may_hand_over();
-                Some(found)
-            }
-            Err(error) => {
-                debug!("peer {}: tells no keys: {error}", self.name());
-                if error.is_transport() || error == PeerError::OutOfTime {
-                    attempt.failed(self.clock.now());
-                }
-                None
-            }
+        let end = self.clock.now() + PAGE_TIMEOUT;
+        let ask = || self.within(end, |left| self.exchange.get_keys(group, page, arcs, left));
+        let found = self.unless_too_slow(ask);
+        match &found {
+            // So it is worth while to ask for the values.
+            Ok(_) => self.may_hand_over(),
+            Err(error) => debug!("peer {}: tells no keys: {error}", self.name()),
         }
+        found.ok()
     }
 
     fn of_group(&self, name: &str) -> Arc<OfGroup> {
@@ -319,6 +310,23 @@ impl HttpGetter {
         answer
     }
 
+    /// Asks for something that the peer owned before, unless it was too slow for that a moment ago.
+    fn unless_too_slow<T>(
+        &self,
+        ask: impl FnOnce() -> Result<T, PeerError>,
+    ) -> Result<T, PeerError> {
+        let attempt = self.handover_cooldown.attempt(self.clock.now());
+        let attempt = attempt.ok_or(PeerError::CoolingDown)?;
+        let answer = ask();
+        let is_slow = |error: &PeerError| error.is_transport() || *error == PeerError::OutOfTime;
+        if answer.as_ref().is_err_and(is_slow) {
+            attempt.failed(self.clock.now());
+        } else {
+            attempt.succeeded();
+        }
+        answer
+    }
+
     /// A removal that is not even tried leaves an old value: after a restart, or behind a network that
     /// was interrupted, the peer may have one. So it is also sent to a peer that cools down.
     fn remove(&self, group: &str, key: Option<&str>) -> Result<(), PeerError> {
@@ -346,6 +354,30 @@ impl HttpGetter {
     }
 }
 
+/// Asks for `keys` by as many batches as they need, until one gives `None`. Keys that a batch does not
+/// bring, though it brings others, are in the next one: the answer may have been full.
+fn in_batches<T: Clone>(
+    keys: &[&str],
+    mut ask: impl FnMut(&[&str]) -> Option<Vec<Option<T>>>,
+) -> Vec<Option<T>> {
+    let mut found = vec![None; keys.len()];
+    let mut open: Vec<usize> = (0..keys.len()).collect();
+    while !open.is_empty() {
+        let texts: Vec<&str> = open.iter().map(|&index| keys[index]).collect();
+        let texts = &texts[..frame::fitting(&texts)];
+        let Some(brought) = ask(texts) else { break };
+        let part: Vec<usize> = open.drain(..texts.len()).collect();
+        let has_brought_something = brought.iter().any(Option::is_some);
+        for (index, answer) in zip(part, brought) {
+            if answer.is_none() && has_brought_something {
+                open.push(index);
+            }
+            found[index] = answer;
+        }
+    }
+    found
+}
+
 impl PeerGetter for HttpGetter {
     fn name(&self) -> &str {
         self.exchange.base_url()
@@ -369,79 +401,41 @@ impl PeerGetter for HttpGetter {
     }
 
     fn get_many(&self, group: &str, keys: &[&str]) -> Vec<Answer> {
-        let mut answers: Vec<Option<Answer>> = keys.iter().map(|_| None).collect();
-        let mut open: Vec<usize> = (0..keys.len()).collect();
-        while !open.is_empty() {
-            let texts: Vec<&str> = open.iter().map(|&index| keys[index]).collect();
-            let texts = &texts[..frame::fitting(&texts)];
+        let answers = in_batches(keys, |part| {
             // One deadline for the part, also if its keys are asked for singly.
             let end = self.end();
-            let part: Vec<usize> = open.drain(..texts.len()).collect();
             let asked = if self.knows_batches() {
-                self.unless_cooling_down(|| self.ask_many(group, texts, end))
+                self.unless_cooling_down(|| self.ask_many(group, part, end))
             } else {
-                Ok(texts.iter().map(|_| None).collect())
+                Ok(vec![None; part.len()])
             };
-            let brought = asked.unwrap_or_else(|error| vec![Some(Err(error)); texts.len()]);
-            let has_brought_something = brought.iter().any(Option::is_some);
-            for (index, answer) in zip(part, brought) {
-                answers[index] = match answer {
-                    // The answer was full: this key is asked for in the next batch.
-                    None if has_brought_something => {
-                        open.push(index);
-                        continue;
-                    }
-                    None => {
-                        let ask = || self.ask(group, keys[index], end);
-                        Some(self.unless_cooling_down(ask))
-                    }
-                    answer => answer,
-                };
+            let brought = asked.unwrap_or_else(|error| vec![Some(Err(error)); part.len()]);
+            if brought.iter().any(Option::is_some) {
+                return Some(brought);
             }
-        }
-        answers.into_iter().map(|answer| answer.expect("no key is open")).collect()
+            let ask = |key: &&str| self.unless_cooling_down(|| self.ask(group, key, end));
+            Some(part.iter().map(|key| Some(ask(key))).collect())
+        });
+        answers.into_iter().map(|answer| answer.expect("each part brings something")).collect()
     }
 
     fn get_cached(&self, group: &str, keys: &[&str], timeout: Duration) -> Vec<Option<Loaded>> {
-        let mut found: Vec<Option<Loaded>> = vec![None; keys.len()];
-        let began = self.clock.now();
+        let end = self.clock.now() + timeout;
         if !self.is_up() || !self.knows_batches() {
-            return found;
+            return vec![None; keys.len()];
         }
         // When all nodes start together, nobody has anything, and each question costs a round trip.
         let in_vain = self.in_vain.fetch_add(1, Ordering::Relaxed);
         if in_vain >= OFTEN_IN_VAIN && in_vain % OFTEN_IN_VAIN != 0 {
-            return found;
+            return vec![None; keys.len()];
         }
-        let Some(attempt) = self.handover_cooldown.attempt(began) else { return found };
-        let mut open: Vec<usize> = (0..keys.len()).collect();
-        while !open.is_empty() {
-            let texts: Vec<&str> = open.iter().map(|&index| keys[index]).collect();
-            let texts = &texts[..frame::fitting(&texts)];
-            let brought = match self.ask_former(group, texts, began + timeout) {
-                Ok(brought) => brought,
-                // It owned the key before: there is no time to wait for a slow one.
-                Err(error) if error.is_transport() || error == PeerError::OutOfTime => {
-                    attempt.failed(self.clock.now());
-                    return found;
-                }
-                Err(_) => break,
-            };
-            let part: Vec<usize> = open.drain(..texts.len()).collect();
-            let has_brought_something = brought.iter().any(Option::is_some);
-            if has_brought_something {
-                self.in_vain.store(0, Ordering::Relaxed);
+        in_batches(keys, |part| {
+            let brought = self.unless_too_slow(|| self.ask_former(group, part, end)).ok()?;
+            if brought.iter().any(Option::is_some) {
+                self.may_hand_over();
             }
-            for (index, loaded) in zip(part, brought) {
-                found[index] = loaded;
-                // The answer may have been full.
-                if found[index].is_none() && has_brought_something {
-                    open.push(index);
-                }
-            }
-        }
-        attempt.succeeded();
-        found
+            Some(brought)
+        })
     }
 
     fn is_up(&self) -> bool {
