@@ -40,9 +40,8 @@ struct Shared {
 struct State {
     /// IPv4 first, where a node called `localhost` listens first. Empty: nothing is known.
     known: Vec<SocketAddr>,
-    known_at: Duration,
-    /// A question to these addresses has failed.
-    is_doubted: bool,
+    /// When the name is looked up again, if it is in use.
+    due: Duration,
     is_looking: bool,
     /// Why the last look-up found nothing.
     error: String,
@@ -81,8 +80,7 @@ impl Addresses {
     pub(super) fn get(&self, patience: Duration) -> io::Result<Vec<SocketAddr>> {
         let shared = &self.0;
         let mut state = shared.state.lock().unwrap();
-        let is_old = shared.clock.now() >= state.known_at + LOOK_UP_AGAIN;
-        let is_due = state.known.is_empty() || is_old || state.is_doubted;
+        let is_due = state.known.is_empty() || shared.clock.now() >= state.due;
         if is_due && !shared.is_numeric && !state.is_looking {
             match self.start_look_up() {
                 Ok(()) => state.is_looking = true,
@@ -102,7 +100,7 @@ impl Addresses {
 
     /// A question to these addresses has failed: the name is looked up again when it is next used.
     pub(super) fn doubt(&self) {
-        self.0.state.lock().unwrap().is_doubted = true;
+        self.0.state.lock().unwrap().due = Duration::ZERO;
     }
 
     fn start_look_up(&self) -> io::Result<()> {
@@ -122,8 +120,7 @@ impl Shared {
         });
         let mut state = self.state.lock().unwrap();
         state.is_looking = false;
-        state.is_doubted = false;
-        state.known_at = self.clock.now();
+        state.due = self.clock.now() + LOOK_UP_AGAIN;
         let mut has_changed = false;
         match found {
             Ok(found) => {
