@@ -4,7 +4,7 @@
 //! ```text
 //!  Agent
 //!   └─ Reusing    takes an idle connection, or makes one; gives it back after the answer
-//!       └─ CoalescedWrites    what is written leaves in one packet, when an answer is awaited
+//!       └─ Coalesced    what is written leaves in one packet, when an answer is awaited
 //!           └─ RustlsConnector    with the feature `tls`, where the URL begins with https
 //!               └─ RoundedTimeouts    a time-out is set on the socket only where it changes
 //!                   └─ TcpConnector  ◀── Addresses    looked up beforehand
@@ -83,7 +83,6 @@ pub(super) fn agent(
     // Outside of the rounded time-outs: those are the socket's.
     #[cfg(feature = "tls")]
     let connector = connector.chain(RustlsConnector::default());
-    let connector = connector.chain(CoalescedWrites);
     let connector = Reusing { connector, idle: idle.clone(), clock: clock.clone() };
     let agent = Agent::with_parts(config.build(), connector, Looking(addresses.clone()));
     (agent, idle, addresses)
@@ -132,13 +131,13 @@ const A_MOMENT: Duration = Duration::from_millis(1);
 
 /// Wraps the connection that the connector before it in the chain has made.
 #[derive(Debug)]
-pub(super) struct RoundedTimeouts {
+struct RoundedTimeouts {
     /// Remaining time is rounded up to a multiple of this, so a deadline may be that late.
-    pub(super) step: Duration,
+    step: Duration,
 }
 
 #[derive(Debug)]
-pub(super) struct Rounded<T> {
+struct Rounded<T> {
     inner: T,
     step: Duration,
     last_use: Instant,
@@ -192,30 +191,15 @@ fn round_up(left: Duration, step: Duration) -> Duration {
     step.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
 }
 
-/// Wraps the last connection of the chain.
-#[derive(Debug)]
-pub(super) struct CoalescedWrites;
-
 /// So many bytes are held back at the most.
 const MOST_HELD: usize = 16 << 10;
 
+/// Holds back what is written until an answer is awaited.
 #[derive(Debug)]
-pub(super) struct Coalesced<T> {
+struct Coalesced<T> {
     inner: T,
     // Written and not sent.
     held: Vec<u8>,
-}
-
-impl<T: Transport> Connector<T> for CoalescedWrites {
-    type Out = Coalesced<T>;
-
-    fn connect(
-        &self,
-        _details: &ConnectionDetails<'_>,
-        chained: Option<T>,
-    ) -> Result<Option<Coalesced<T>>, Error> {
-        Ok(chained.map(|inner| Coalesced { inner, held: Vec::new() }))
-    }
 }
 
 impl<T: Transport> Coalesced<T> {
@@ -297,7 +281,7 @@ impl Resolver for Looking {
 /// The idle connections of one peer.
 pub(super) type Connections = Idle<Box<dyn Transport>>;
 
-/// The outermost connector: makes a connection where none is idle.
+/// The outermost connector: makes a connection, with [`Coalesced`] writes, where none is idle.
 #[derive(Debug)]
 struct Reusing<C> {
     connector: C,
@@ -329,7 +313,7 @@ impl<C: Connector> Connector for Reusing<C> {
         }
         let transport = self.connector.connect(details, None)?;
         Ok(transport.map(|transport| {
-            let transport: Box<dyn Transport> = Box::new(transport);
+            let transport = Box::new(Coalesced { inner: transport, held: Vec::new() });
             in_use(Connection { transport, opened: now, answered: now }, false)
         }))
     }
