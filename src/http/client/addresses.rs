@@ -5,11 +5,10 @@
 //! no address is known; once one is, it is looked up again in the background: every
 //! [`LOOK_UP_AGAIN`], and after a failure.
 
-use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
 use std::time::Duration;
+use std::{fmt, io, thread};
 
 use log::{debug, info};
 
@@ -23,6 +22,12 @@ type LookUp = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 /// The addresses of one peer. Clones share them.
 #[derive(Clone)]
 pub(super) struct Addresses(Arc<Shared>);
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Addresses of {}", self.0.name)
+    }
+}
 
 struct Shared {
     /// `host:port`.

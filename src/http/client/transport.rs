@@ -84,7 +84,7 @@ pub(super) fn agent(
     #[cfg(feature = "tls")]
     let connector = connector.chain(RustlsConnector::default());
     let connector = Reusing { connector, idle: idle.clone(), clock: clock.clone() };
-    let agent = Agent::with_parts(config.build(), connector, Looking(addresses.clone()));
+    let agent = Agent::with_parts(config.build(), connector, addresses.clone());
     (agent, idle, addresses)
 }
 
@@ -246,16 +246,7 @@ impl<T: Transport> Transport for Coalesced<T> {
     }
 }
 
-/// Looks names up by [`Addresses`].
-struct Looking(Addresses);
-
-impl fmt::Debug for Looking {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Looking")
-    }
-}
-
-impl Resolver for Looking {
+impl Resolver for Addresses {
     fn resolve(
         &self,
         _uri: &Uri,
@@ -263,7 +254,7 @@ impl Resolver for Looking {
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, Error> {
         let mut addresses = self.empty();
-        match self.0.get(*timeout.after) {
+        match self.get(*timeout.after) {
             Ok(found) => {
                 // As many as ureq takes.
                 let taken = found.into_iter().map_while(|address| addresses.try_push(address).ok());
@@ -298,12 +289,11 @@ impl<C: Connector> Connector for Reusing<C> {
         _chained: Option<()>,
     ) -> Result<Option<InUse>, Error> {
         let now = self.clock.now();
-        let in_use = |connection, is_reused| InUse {
+        let in_use = |connection, may_be_stale| InUse {
             connection: Some(connection),
             idle: self.idle.clone(),
             clock: self.clock.clone(),
-            is_reused,
-            has_answered: false,
+            may_be_stale,
             is_whole: false,
         };
         while let Some(mut connection) = self.idle.take(now) {
@@ -326,9 +316,8 @@ struct InUse {
     connection: Option<Connection<Box<dyn Transport>>>,
     idle: Arc<Connections>,
     clock: Clock,
-    is_reused: bool,
-    /// A byte of the answer has come.
-    has_answered: bool,
+    /// It was used before, and no byte of the answer has come.
+    may_be_stale: bool,
     /// The answer has been read to its end.
     is_whole: bool,
 }
@@ -342,7 +331,7 @@ impl InUse {
     fn failed(&self, error: Error) -> Error {
         match error {
             Error::Timeout(_) => error,
-            error if self.is_reused && !self.has_answered => Error::Other(Box::new(Stale(error))),
+            error if self.may_be_stale => Error::Other(Box::new(Stale(error))),
             error => error,
         }
     }
@@ -360,13 +349,13 @@ impl Transport for InUse {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let progress = match self.connection().transport.await_input(timeout) {
-            Ok(false) if !self.has_answered => {
+            Ok(false) if self.may_be_stale => {
                 Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
             }
             progress => progress,
         };
         let progress = progress.map_err(|error| self.failed(error))?;
-        self.has_answered |= progress;
+        self.may_be_stale &= !progress;
         self.connection().answered = self.clock.now();
         Ok(progress)
     }
