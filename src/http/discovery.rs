@@ -185,7 +185,7 @@ impl Follower {
                     self.has_failed = false;
                     info!("{} is found again", self.name);
                 }
-                if !change.is_empty() {
+                if let Some(change) = change {
                     let (came, went) = (names(&change.came), names(&change.went));
                     info!("{}: {} nodes; new: {came}; gone: {went}", self.name, change.nodes);
                 }

@@ -12,7 +12,7 @@
 //!
 //! A get that has C's getter in hand when C leaves asks it once more, which does no harm.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -57,22 +57,26 @@ pub struct HttpPool {
 type OnChange = dyn Fn() -> bool + Send + Sync;
 
 struct Nodes {
-    ring: Arc<Ring>,
-    // All nodes but this one.
-    #[doc(alias = "httpGetters")]
-    getters: HashMap<String, Arc<HttpGetter>>,
+    list: Arc<List>,
     /// The last lists before this one, the newest first.
     earlier: VecDeque<Earlier>,
     /// When the connections to all of them were last looked through.
     swept: Instant,
 }
 
-/// A list of nodes that was replaced a moment ago.
-struct Earlier {
+/// A list of nodes, which is replaced as a whole.
+struct List {
     ring: Arc<Ring>,
-    /// All nodes but this one, also those that have left since.
+    /// All nodes but this one.
+    #[doc(alias = "httpGetters")]
     getters: HashMap<String, Arc<HttpGetter>>,
-    /// Until then they are asked for what they owned.
+}
+
+/// A list of nodes that was replaced a moment ago.
+#[derive(Clone)]
+struct Earlier {
+    list: Arc<List>,
+    /// Until then they are asked for what they owned, also those that have left since.
     until: Instant,
 }
 
@@ -110,10 +114,10 @@ impl HttpPool {
         super::client::check(&options)?;
         let options = Arc::new(options);
         let ring = Arc::new(ring_of([self_url.clone()], &options));
-        let (getters, earlier, swept) = (HashMap::new(), VecDeque::new(), Instant::now());
-        let nodes = Mutex::new(Nodes { ring, getters, earlier, swept });
+        let list = Arc::new(List { ring, getters: HashMap::new() });
+        let nodes = Nodes { list, earlier: VecDeque::new(), swept: Instant::now() };
         let (on_change, end) = (Mutex::default(), bounded(0));
-        Ok(Arc::new(Self { self_url, options, nodes, on_change, end }))
+        Ok(Arc::new(Self { self_url, options, nodes: Mutex::new(nodes), on_change, end }))
     }
 
     /// Replaces the list of nodes, this one among them. May be called at any time. Looks through the
@@ -131,12 +135,13 @@ impl HttpPool {
         self.replace(urls.into_iter().map(Into::into).collect(), || true).map(drop)
     }
 
-    /// Replaces the list of nodes, if `holds` is `true` when it is about to be replaced.
+    /// Replaces the list of nodes, if `holds` is `true` when it is about to be replaced. `None` if it
+    /// stays as it was.
     pub(super) fn replace(
         &self,
         urls: Vec<String>,
         holds: impl Fn() -> bool,
-    ) -> Result<Change, Error> {
+    ) -> Result<Option<Change>, Error> {
         urls.iter().try_for_each(|url| check_url(url))?;
         if !urls.contains(&self.self_url) {
             return Err(Error::Config(format!(
@@ -145,55 +150,40 @@ impl HttpPool {
             )));
         }
         let ring = Arc::new(ring_of(urls, &self.options));
-        let change = Change::between(&self.ring(), &ring);
-        if change.is_empty() {
-            return Ok(change);
-        }
-        // Whoever was alone has just been started: the others have owned what it owns now.
+        let known = self.list();
+        let Some(change) = Change::between(&known.ring, &ring) else { return Ok(None) };
         let others = ring.nodes().filter(|&url| *url != self.self_url).map(String::from);
-        let ring_of_others = ring_of(others, &self.options);
-        let mut getters: HashMap<String, Arc<HttpGetter>> = ring
-            .nodes()
-            .filter(|&url| *url != self.self_url)
-            .map(|url| (url.into(), Arc::new(HttpGetter::new(url.into(), self.options.clone()))))
-            .collect();
+        let others: Vec<_> = others.collect();
+        let getter = |url: &String| match known.getters.get(url) {
+            Some(kept) => kept.clone(),
+            None => Arc::new(HttpGetter::new(url.clone(), self.options.clone())),
+        };
+        let getters: HashMap<_, _> = others.iter().map(|url| (url.clone(), getter(url))).collect();
+        let list = Arc::new(List { ring, getters: getters.clone() });
+        // Whoever was alone has just been started: the others have owned what it owns now.
+        let without_this =
+            Arc::new(List { ring: Arc::new(ring_of(others, &self.options)), getters });
         // What is dropped closes connections, and is not dropped under the lock.
-        let mut unused = Vec::new();
         let mut nodes = self.nodes.lock().unwrap();
         if !holds() {
-            drop(nodes);
-            return Ok(Change::default());
+            return Ok(None);
         }
-        for (url, getter) in &mut getters {
-            if let Some(kept) = nodes.getters.get(url) {
-                unused.push(mem::replace(getter, kept.clone()));
-            }
-        }
-        getters.values().chain(nodes.getters.values()).for_each(|getter| getter.may_hand_over());
-        let ring_before = mem::replace(&mut nodes.ring, ring);
-        let getters_before = mem::replace(&mut nodes.getters, getters);
-        let now = Instant::now();
-        let mut forgotten = nodes.forget_earlier(now, EARLIER_LISTS - 1);
-        let was_alone = ring_before.nodes().len() == 1;
-        let (ring, getters) = if was_alone {
-            (Arc::new(ring_of_others), nodes.getters.clone())
-        } else {
-            (ring_before, getters_before)
-        };
-        let earlier = Earlier { ring, getters, until: now + self.options.handover };
-        if self.options.handover.is_zero() {
-            forgotten.push_back(earlier);
-        } else {
-            nodes.earlier.push_front(earlier);
-        }
+        let before = mem::replace(&mut nodes.list, list);
+        let getters = before.getters.values().chain(nodes.list.getters.values());
+        getters.for_each(|getter| getter.may_hand_over());
+        let was_alone = before.getters.is_empty();
+        let list = if was_alone { without_this } else { before };
+        let until = Instant::now() + self.options.handover;
+        nodes.earlier.push_front(Earlier { list, until });
+        let forgotten = nodes.forget_earlier();
         drop(nodes);
-        drop((forgotten, unused));
+        drop(forgotten);
         self.warn_if_uneven();
         let all = self.on_change.lock().unwrap().clone();
         let gone: Vec<_> = all.iter().filter(|changed| !changed()).collect();
         let is_gone = |changed: &Arc<OnChange>| gone.iter().any(|g| Arc::ptr_eq(g, changed));
         self.on_change.lock().unwrap().retain(|changed| !is_gone(changed));
-        Ok(change)
+        Ok(Some(change))
     }
 
     fn warn_if_uneven(&self) {
@@ -225,15 +215,18 @@ impl HttpPool {
 
     /// The ring as it is now.
     pub fn ring(&self) -> Arc<Ring> {
-        self.nodes.lock().unwrap().ring.clone()
+        self.list().ring.clone()
+    }
+
+    fn list(&self) -> Arc<List> {
+        self.nodes.lock().unwrap().list.clone()
     }
 
     /// The other nodes and whether each answered when it was last asked, in order of their names.
     /// One that did not is cooling down.
     pub fn peers(&self) -> Vec<(String, bool)> {
-        let getters: Vec<_> = self.nodes.lock().unwrap().getters.values().cloned().collect();
-        let mut peers: Vec<_> =
-            getters.iter().map(|getter| (getter.name().to_string(), getter.is_up())).collect();
+        let of = |getter: &Arc<HttpGetter>| (getter.name().to_string(), getter.is_up());
+        let mut peers: Vec<_> = self.list().getters.values().map(of).collect();
         peers.sort();
         peers
     }
@@ -253,14 +246,14 @@ impl fmt::Debug for HttpPool {
 impl PeerPicker for HttpPool {
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
         let mut nodes = self.nodes.lock().unwrap();
-        let getter = nodes.ring.owner(key).and_then(|owner| nodes.getters.get(owner)).cloned();
+        let getter = nodes.list.owner(key).cloned();
         if nodes.swept.elapsed() > SWEEP_EVERY {
             nodes.swept = Instant::now();
-            let forgotten = nodes.forget_earlier(Instant::now(), EARLIER_LISTS);
-            let getters: Vec<_> = nodes.getters.values().cloned().collect();
+            let forgotten = nodes.forget_earlier();
+            let list = nodes.list.clone();
             drop(nodes);
             drop(forgotten);
-            getters.iter().for_each(|getter| getter.sweep());
+            list.getters.values().for_each(|getter| getter.sweep());
         }
         Some(getter?)
     }
@@ -278,9 +271,8 @@ impl PeerPicker for HttpPool {
         }
         let (nodes, now) = (self.nodes.lock().unwrap(), Instant::now());
         let earlier = nodes.earlier.iter().filter(|earlier| now < earlier.until);
-        let earlier = earlier.map(|earlier| (&earlier.ring, &earlier.getters));
-        for (ring, getters) in iter::once((&nodes.ring, &nodes.getters)).chain(earlier) {
-            let Some(getter) = ring.owner(key).and_then(|owner| getters.get(owner)) else {
+        for list in iter::once(&nodes.list).chain(earlier.map(|earlier| &earlier.list)) {
+            let Some(getter) = list.owner(key) else {
                 continue; // this node
             };
             if found.iter().all(|other| other.name() != getter.name()) {
@@ -295,14 +287,12 @@ impl PeerPicker for HttpPool {
 
     fn former_keys(&self, group: &str) -> Vec<FormerKeys> {
         let nodes = self.nodes.lock().unwrap();
-        let ring = nodes.ring.clone();
-        let of = |e: &Earlier| (e.ring.clone(), e.getters.clone(), e.until);
-        let earlier: Vec<_> = nodes.earlier.iter().map(of).collect();
+        let (now, earlier) = (nodes.list.clone(), nodes.earlier.clone());
         drop(nodes);
         let mut former: Vec<FormerKeys> = Vec::new();
-        for (before, getters, until) in earlier {
-            for (url, arcs) in ring.gained(&before, &self.self_url) {
-                if let Some(getter) = getters.get(url) {
+        for Earlier { list: before, until } in earlier {
+            for (url, arcs) in now.ring.gained(&before.ring, &self.self_url) {
+                if let Some(getter) = before.getters.get(url) {
                     former.push(pages(getter.clone(), group.into(), arcs, until));
                 }
             }
@@ -311,17 +301,25 @@ impl PeerPicker for HttpPool {
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
-        let nodes = self.nodes.lock().unwrap();
-        nodes.getters.values().map(|getter| getter.clone() as Arc<dyn PeerGetter>).collect()
+        let list = self.list();
+        list.getters.values().map(|getter| getter.clone() as Arc<dyn PeerGetter>).collect()
     }
 }
 
 impl Nodes {
-    /// Takes out the lists whose time is over, and those beyond the first `most`: to be dropped without
-    /// the lock.
-    fn forget_earlier(&mut self, now: Instant, most: usize) -> VecDeque<Earlier> {
-        let kept = self.earlier.iter().take(most).take_while(|e| now < e.until).count();
+    /// Takes out the lists whose time is over, and those that are too many: to be dropped without the
+    /// lock.
+    fn forget_earlier(&mut self) -> VecDeque<Earlier> {
+        let now = Instant::now();
+        let kept = self.earlier.iter().take(EARLIER_LISTS).take_while(|e| now < e.until).count();
         self.earlier.split_off(kept)
+    }
+}
+
+impl List {
+    /// The node that owns `key`; `None` if it is this one.
+    fn owner(&self, key: &str) -> Option<&Arc<HttpGetter>> {
+        self.getters.get(self.ring.owner(key)?)
     }
 }
 
@@ -337,7 +335,6 @@ fn pages(getter: Arc<HttpGetter>, group: String, arcs: Arcs, until: Instant) -> 
 }
 
 /// What is different in a new list of nodes.
-#[derive(Default)]
 pub(super) struct Change {
     pub(super) came: Vec<String>,
     pub(super) went: Vec<String>,
@@ -346,19 +343,15 @@ pub(super) struct Change {
 }
 
 impl Change {
-    fn between(before: &Ring, after: &Ring) -> Self {
-        let (old, new): (BTreeSet<_>, BTreeSet<_>) =
-            (before.nodes().collect(), after.nodes().collect());
-        let names = |nodes: Vec<&&str>| nodes.into_iter().map(|node| node.to_string()).collect();
-        Self {
-            came: names(new.difference(&old).collect()),
-            went: names(old.difference(&new).collect()),
-            nodes: new.len(),
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.came.is_empty() && self.went.is_empty()
+    /// `None` if the nodes are the same.
+    fn between(before: &Ring, after: &Ring) -> Option<Self> {
+        let only_in = |ring: &Ring, other: &Ring| -> Vec<String> {
+            let others: HashSet<_> = other.nodes().collect();
+            ring.nodes().filter(|node| !others.contains(node)).map(String::from).collect()
+        };
+        let (came, went) = (only_in(after, before), only_in(before, after));
+        let is_same = came.is_empty() && went.is_empty();
+        (!is_same).then(|| Self { came, went, nodes: after.nodes().len() })
     }
 }
 
@@ -475,7 +468,7 @@ mod tests {
             while !former(&pool, &key).is_empty() {
                 assert!(start.elapsed() < Duration::from_secs(30));
             }
-            let forgotten = pool.nodes.lock().unwrap().forget_earlier(Instant::now(), 16).len();
+            let forgotten = pool.nodes.lock().unwrap().forget_earlier().len();
             assert_eq!(forgotten, usize::from(!handover.is_zero()));
         }
     }
