@@ -9,19 +9,16 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use std::{io, thread};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
 use log::{info, warn};
 
 use super::pool::HttpPool;
 use crate::Error;
 
-/// How often a name is looked up unless told otherwise.
-pub(crate) const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 const MOST_SELDOM: Duration = Duration::from_secs(24 * 60 * 60);
 /// A line of the log names so many nodes at the most.
 const NAMED: usize = 10;
@@ -31,7 +28,6 @@ const NAMED: usize = 10;
 #[derive(Debug)]
 #[must_use = "the name is followed for as long as this lives"]
 pub struct Following {
-    is_over: Arc<AtomicBool>,
     /// Never sent to: the thread ends when it is dropped.
     _ends: Sender<Infallible>,
     /// Is disconnected after the first look-up.
@@ -40,7 +36,7 @@ pub struct Following {
 
 impl Following {
     /// How often a name is looked up unless there is a reason for another time: every 5 seconds.
-    pub const EVERY: Duration = LOOK_UP_EVERY;
+    pub const EVERY: Duration = Duration::from_secs(5);
 
     /// Waits until the name was looked up for the first time, found or not, for this long at the most;
     /// `false` if it was not. A node that is asked before that takes itself for the only one.
@@ -67,27 +63,20 @@ impl Following {
                 own.port()
             )));
         }
-        let is_over = Arc::<AtomicBool>::default();
         let ((ends, ended), (looks, looked_up)) = (bounded(0), bounded(0));
         let follower = Follower {
             pool: Arc::downgrade(pool),
             name: name.into(),
             url_of: Box::new(move |ip| format!("{scheme}://{}", SocketAddr::new(ip, port))),
-            is_over: is_over.clone(),
+            ended,
             looks: Some(looks),
             has_failed: false,
         };
         let pool_ended = pool.end();
         thread::Builder::new()
             .name("geecache-discovery".into())
-            .spawn(move || follower.run(look_up, every, &ended, &pool_ended))?;
-        Ok(Self { is_over, _ends: ends, looked_up })
-    }
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::SeqCst);
+            .spawn(move || follower.run(look_up, every, &pool_ended))?;
+        Ok(Self { _ends: ends, looked_up })
     }
 }
 
@@ -135,7 +124,8 @@ struct Follower {
     pool: Weak<HttpPool>,
     name: String,
     url_of: Box<dyn Fn(IpAddr) -> String + Send>,
-    is_over: Arc<AtomicBool>,
+    /// Is disconnected when the handle is dropped.
+    ended: Receiver<Infallible>,
     /// Dropped after the first look-up.
     looks: Option<Sender<Infallible>>,
     /// Whether the last look-up did.
@@ -147,7 +137,6 @@ impl Follower {
         mut self,
         look_up: impl Fn() -> io::Result<Vec<IpAddr>>,
         every: Duration,
-        ended: &Receiver<Infallible>,
         pool_ended: &Receiver<Infallible>,
     ) {
         loop {
@@ -157,7 +146,7 @@ impl Follower {
             drop(pool);
             self.looks = None;
             select! {
-                recv(ended) -> _ => return,
+                recv(self.ended) -> _ => return,
                 recv(pool_ended) -> _ => return,
                 default(every) => {}
             }
@@ -172,7 +161,7 @@ impl Follower {
         let set = found.map_err(Error::from).and_then(|found| {
             let own = pool.self_url().to_string();
             let urls = found.into_iter().map(&self.url_of).chain([own]).collect();
-            pool.replace(urls, || !self.is_over.load(Ordering::SeqCst))
+            pool.replace(urls, || self.ended.try_recv() == Err(TryRecvError::Empty))
         });
         match set {
             Err(error) if !self.has_failed => {
