@@ -44,7 +44,6 @@ enum State {
 pub(crate) struct Attempt<'c> {
     cooldown: &'c Cooldown,
     is_trial: bool,
-    told: bool,
 }
 
 impl Cooldown {
@@ -59,7 +58,7 @@ impl Cooldown {
             }
             State::Failed { .. } | State::OnTrial { .. } => return None,
         };
-        Some(Attempt { cooldown: self, is_trial, told: false })
+        Some(Attempt { cooldown: self, is_trial })
     }
 
     /// The peer has answered something; `true` if it had been down.
@@ -76,15 +75,13 @@ impl Cooldown {
 
 impl Attempt<'_> {
     /// The peer answered, be it with an error of its own; `true` if it had been down.
-    pub(crate) fn succeeded(mut self) -> bool {
-        self.told = true;
+    pub(crate) fn succeeded(self) -> bool {
         self.cooldown.answered()
     }
 
     /// The peer could not be reached, at the time `now`. Returns for how long it is left alone,
     /// unless another caller has found out before.
-    pub(crate) fn failed(mut self, now: Duration) -> Option<Duration> {
-        self.told = true;
+    pub(crate) fn failed(self, now: Duration) -> Option<Duration> {
         let mut state = self.cooldown.state.lock().unwrap();
         let pause = match *state {
             State::Well => FIRST,
@@ -99,9 +96,9 @@ impl Attempt<'_> {
 
 impl Drop for Attempt<'_> {
     /// A trial that panics, or that runs out of time before it asks, must not keep the peer on trial
-    /// for ever.
+    /// for ever. Any other has ended before.
     fn drop(&mut self) {
-        if self.is_trial && !self.told {
+        if self.is_trial {
             let mut state = self.cooldown.state.lock().unwrap();
             if let State::OnTrial { pause } = *state {
                 *state = State::Failed { until: Duration::ZERO, pause };
