@@ -387,11 +387,8 @@ impl PeerGetter for HttpGetter {
         self.unless_cooling_down(|| {
             let end = self.end();
             let plain = || self.ask(group, key, end);
-            if !self.options.combine || !self.knows_batches() {
-                return plain();
-            }
             let of_group = self.of_group(group);
-            if of_group.misses_many() {
+            if !self.options.combine || !self.knows_batches() || of_group.misses_many() {
                 return plain();
             }
             let batch = |keys: &[String]| self.ask_cached(group, keys, end);
