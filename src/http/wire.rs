@@ -55,14 +55,12 @@ pub(crate) const HAND_OVER: &str = "Geecache-Hand-Over";
 
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The path of a key, from the base path on.
-pub(crate) fn path(base_path: &str, group: &str, key: &str) -> String {
-    format!("{base_path}{}/{}", Segment(group), Segment(key))
-}
-
-/// The path of a whole group, to which batches are sent.
-pub(crate) fn group_path(base_path: &str, group: &str) -> String {
-    format!("{base_path}{}", Segment(group))
+/// The path of a key, or of a whole group, to which batches are sent; from the base path on.
+pub(crate) fn path(base_path: &str, group: &str, key: Option<&str>) -> String {
+    match key {
+        Some(key) => format!("{base_path}{}/{}", Segment(group), Segment(key)),
+        None => format!("{base_path}{}", Segment(group)),
+    }
 }
 
 /// A part of a path. Dots alone are escaped too: a proxy would take them for "here" and "above".
@@ -151,7 +149,7 @@ mod tests {
         let long = "ключ/ ".repeat(372);
         for group in AWKWARD {
             for key in AWKWARD.iter().copied().chain([&*long]) {
-                let path = path(DEFAULT_BASE_PATH, group, key);
+                let path = path(DEFAULT_BASE_PATH, group, Some(key));
                 let rest = path.strip_prefix(DEFAULT_BASE_PATH).unwrap();
                 assert_eq!(parse(rest), Ok((group.to_string(), Some(key.to_string()))));
                 assert!(rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%/".contains(&b)));
@@ -175,7 +173,7 @@ mod tests {
     #[test]
     fn a_path_without_a_slash_is_a_groups() {
         for group in AWKWARD {
-            let path = group_path(DEFAULT_BASE_PATH, group);
+            let path = path(DEFAULT_BASE_PATH, group, None);
             let rest = path.strip_prefix(DEFAULT_BASE_PATH).unwrap();
             assert_eq!(parse(rest), Ok((group.to_string(), None)));
         }

@@ -83,7 +83,7 @@ impl Exchange {
         wanted: Wanted,
         timeout: Duration,
     ) -> Result<(Option<Loaded>, bool), PeerError> {
-        let url = self.url(&wire::path(&self.options.base_path, group, key));
+        let url = self.url(group, Some(key));
         let get = |left| wanted.tell(self.prepare(self.agent.get(&url), left)).call();
         let mut answer = self.send(timeout, get)?;
         let was_cached = header(&answer, wire::CACHE) != Some(wire::MISS);
@@ -118,7 +118,7 @@ impl Exchange {
         wanted: Wanted,
         timeout: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
-        let url = self.url(&wire::group_path(&self.options.base_path, group));
+        let url = self.url(group, None);
         let question = frame::write_question(keys);
         let mut answer = self.send(timeout, |left| {
             let request = wanted.tell(self.prepare(self.agent.post(&url), left));
@@ -161,7 +161,7 @@ impl Exchange {
         arcs: &Arcs,
         timeout: Duration,
     ) -> Result<(Vec<String>, Option<u64>), PeerError> {
-        let url = self.url(&wire::group_path(&self.options.base_path, group));
+        let url = self.url(group, None);
         let question = frame::write_page_question(page, arcs);
         let mut answer = self.send(timeout, |left| {
             let request = self.prepare(self.agent.post(&url), left);
@@ -182,11 +182,7 @@ impl Exchange {
         key: Option<&str>,
         timeout: Duration,
     ) -> Result<(), PeerError> {
-        let base_path = &self.options.base_path;
-        let url = self.url(&match key {
-            Some(key) => wire::path(base_path, group, key),
-            None => wire::group_path(base_path, group),
-        });
+        let url = self.url(group, key);
         let delete = |left| self.prepare(self.agent.delete(&url), left).call();
         let mut answer = self.send(timeout, delete)?;
         match answer.status().as_u16() {
@@ -217,8 +213,8 @@ impl Exchange {
         answer.map_err(failure)
     }
 
-    fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.base_url)
+    fn url(&self, group: &str, key: Option<&str>) -> String {
+        format!("{}{}", self.base_url, wire::path(&self.options.base_path, group, key))
     }
 
     /// Gives a request its deadline, and the token.

@@ -175,7 +175,7 @@ impl HttpGetter {
         match self.within(end, |left| self.exchange.get_batch(group, keys, wanted, left)) {
             Err(PeerError::Unsupported) => {
                 *self.no_batches.lock().unwrap() = Some(self.clock.now());
-                Ok(keys.iter().map(|_| None).collect())
+                Ok(vec![None; keys.len()])
             }
             Ok(answers) => {
                 self.has_answered_batches.store(true, Ordering::Relaxed);
