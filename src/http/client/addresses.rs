@@ -17,7 +17,13 @@ use crate::clock::Clock;
 /// A name whose address is in use is looked up again after this time.
 pub(super) const LOOK_UP_AGAIN: Duration = Duration::from_secs(30);
 
-type LookUp = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
+/// What a look-up returns.
+type Found = io::Result<Vec<SocketAddr>>;
+
+/// Looks up `host:port` by the system's resolver.
+pub(super) fn by_system(name: &str) -> Found {
+    Ok(name.to_socket_addrs()?.collect())
+}
 
 /// The addresses of one peer. Clones share them.
 #[derive(Clone)]
@@ -33,7 +39,7 @@ struct Shared {
     /// `host:port`.
     name: String,
     is_numeric: bool,
-    look_up: Box<LookUp>,
+    look_up: Box<dyn Fn(&str) -> Found + Send + Sync>,
     when_changed: Box<dyn Fn() + Send + Sync>,
     clock: Clock,
     // Guards what is known. Not held during a look-up.
@@ -53,20 +59,12 @@ struct State {
 }
 
 impl Addresses {
-    /// The addresses of `host:port`. `when_changed` is called after they have changed.
+    /// The addresses of `host:port`, as `look_up` finds them. `when_changed` is called after they have
+    /// changed.
     pub(super) fn new(
         name: String,
         clock: Clock,
-        when_changed: impl Fn() + Send + Sync + 'static,
-    ) -> Self {
-        let look_up = |name: &str| Ok(name.to_socket_addrs()?.collect());
-        Self::with(name, clock, look_up, when_changed)
-    }
-
-    fn with(
-        name: String,
-        clock: Clock,
-        look_up: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
+        look_up: impl Fn(&str) -> Found + Send + Sync + 'static,
         when_changed: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let known: Vec<SocketAddr> = name.parse().into_iter().collect();
@@ -87,8 +85,10 @@ impl Addresses {
         let mut state = shared.state.lock().unwrap();
         let is_due = state.known.is_empty() || shared.clock.now() >= state.due;
         if is_due && !shared.is_numeric && !state.is_looking {
-            match self.start_look_up() {
-                Ok(()) => state.is_looking = true,
+            let looking = self.0.clone();
+            let thread = thread::Builder::new().name("geecache-look-up".into());
+            match thread.spawn(move || looking.look_up()) {
+                Ok(_) => state.is_looking = true,
                 // For want of a thread. What is known serves on, and the next get tries again.
                 Err(error) if state.known.is_empty() => return Err(error),
                 Err(_) => {}
@@ -106,13 +106,6 @@ impl Addresses {
     /// A question to these addresses has failed: the name is looked up again when it is next used.
     pub(super) fn doubt(&self) {
         self.0.state.lock().unwrap().due = Duration::ZERO;
-    }
-
-    fn start_look_up(&self) -> io::Result<()> {
-        let shared = self.0.clone();
-        let thread = thread::Builder::new().name("geecache-look-up".into());
-        thread.spawn(move || shared.look_up())?;
-        Ok(())
     }
 }
 
@@ -155,14 +148,12 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    type Found = io::Result<Vec<SocketAddr>>;
-
     /// Looks up what the sender is given, one after the other. The receiver hears of changes.
     fn by_hand() -> (Addresses, Clock, Sender<Found>, Receiver<()>) {
         let (clock, (give, given), (tell, told)) = (Clock::by_hand(), bounded(0), unbounded());
         let look_up = move |_: &str| given.recv_timeout(LONG).unwrap();
         let changed = move || tell.send(()).unwrap();
-        let addresses = Addresses::with("b:8001".into(), clock.clone(), look_up, changed);
+        let addresses = Addresses::new("b:8001".into(), clock.clone(), look_up, changed);
         (addresses, clock, give, told)
     }
 
@@ -174,7 +165,7 @@ mod tests {
     fn a_numeric_address_is_not_looked_up() {
         for name in ["127.0.0.1:8001", "[::1]:8001"] {
             let look_up = |_: &str| unreachable!();
-            let addresses = Addresses::with(name.into(), Clock::by_hand(), look_up, || {});
+            let addresses = Addresses::new(name.into(), Clock::by_hand(), look_up, || {});
             addresses.doubt();
             assert_eq!(addresses.get(Duration::ZERO).unwrap(), [name.parse().unwrap()]);
         }

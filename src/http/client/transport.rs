@@ -45,7 +45,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error};
 
-use super::addresses::Addresses;
+use super::addresses::{self, Addresses};
 use super::idle::{Connection, Idle};
 use crate::PoolOptions;
 use crate::clock::Clock;
@@ -74,10 +74,12 @@ pub(super) fn agent(
     let config =
         config.tls_config(trust(options.root_certificates.as_deref()).expect("the pool checks it"));
     let idle = Arc::new(Idle::new(options.max_idle_connections));
-    let addresses = Addresses::new(host_and_port(base_url), clock.clone(), {
+    let when_changed = {
         let (idle, clock) = (idle.clone(), clock.clone());
         move || idle.reopen(clock.now())
-    });
+    };
+    let name = host_and_port(base_url);
+    let addresses = Addresses::new(name, clock.clone(), addresses::by_system, when_changed);
     let step = options.timeout / 16 + Duration::from_nanos(1); // never zero
     let connector = ().chain(TcpConnector::default()).chain(RoundedTimeouts { step });
     // Outside of the rounded time-outs: those are the socket's.
