@@ -206,13 +206,14 @@ struct Coalesced<T> {
 
 impl<T: Transport> Coalesced<T> {
     fn send_held(&mut self, timeout: NextTimeout) -> Result<(), Error> {
-        let length = self.held.len();
-        if length == 0 {
-            return Ok(());
+        let room = self.inner.buffers().output().len();
+        for part in self.held.chunks(room) {
+            self.inner.buffers().output()[..part.len()].copy_from_slice(part);
+            self.inner.transmit_output(part.len(), timeout)?;
         }
-        self.inner.buffers().output()[..length].copy_from_slice(&self.held);
         self.held.clear();
-        self.inner.transmit_output(length, timeout)
+        self.held.shrink_to(MOST_HELD);
+        Ok(())
     }
 }
 
@@ -222,16 +223,8 @@ impl<T: Transport> Transport for Coalesced<T> {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        let output = &self.inner.buffers().output()[..amount];
-        if self.held.len() + amount <= MOST_HELD {
-            self.held.extend_from_slice(output);
-            return Ok(());
-        }
-        // What is held is sent through the same buffer.
-        let output = output.to_vec();
-        self.send_held(timeout)?;
-        self.inner.buffers().output()[..amount].copy_from_slice(&output);
-        self.inner.transmit_output(amount, timeout)
+        self.held.extend_from_slice(&self.inner.buffers().output()[..amount]);
+        if self.held.len() > MOST_HELD { self.send_held(timeout) } else { Ok(()) }
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
