@@ -271,17 +271,13 @@ impl PeerPicker for HttpPool {
         }
         let (nodes, now) = (self.nodes.lock().unwrap(), Instant::now());
         let earlier = nodes.earlier.iter().filter(|earlier| now < earlier.until);
-        for list in iter::once(&nodes.list).chain(earlier.map(|earlier| &earlier.list)) {
-            let Some(getter) = list.owner(key) else {
-                continue; // this node
-            };
+        let lists = iter::once(&nodes.list).chain(earlier.map(|earlier| &earlier.list));
+        for getter in lists.filter_map(|list| list.owner(key)) {
             if found.iter().all(|other| other.name() != getter.name()) {
                 found.push(getter.clone());
             }
-            if found.len() == EARLIER_OWNERS {
-                break;
-            }
         }
+        found.truncate(EARLIER_OWNERS);
         found
     }
 
