@@ -507,26 +507,20 @@ impl Group {
 
     /// The answer of the leader, waited for.
     fn follow(&self, key: &Key<'_>, call: &Call<Answer>) -> Answer {
-        match call.wait(self.load_timeout) {
+        let text = || key.text.to_string();
+        let error = match call.wait(self.load_timeout) {
+            Ok(Ok(record)) => return Ok(record),
             // It may have failed to renew a value that was not past its time yet.
-            Ok(answer) => answer.or_else(|error| self.stand_in(key, error)),
-            Err(why) => self.unanswered(key, why),
-        }
-    }
-
-    fn unanswered(&self, key: &Key<'_>, why: Unanswered) -> Answer {
-        let text = key.text.to_string();
-        let message = "in another thread".into();
-        match why {
-            Unanswered::Recursive => Err(Error::Recursive { key: text }),
-            Unanswered::TimedOut => {
-                let waited = self.load_timeout;
-                self.stand_in(key, Error::LoadTimeout { key: text, waited })
+            Ok(Err(error)) => error,
+            Err(Unanswered::Recursive) => return Err(Error::Recursive { key: text() }),
+            Err(Unanswered::TimedOut) => {
+                Error::LoadTimeout { key: text(), waited: self.load_timeout }
             }
-            Unanswered::LeaderPanicked => {
-                self.stand_in(key, Error::GetterPanicked { key: text, message })
+            Err(Unanswered::LeaderPanicked) => {
+                Error::GetterPanicked { key: text(), message: "in another thread".into() }
             }
-        }
+        };
+        self.stand_in(key, error)
     }
 
     /// What lives for `ttl` from `start` on; other nodes' keys for `hot_ttl` at the most.

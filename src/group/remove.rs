@@ -56,10 +56,7 @@ impl Group {
         former.retain(|peer| !is_owner(peer) && peer.is_up());
         let remove = |peer: &dyn PeerGetter| peer.remove(&self.name, key.text);
         ask_all(&former, remove);
-        let mut failed = match &owner {
-            Some(owner) => ask_all(std::slice::from_ref(owner), remove),
-            None => Vec::new(),
-        };
+        let mut failed = ask_all(owner.as_slice(), remove);
         failed.extend(ask_all(&others, remove));
         former.retain(|peer| others.iter().all(|other| other.name() != peer.name()));
         former.retain(|peer| peer.is_up());
