@@ -374,15 +374,9 @@ impl Group {
 
     /// The value past its time, if this caller must not try to load the key.
     fn left_alone(&self, key: &Key<'_>) -> Option<Record> {
-        let Refresh { grace, attempts, .. } = &self.refresh;
-        if grace.is_zero() {
-            return None;
-        }
-        let now = self.clock.now();
-        if !attempts.lock().unwrap().is_left_alone(key.hash, now, self.load_timeout) {
-            return None;
-        }
-        let stale = self.past(key)?.stale();
+        let patience = self.load_timeout;
+        let stale =
+            self.past_if(key, |attempts, now| attempts.is_left_alone(key.hash, now, patience))?;
         self.counters.shared.add_one();
         Some(stale)
     }
@@ -391,10 +385,7 @@ impl Group {
     /// unless it is `None`.
     #[cold]
     pub(super) fn stale_meanwhile(&self, key: &Key<'_>) -> Option<Record> {
-        let Refresh { grace, attempts, .. } = &self.refresh;
-        let is_left_alone =
-            !grace.is_zero() && attempts.lock().unwrap().leaves_alone(key.hash, self.clock.now());
-        let stale = is_left_alone.then(|| self.past(key)).flatten()?.stale();
+        let stale = self.past_if(key, |attempts, now| attempts.leaves_alone(key.hash, now))?;
         for counter in [&self.counters.misses, &self.counters.shared, &self.counters.stale] {
             counter.add_one();
         }
@@ -404,22 +395,29 @@ impl Group {
     /// The value past its time, if a load of the key has failed just now: for a leader that joined when
     /// that load's flight had ended.
     pub(super) fn resting(&self, key: &Key<'_>) -> Option<Record> {
+        self.past_if(key, |attempts, now| attempts.has_just_failed(key.hash, now))
+    }
+
+    /// The value past its time, if what is known of the key's loads calls for it.
+    fn past_if(
+        &self,
+        key: &Key<'_>,
+        is_called_for: impl FnOnce(&mut Attempts, Duration) -> bool,
+    ) -> Option<Record> {
         let Refresh { grace, attempts, .. } = &self.refresh;
-        let rests = !grace.is_zero()
-            && attempts.lock().unwrap().has_just_failed(key.hash, self.clock.now());
-        rests.then(|| self.past(key)).flatten().map(|record| record.stale())
+        if grace.is_zero() || !is_called_for(&mut attempts.lock().unwrap(), self.clock.now()) {
+            return None;
+        }
+        self.past(key)
     }
 
     /// The answer of a load that failed: the value past its time, if there is one.
     pub(super) fn stand_in(&self, key: &Key<'_>, error: Error) -> Answer {
-        if self.refresh.grace.is_zero() {
-            return Err(error);
-        }
-        let Some(past) = self.past(key) else { return Err(error) };
+        let Some(stale) = self.past(key) else { return Err(error) };
         let (now, why) = (self.clock.now(), error.to_string());
         self.warn_seldom(key, "is stale", &why);
         self.refresh.attempts.lock().unwrap().failed(key.hash, now, why);
-        Ok(past.stale())
+        Ok(stale)
     }
 
     /// Called when a load has succeeded: the key may be renewed and loaded again at any time.
@@ -437,9 +435,11 @@ impl Group {
         }
     }
 
+    /// The value past its time, marked as such.
     fn past(&self, key: &Key<'_>) -> Option<Record> {
         let past = [self.main.past(key), self.hot.past(key)].into_iter().flatten();
-        past.filter(|record| !record.is_absent()).max_by_key(Record::expires)
+        let newest = past.filter(|record| !record.is_absent()).max_by_key(Record::expires);
+        newest.map(|record| record.stale())
     }
 
     /// Counts an answer that is stale; returns why it is.
