@@ -114,6 +114,7 @@ struct Attempts {
     sweep_at: usize,
 }
 
+#[derive(Default)]
 struct Attempt {
     /// Why the last load failed; `None` if it did not.
     failure: Option<String>,
@@ -123,10 +124,6 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn resting(failure: Option<String>, now: Duration) -> Self {
-        Self { failure, is_under_way: false, next: now + REST }
-    }
-
     fn rests(&self, now: Duration) -> bool {
         !self.is_under_way && now < self.next
     }
@@ -135,15 +132,11 @@ impl Attempt {
 impl Attempts {
     /// Begins a renewal; `false` if it is not the time for one.
     fn begin(&mut self, key: u64, now: Duration, patience: Duration) -> bool {
-        if self.by_key.get(&key).is_some_and(|attempt| now < attempt.next) {
+        let attempt = self.of(key, now);
+        if now < attempt.next {
             return false;
         }
-        let failure = self.by_key.remove(&key).and_then(|attempt| attempt.failure);
-        self.note(
-            key,
-            now,
-            Attempt { failure, is_under_way: true, next: now.saturating_add(patience) },
-        );
+        (attempt.is_under_way, attempt.next) = (true, now.saturating_add(patience));
         true
     }
 
@@ -177,27 +170,29 @@ impl Attempts {
 
     /// Ends an attempt that loaded nothing. The next may begin at once, unless an earlier one failed.
     fn give_up(&mut self, key: u64, now: Duration) {
-        if let Some(failure) = self.by_key.remove(&key).and_then(|attempt| attempt.failure) {
-            self.failed(key, now, failure);
+        if self.rest(key, now).failure.is_none() {
+            self.by_key.remove(&key);
         }
     }
 
     fn failed(&mut self, key: u64, now: Duration, failure: String) {
-        self.note(key, now, Attempt::resting(Some(failure), now));
+        self.rest(key, now).failure = Some(failure);
     }
 
     /// No renewal of the key begins for a while.
-    fn rest(&mut self, key: u64, now: Duration) {
-        let failure = self.by_key.remove(&key).and_then(|attempt| attempt.failure);
-        self.note(key, now, Attempt::resting(failure, now));
+    fn rest(&mut self, key: u64, now: Duration) -> &mut Attempt {
+        let attempt = self.of(key, now);
+        (attempt.is_under_way, attempt.next) = (false, now + REST);
+        attempt
     }
 
-    fn note(&mut self, key: u64, now: Duration, attempt: Attempt) {
-        self.by_key.insert(key, attempt);
+    /// The last attempt for the key, or a new one, which may begin.
+    fn of(&mut self, key: u64, now: Duration) -> &mut Attempt {
         if self.by_key.len() > self.sweep_at {
             self.by_key.retain(|_, attempt| now < attempt.next.saturating_add(REMEMBERED));
             self.sweep_at = (2 * self.by_key.len()).max(1024);
         }
+        self.by_key.entry(key).or_default()
     }
 }
 
