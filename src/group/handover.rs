@@ -35,6 +35,7 @@ use std::time::Duration;
 use super::{Asked, Group, Tier, Told, at_once, timed};
 use crate::cache::{Key, Lease, Record};
 use crate::peer::LONGEST_HANDOVER;
+use crate::stats::Counter;
 use crate::{ByteView, Error, Loaded, PeerGetter};
 
 /// How long the earlier owners of a key, or of a batch, are asked, all together.
@@ -59,19 +60,18 @@ impl Group {
         keys: &[&Key<'_>],
         leases: &[Lease],
     ) -> Vec<Option<TakenOver>> {
-        let keep =
-            |key: &Key<'_>, loaded, start, lease| self.keep_taken_over(key, loaded, start, lease);
-        self.take_over_many(keys, leases, PATIENCE, keep)
+        self.take_over_many(keys, leases, PATIENCE, &self.counters.handed_over, |_, _| true)
     }
 
-    /// Asks the earlier owners of `keys`, with their leases, and does `keep` with what they give and the
-    /// time from which its life counts. The result has what was kept, for each key.
+    /// Asks the earlier owners of `keys`, and keeps what they give and `is_wanted`, if the lease of the
+    /// key holds. The result has what was wanted, which is counted, for each key.
     pub(super) fn take_over_many(
         &self,
         keys: &[&Key<'_>],
         leases: &[Lease],
         patience: Duration,
-        keep: impl Fn(&Key<'_>, Loaded, Duration, Lease) -> Option<Record>,
+        counter: &Counter,
+        is_wanted: impl Fn(&Key<'_>, &Record) -> bool,
     ) -> Vec<Option<TakenOver>> {
         let start = self.clock.now();
         let end = start.saturating_add(patience);
@@ -95,28 +95,21 @@ impl Group {
             });
             for ((peer, part), (found, took)) in zip(parts, brought) {
                 for (i, loaded) in zip(part, found) {
-                    let asked = || Asked { peer: peer.name().into(), took, error: None };
-                    let kept = loaded
-                        .filter(|loaded| loaded.ttl != Some(Duration::ZERO))
-                        .and_then(|loaded| keep(keys[i], loaded, start, leases[i]));
-                    taken[i] = kept.map(|record| (record, asked()));
+                    let has_life = |loaded: &Loaded| loaded.ttl != Some(Duration::ZERO);
+                    let Some(loaded) = loaded.filter(has_life) else { continue };
+                    let (key, ttl) = (keys[i], loaded.ttl);
+                    let record = self.record(Tier::Main, key, Some(&loaded), ttl, || start);
+                    if !is_wanted(key, &record) {
+                        continue;
+                    }
+                    self.main.insert(key, record.clone(), leases[i]);
+                    self.limit_if_disowned(key);
+                    counter.add_one();
+                    let asked = Asked { peer: peer.name().into(), took, error: None };
+                    taken[i] = Some((record, asked));
                 }
             }
         }
-    }
-
-    fn keep_taken_over(
-        &self,
-        key: &Key<'_>,
-        loaded: Loaded,
-        start: Duration,
-        lease: Lease,
-    ) -> Option<Record> {
-        let record = self.record(Tier::Main, key, Some(&loaded), loaded.ttl, || start);
-        self.main.insert(key, record.clone(), lease);
-        self.limit_if_disowned(key);
-        self.counters.handed_over.add_one();
-        Some(record)
     }
 
     /// The nodes that may still have the value of `key`.

@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use super::{Group, Tier};
-use crate::cache::Record;
+use super::Group;
+use crate::cache::{Key, Record};
 
 /// So many keys are fetched by one question, and for so long. Nobody waits for them.
 const AT_ONCE: usize = 128;
@@ -77,18 +77,12 @@ impl Group {
         let keys: Vec<_> = keys.iter().collect();
         let leases: Vec<_> = keys.iter().map(|key| self.main.lease(key)).collect();
         let is_full = Cell::new(false);
-        self.take_over_many(&keys, &leases, PATIENCE, |key, loaded, start, lease| {
-            let record = self.record(Tier::Main, key, Some(&loaded), loaded.ttl, || start);
+        let is_wanted = |key: &Key<'_>, record: &Record| {
             is_full.set(is_full.get() || record.cost() > self.main.room());
             // What was loaded meanwhile is newer.
-            if is_full.get() || self.main.peek(key).is_some() {
-                return None;
-            }
-            self.main.insert(key, record.clone(), lease);
-            self.limit_if_disowned(key);
-            self.counters.pulled.add_one();
-            Some(record)
-        });
+            !is_full.get() && self.main.peek(key).is_none()
+        };
+        self.take_over_many(&keys, &leases, PATIENCE, &self.counters.pulled, is_wanted);
         !is_full.get() && self.pulls.load(Ordering::SeqCst) == turn
     }
 
