@@ -8,7 +8,6 @@
 //! by that peer.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::iter::zip;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use log::debug;
 
 use super::handover::TakenOver;
 use super::{
-    Answer, Group, SharedError, Tier, Told, at_once, failed, of_owner, panicked, timed,
+    Answer, Group, Hasher, SharedError, Tier, Told, at_once, failed, of_owner, panicked, timed,
     was_attempted,
 };
 use crate::cache::{Key, Lease, Record};
@@ -49,50 +48,40 @@ impl Group {
     /// Loads keys, some of which may be the same, and writes each answer to its index.
     fn load_missing(
         &self,
-        missing: Vec<(usize, Key<'_>)>,
+        mut missing: Vec<(usize, Key<'_>)>,
         answers: &mut [Result<Option<ByteView>, Error>],
     ) {
-        let mut keys = Vec::new();
-        let mut index_in_keys = HashMap::new();
-        // The indices of answers and, for each, of its key in `keys`.
-        let mut waiting = Vec::new();
-        for (i, key) in missing {
+        // Where each key comes first; what comes again has the answer of the first.
+        let (mut firsts, mut repeated) = (HashMap::new(), Vec::new());
+        missing.retain(|&(i, ref key)| {
             self.counters.misses.add_one();
-            let index = match index_in_keys.entry(key.text) {
-                Entry::Vacant(entry) => {
-                    keys.push(key);
-                    *entry.insert(keys.len() - 1)
-                }
-                Entry::Occupied(entry) => {
-                    self.counters.shared.add_one();
-                    *entry.get()
-                }
-            };
-            waiting.push((i, index));
-        }
-        let keys: Vec<_> = keys.iter().collect();
+            let first = *firsts.entry(key.text).or_insert(i);
+            if first != i {
+                self.counters.shared.add_one();
+                repeated.push((i, first));
+            }
+            first == i
+        });
+        let keys: Vec<_> = missing.iter().map(|(_, key)| key).collect();
         let loaded = self.unless_resting_many(&keys, |keys| self.load_many(keys));
-        for (i, index) in waiting {
-            answers[i] = loaded[index].clone().map(Record::into_value);
+        for (&(i, _), answer) in zip(&missing, loaded) {
+            answers[i] = answer.map(Record::into_value);
+        }
+        for (i, first) in repeated {
+            answers[i] = answers[first].clone();
         }
     }
 
     fn load_many(&self, keys: &[&Key<'_>]) -> Vec<Answer> {
-        let mut own = Vec::new();
-        let mut by_owner: HashMap<String, (Arc<dyn PeerGetter>, Vec<usize>)> = HashMap::new();
+        // `None` for this node.
+        type Owner = Option<Arc<dyn PeerGetter>>;
+        let mut by_owner = HashMap::<Option<String>, (Owner, Vec<usize>), Hasher>::default();
         for (i, key) in keys.iter().enumerate() {
-            match self.peers.pick(key.text) {
-                None => own.push(i),
-                Some(owner) => {
-                    by_owner.entry(owner.name().into()).or_insert((owner, Vec::new())).1.push(i);
-                }
-            }
+            let owner = self.peers.pick(key.text);
+            let name = owner.as_ref().map(|owner| owner.name().into());
+            by_owner.entry(name).or_insert((owner, Vec::new())).1.push(i);
         }
-        let mut parts: Vec<_> =
-            by_owner.into_values().map(|(owner, part)| (Some(owner), part)).collect();
-        if !own.is_empty() {
-            parts.push((None, own));
-        }
+        let parts: Vec<_> = by_owner.into_values().collect();
         let loaded = at_once(&parts, |(owner, part)| {
             let keys: Vec<_> = part.iter().map(|&i| keys[i]).collect();
             match owner {
