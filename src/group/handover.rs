@@ -168,10 +168,7 @@ struct State {
 
 /// Empty until the first removal: most groups never have one.
 #[derive(Default)]
-struct Bits {
-    words: Vec<u64>,
-    has_all: bool,
-}
+struct Bits(Vec<u64>);
 
 impl Removed {
     pub(super) fn note(&self, hash: u64, now: Duration) {
@@ -180,7 +177,7 @@ impl Removed {
 
     /// Notes all keys.
     pub(super) fn note_all(&self, now: Duration) {
-        self.with(now, |state| state.now.has_all = true);
+        self.with(now, |state| state.now = Bits::all());
     }
 
     fn contains(&self, hash: u64, now: Duration) -> bool {
@@ -203,22 +200,24 @@ impl Bits {
     /// 128 KiB.
     const BITS: usize = 1 << 20;
 
+    fn all() -> Self {
+        Self(vec![u64::MAX; Self::BITS / 64])
+    }
+
     fn index(hash: u64) -> (usize, u64) {
         let bit = (hash >> 32) as usize % Self::BITS;
         (bit / 64, 1 << (bit % 64))
     }
 
     fn insert(&mut self, hash: u64) {
-        if self.words.is_empty() {
-            self.words = vec![0; Self::BITS / 64];
-        }
         let (word, bit) = Self::index(hash);
-        self.words[word] |= bit;
+        self.0.resize(Self::BITS / 64, 0);
+        self.0[word] |= bit;
     }
 
     fn contains(&self, hash: u64) -> bool {
         let (word, bit) = Self::index(hash);
-        self.has_all || self.words.get(word).is_some_and(|word| word & bit != 0)
+        self.0.get(word).is_some_and(|word| word & bit != 0)
     }
 }
 
