@@ -14,12 +14,11 @@ use std::sync::Arc;
 
 use log::debug;
 
-use super::handover::TakenOver;
 use super::{
     Answer, Group, Hasher, SharedError, Tier, Told, at_once, failed, of_owner, panicked, timed,
     was_attempted,
 };
-use crate::cache::{Key, Lease, Record};
+use crate::cache::{Key, Record};
 use crate::flight::{LeaderGuard, Seat};
 use crate::{ByteView, Error, Loaded, PeerError, PeerGetter};
 
@@ -117,9 +116,7 @@ impl Group {
                 }
             });
         }
-        let mut loaded = self.load_many_locally(&fallen, Tier::Hot).into_iter();
-        let mut loaded = || loaded.next().expect("one answer for each key that fell back");
-        answers.into_iter().map(|answer| answer.unwrap_or_else(&mut loaded)).collect()
+        complete(answers, self.load_many_locally(&fallen, Tier::Hot))
     }
 
     /// One answer for each key, whatever the peer does.
@@ -174,24 +171,17 @@ impl Group {
     /// Asks the earlier owners, if there are some, and then the getter.
     fn take_over_or_load(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {
         let leases: Vec<_> = keys.iter().map(|key| self.cache(tier).lease(key)).collect();
-        if tier == Tier::Hot {
-            return self.fill_from_getter(keys, leases, tier);
-        }
-        let taken = self.take_over_missed(keys, &leases);
+        let taken = match tier {
+            Tier::Main => self.take_over_missed(keys, &leases),
+            Tier::Hot => vec![None; keys.len()],
+        };
         let open = zip(zip(keys, leases), &taken).filter(|(_, taken)| taken.is_none());
         let (keys, leases): (Vec<_>, Vec<_>) = open.map(|(open, _)| open).unzip();
-        let mut loaded = self.fill_from_getter(&keys, leases, tier).into_iter();
-        let mut answer = |taken: Option<TakenOver>| match taken {
-            Some((record, _)) => Ok(record),
-            None => loaded.next().expect("one answer for each open key"),
-        };
-        taken.into_iter().map(&mut answer).collect()
-    }
-
-    fn fill_from_getter(&self, keys: &[&Key<'_>], leases: Vec<Lease>, tier: Tier) -> Vec<Answer> {
-        let loaded = self.ask_getter_for_many(keys);
-        let fill = |((&key, lease), loaded)| self.fill(tier, key, loaded, lease);
-        zip(zip(keys, leases), loaded).map(fill).collect()
+        let loaded = zip(zip(&keys, leases), self.ask_getter_for_many(&keys))
+            .map(|((key, lease), loaded)| self.fill(tier, key, loaded, lease))
+            .collect();
+        let taken = taken.into_iter().map(|taken| taken.map(|(record, _)| Ok(record)));
+        complete(taken.collect(), loaded)
     }
 
     /// One answer for each key, whatever the getter does.
@@ -229,27 +219,21 @@ impl Group {
     /// Answers a peer that takes this node for the owner of all `keys`.
     pub(crate) fn answer_batch(&self, keys: &[&str]) -> Vec<Result<Told, Error>> {
         let mut missing = Vec::new();
-        let found: Vec<_> = keys
-            .iter()
-            .map(|text| {
-                let key = self.key(text)?;
-                self.counters.peer_requests.add_one();
-                let record = self.look_up(&key);
-                if record.is_none() {
-                    self.counters.misses.add_one();
-                    missing.push(key);
-                }
-                Ok(record.map(|(record, _)| record))
-            })
-            .collect();
+        let found = keys.iter().map(|text| {
+            let key = self.key(text)?;
+            self.counters.peer_requests.add_one();
+            let found = self.look_up(&key);
+            if found.is_none() {
+                self.counters.misses.add_one();
+                missing.push(key);
+            }
+            Ok(found.map(|(record, _)| record))
+        });
+        let found: Vec<_> = found.map(Result::transpose).collect();
         let missing: Vec<_> = missing.iter().collect();
         let load = |keys: &[&Key<'_>]| self.load_many_locally(keys, Tier::Main);
-        let mut loaded = self.unless_resting_many(&missing, load).into_iter();
-        let mut tell = |found: Result<Option<_>, Error>| match found? {
-            Some(record) => Ok(self.tell(record)),
-            None => Ok(self.tell(loaded.next().expect("one answer for each missing key")?)),
-        };
-        found.into_iter().map(&mut tell).collect()
+        let answers = complete(found, self.unless_resting_many(&missing, load));
+        answers.into_iter().map(|answer| Ok(self.tell(answer?))).collect()
     }
 
     /// Whether the caches have all `keys` now. Counts nothing.
@@ -279,4 +263,11 @@ impl Group {
         };
         keys.iter().map(&mut answer).collect()
     }
+}
+
+/// The answers that there are, and those `loaded` in place of the missing ones, in their order.
+pub(super) fn complete(answers: Vec<Option<Answer>>, loaded: Vec<Answer>) -> Vec<Answer> {
+    let mut loaded = loaded.into_iter();
+    let mut next = || loaded.next().expect("one answer for each that is missing");
+    answers.into_iter().map(|answer| answer.unwrap_or_else(&mut next)).collect()
 }

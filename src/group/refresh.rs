@@ -45,6 +45,7 @@ use std::time::Duration;
 
 use log::{debug, warn};
 
+use super::batch::complete;
 use super::fallback_log::Shown;
 use super::{Answer, Group, Tier, Trace};
 use crate::cache::{Key, Record};
@@ -354,16 +355,11 @@ impl Group {
         keys: &[&Key<'_>],
         load: impl FnOnce(&[&Key<'_>]) -> Vec<Answer>,
     ) -> Vec<Answer> {
-        let stale: Vec<_> = keys.iter().map(|key| self.left_alone(key)).collect();
-        let is_open = |(&key, stale): (&_, &Option<_>)| stale.is_none().then_some(key);
-        let open: Vec<_> = keys.iter().zip(&stale).filter_map(is_open).collect();
-        let mut loaded = load(&open).into_iter();
-        let answer = |stale: Option<Record>| match stale {
-            Some(stale) => Ok(stale),
-            None => loaded.next().expect("one answer for each key"),
-        };
-        let answers: Vec<_> = stale.into_iter().map(answer).collect();
-        keys.iter().zip(&answers).for_each(|(key, answer)| drop(self.note_stale(key, answer)));
+        let stale: Vec<_> = keys.iter().map(|key| self.left_alone(key).map(Ok)).collect();
+        let open = zip(keys, &stale).filter(|(_, stale)| stale.is_none());
+        let loaded = load(&open.map(|(&key, _)| key).collect::<Vec<_>>());
+        let answers = complete(stale, loaded);
+        zip(keys, &answers).for_each(|(key, answer)| drop(self.note_stale(key, answer)));
         answers
     }
 
