@@ -2,10 +2,12 @@
 //!
 //! While an owner's origin is down, or a token is wrong, every get of its keys falls back, thousands a
 //! minute. The first is logged for each peer and kind of error; then one line every ten seconds says
-//! how many there were.
+//! how many there were. Old values that [stand in](super::refresh) for failed loads are counted
+//! in the same way.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::mem;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -22,8 +24,10 @@ pub(super) struct FallbackLog {
     logged: Mutex<HashMap<(String, &'static str), Logged>>,
 }
 
+#[derive(Default)]
 struct Logged {
-    at: Duration,
+    at: Option<Duration>,
+    /// How many were not logged since.
     silent: u64,
 }
 
@@ -36,26 +40,11 @@ impl FallbackLog {
         error: &PeerError,
         now: Duration,
     ) -> Option<String> {
-        let mut logged = self.logged.lock().unwrap();
-        let place = (peer.to_string(), error.kind());
-        let key = Shown(key);
-        let before = match logged.get_mut(&place) {
-            Some(before) if now < before.at + EVERY => {
-                before.silent += 1;
-                return None;
-            }
-            before => before.map(|before| (before.silent, now - before.at)),
-        };
-        logged.insert(place, Logged { at: now, silent: 0 });
-        drop(logged);
-        let keys = match before {
-            Some((silent @ 1.., ago)) => {
-                format!(
-                    "{key} and {silent} other gets in the last {:.0} s fall back",
-                    ago.as_secs_f64()
-                )
-            }
-            _ => format!("{key} falls back"),
+        let (silent, ago) = self.due(peer, error.kind(), now)?;
+        let (key, ago) = (Shown(key), ago.as_secs_f64());
+        let keys = match silent {
+            0 => format!("{key} falls back"),
+            _ => format!("{key} and {silent} other gets in the last {ago:.0} s fall back"),
         };
         let hint = match error.kind() {
             "401" => ": this node's token is not one of the peer's",
@@ -63,6 +52,23 @@ impl FallbackLog {
             _ => "",
         };
         Some(format!("peer {peer}: {}{hint}; {keys}", one_line(&error.to_string())))
+    }
+
+    /// If a line is due: how many were not logged since the last one, and how long ago that was.
+    pub(super) fn due(
+        &self,
+        peer: &str,
+        kind: &'static str,
+        now: Duration,
+    ) -> Option<(u64, Duration)> {
+        let mut logged = self.logged.lock().unwrap();
+        let last = logged.entry((peer.into(), kind)).or_default();
+        if last.at.is_some_and(|at| now < at + EVERY) {
+            last.silent += 1;
+            return None;
+        }
+        let Logged { at, silent } = mem::replace(last, Logged { at: Some(now), silent: 0 });
+        Some((silent, at.map_or(Duration::ZERO, |at| now - at)))
     }
 }
 

@@ -56,8 +56,6 @@ use crate::{Error, PeerGetter};
 const REST: Duration = Duration::from_secs(1);
 /// How long a failure is remembered, so that one caller tries again and the others need not wait.
 const REMEMBERED: Duration = Duration::from_secs(60);
-/// One log line at the most in this time.
-const LOG_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Refresh {
     own: Weak<Group>,
@@ -67,21 +65,12 @@ pub(super) struct Refresh {
     pub(super) grace: Duration,
     // Guards what is known of failed loads and of renewals, by the hash of the key.
     attempts: Mutex<Attempts>,
-    // Guards when a failure was logged, and how many were not since.
-    logged: Mutex<Option<(Duration, u64)>>,
     crew: Arc<Crew>,
 }
 
 impl Refresh {
     pub(super) fn new(own: Weak<Group>, fraction: f64, grace: Duration) -> Self {
-        Self {
-            own,
-            fraction,
-            grace,
-            attempts: Mutex::default(),
-            logged: Mutex::default(),
-            crew: Arc::default(),
-        }
+        Self { own, fraction, grace, attempts: Mutex::default(), crew: Arc::default() }
     }
 
     fn is_off(&self) -> bool {
@@ -445,17 +434,10 @@ impl Group {
     }
 
     fn warn_seldom(&self, key: &Key<'_>, what: &str, why: &dyn Display) {
-        let now = self.clock.now();
-        let mut logged = self.refresh.logged.lock().unwrap();
-        let silent = match &mut *logged {
-            Some((at, silent)) if now < *at + LOG_EVERY => {
-                *silent += 1;
-                return;
-            }
-            before => before.map_or(0, |(_, silent)| silent),
+        // The origin is no peer.
+        let Some((silent, _)) = self.fallback_log.due("", "origin", self.clock.now()) else {
+            return;
         };
-        *logged = Some((now, 0));
-        drop(logged);
         let key = Shown(key.text);
         match silent {
             0 => warn!("[{}] {key} {what}: {why}", self.name),
