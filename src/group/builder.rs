@@ -251,20 +251,20 @@ impl GroupBuilder {
             hot_ttl: self.hot_ttl,
             load_timeout: self.load_timeout,
             retry_failed_loads: self.retry_failed_loads,
-            refresh: Refresh::new(own.clone(), self.refresh_ahead, self.stale_if_error),
+            refresh: Refresh::new(self.refresh_ahead, self.stale_if_error),
             clock: self.clock,
             counters: Counters::default(),
             fallback_log: FallbackLog::default(),
         });
         let weak = Arc::downgrade(&group);
         group.peers.on_change(Arc::new(move || {
-            let group = weak.upgrade();
-            group.iter().for_each(|group| group.pull(&weak));
-            group.iter().for_each(|group| group.limit_disowned());
-            group.is_some()
+            let Some(group) = weak.upgrade() else { return false };
+            group.pull();
+            group.limit_disowned();
+            true
         }));
         // The list may have been set before.
-        group.pull(&Arc::downgrade(&group));
+        group.pull();
         Ok(group)
     }
 }

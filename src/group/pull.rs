@@ -18,7 +18,7 @@
 //! So gets never wait for a pull, and one that misses what is on its way asks the earlier owner, too.
 
 use std::cell::Cell;
-use std::sync::Weak;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,13 +40,13 @@ const PAGE_BYTES: usize = 512 << 10;
 
 impl Group {
     /// Fetches what this node owns now, on a thread of its own.
-    pub(super) fn pull(&self, own: &Weak<Self>) {
+    pub(super) fn pull(self: &Arc<Self>) {
         let turn = self.pulls.fetch_add(1, Ordering::SeqCst) + 1;
         let former = self.peers.former_keys(&self.name);
         if former.is_empty() {
             return;
         }
-        let own = own.clone();
+        let own = Arc::downgrade(self);
         let pull = move || {
             let mut since = Instant::now();
             let mut rest = || {
@@ -124,7 +124,7 @@ mod tests {
     use crate::{FormerKeys, PeerGetter, PeerPicker};
     use std::convert::Infallible;
     use std::iter;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     type OnChange = Arc<dyn Fn() -> bool + Send + Sync>;
 

@@ -58,7 +58,6 @@ const REST: Duration = Duration::from_secs(1);
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 pub(super) struct Refresh {
-    own: Weak<Group>,
     /// A value is due when less than this part of its life is left; 0: never.
     fraction: f64,
     /// How long values are kept after they have expired; zero: not at all.
@@ -69,8 +68,8 @@ pub(super) struct Refresh {
 }
 
 impl Refresh {
-    pub(super) fn new(own: Weak<Group>, fraction: f64, grace: Duration) -> Self {
-        Self { own, fraction, grace, attempts: Mutex::default(), crew: Arc::default() }
+    pub(super) fn new(fraction: f64, grace: Duration) -> Self {
+        Self { fraction, grace, attempts: Mutex::default(), crew: Arc::default() }
     }
 
     fn is_off(&self) -> bool {
@@ -196,15 +195,15 @@ pub(super) fn on_due(group: &Weak<Group>, tier: Tier) -> impl Fn(&Key<'_>) + use
 impl Group {
     /// Starts the renewal of a value that is due, unless one is under way, was tried a moment ago, or
     /// too many others wait. Never waits.
-    fn renew(&self, key: &Key<'_>, tier: Tier) {
-        let Refresh { own, attempts, crew, .. } = &self.refresh;
+    fn renew(self: &Arc<Self>, key: &Key<'_>, tier: Tier) {
+        let Refresh { attempts, crew, .. } = &self.refresh;
         if !attempts.lock().unwrap().begin(key.hash, self.clock.now(), self.load_timeout) {
             return;
         }
         // Copies are asked for together: nobody waits for that.
         let job =
             Job { key: key.text.into(), tier, joins: tier == Tier::Hot || self.getter.batches() };
-        if !crew.take_on(job, own) {
+        if !crew.take_on(job, self) {
             self.leave(key);
         }
     }
@@ -485,7 +484,7 @@ impl Crew {
 
     /// Leaves a job to a thread, and starts one if all are busy; `false` if there is no room, or no
     /// thread to be had.
-    fn take_on(self: &Arc<Self>, job: Job, group: &Weak<Group>) -> bool {
+    fn take_on(self: &Arc<Self>, job: Job, group: &Arc<Group>) -> bool {
         let mut work = self.work.lock().unwrap();
         if work.jobs.len() >= Self::MOST_JOBS {
             return false;
@@ -498,7 +497,7 @@ impl Crew {
         }
         work.threads += 1;
         drop(work);
-        let (crew, group) = (self.clone(), group.clone());
+        let (crew, group) = (self.clone(), Arc::downgrade(group));
         let thread = thread::Builder::new().name("geecache-renew".into());
         let Err(error) = thread.spawn(move || crew.run(&group)) else { return true };
         debug!("no thread to renew values: {error}");
