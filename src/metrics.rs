@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 use std::iter::zip;
 
 use crate::cache::CacheStats;
-use crate::stats::{Histogram, PeerStats, Stats};
+use crate::stats::{Histogram, Stats};
 
 /// The metrics of several groups in the Prometheus text format (version 0.0.4).
 ///
@@ -71,24 +71,26 @@ pub fn prometheus<'g>(groups: impl IntoIterator<Item = (&'g str, Stats)>) -> Str
     }
 
     let mut text = String::new();
-    for &(name, kind, help, read) in GROUP_METRICS {
+    for &(name, help, read) in GROUP_METRICS {
         let values = groups.iter().map(|(labels, stats)| (labels, read(stats)));
-        family(&mut text, name, kind, help, values);
+        family(&mut text, name, help, values);
     }
-    for &(name, kind, help, read) in CACHE_METRICS {
+    for &(name, help, read) in CACHE_METRICS {
         let values = caches.iter().map(|(labels, stats)| (labels, read(stats)));
-        family(&mut text, name, kind, help, values);
+        family(&mut text, name, help, values);
     }
-    for &(name, kind, help, read) in PEER_METRICS {
-        let values = peers.iter().filter_map(|(labels, peer)| Some((labels, read(peer)?)));
-        family(&mut text, name, kind, help, values);
-    }
+    let up = peers.iter().filter_map(|(labels, peer)| Some((labels, u64::from(peer.up?))));
+    let help = "1 if the peer answered last time, 0 if it cools down.";
+    family(&mut text, "geecache_peer_up", help, up);
+    let loads = peers.iter().map(|(labels, peer)| (labels, peer.loads));
+    let help = "Misses that the owner answered.";
+    family(&mut text, "geecache_peer_loads_total", help, loads);
     let errors = peers.iter().flat_map(|(labels, peer)| {
         let kinds = peer.errors_by_kind.iter();
         kinds.map(move |(kind, &errors)| (format!("{labels},kind=\"{kind}\""), errors))
     });
-    let name = "geecache_peer_errors_total";
-    family(&mut text, name, "counter", "Misses that the owner did not answer.", errors);
+    let help = "Misses that the owner did not answer.";
+    family(&mut text, "geecache_peer_errors_total", help, errors);
     let times = groups.iter().map(|(labels, stats)| (labels, &stats.getter_times));
     histogram(&mut text, "geecache_origin_load_seconds", "Time of each getter call.", times);
     let times = groups.iter().map(|(labels, stats)| (labels, &stats.removal_times));
@@ -101,10 +103,11 @@ pub fn prometheus<'g>(groups: impl IntoIterator<Item = (&'g str, Stats)>) -> Str
 fn family<L: Display>(
     text: &mut String,
     name: &str,
-    kind: &str,
     help: &str,
     values: impl IntoIterator<Item = (L, u64)>,
 ) {
+    // As Prometheus wants counters to be named.
+    let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
     head(text, name, kind, help);
     for (labels, value) in values {
         let _ = writeln!(text, "{name}{{{labels}}} {value}");
@@ -142,62 +145,47 @@ fn label(name: &str, value: &str) -> String {
     format!("{name}=\"{value}\"")
 }
 
-/// Its name, its type, its help and how it is read.
-type Metric<S, V> = (&'static str, &'static str, &'static str, fn(&S) -> V);
+/// Its name, its help and how it is read.
+type Metric<S> = (&'static str, &'static str, fn(&S) -> u64);
 
-const GROUP_METRICS: &[Metric<Stats, u64>] = &[
-    ("geecache_gets_total", "counter", "Keys asked for, by callers here and by peers.", |s| s.gets),
-    ("geecache_peer_requests_total", "counter", "Keys that peers asked for.", |s| s.peer_requests),
-    ("geecache_misses_total", "counter", "Gets that no cache could answer.", |s| s.misses),
-    ("geecache_handed_over_total", "counter", "Misses that an earlier owner answered.", |s| {
-        s.handed_over
-    }),
+const GROUP_METRICS: &[Metric<Stats>] = &[
+    ("geecache_gets_total", "Keys asked for, by callers here and by peers.", |s| s.gets),
+    ("geecache_peer_requests_total", "Keys that peers asked for.", |s| s.peer_requests),
+    ("geecache_misses_total", "Gets that no cache could answer.", |s| s.misses),
+    ("geecache_handed_over_total", "Misses that an earlier owner answered.", |s| s.handed_over),
     (
         "geecache_pulled_total",
-        "counter",
         "Keys fetched from an earlier owner before they were asked for.",
         |s| s.pulled,
     ),
-    ("geecache_fallbacks_total", "counter", "Loads in place of an owner.", |s| s.fallbacks),
-    ("geecache_local_loads_total", "counter", "Keys that the getter answered.", |s| s.local_loads),
-    ("geecache_local_load_errors_total", "counter", "Keys for which the getter failed.", |s| {
+    ("geecache_fallbacks_total", "Loads in place of an owner.", |s| s.fallbacks),
+    ("geecache_local_loads_total", "Keys that the getter answered.", |s| s.local_loads),
+    ("geecache_local_load_errors_total", "Keys for which the getter failed.", |s| {
         s.local_load_errors
     }),
-    ("geecache_shared_total", "counter", "Misses that shared another's load.", |s| s.shared),
-    ("geecache_refreshes_total", "counter", "Values renewed before they expired.", |s| s.refreshes),
-    ("geecache_refresh_errors_total", "counter", "Renewals that failed.", |s| s.refresh_errors),
-    ("geecache_stale_total", "counter", "Misses answered by a value past its time.", |s| s.stale),
-    (
-        "geecache_removals_incomplete_total",
-        "counter",
-        "Removals that a peer did not confirm.",
-        |s| s.removals_incomplete,
-    ),
+    ("geecache_shared_total", "Misses that shared another's load.", |s| s.shared),
+    ("geecache_refreshes_total", "Values renewed before they expired.", |s| s.refreshes),
+    ("geecache_refresh_errors_total", "Renewals that failed.", |s| s.refresh_errors),
+    ("geecache_stale_total", "Misses answered by a value past its time.", |s| s.stale),
+    ("geecache_removals_incomplete_total", "Removals that a peer did not confirm.", |s| {
+        s.removals_incomplete
+    }),
 ];
 
-const CACHE_METRICS: &[Metric<CacheStats, u64>] = &[
-    ("geecache_hits_total", "counter", "Gets that a cache answered.", |c| c.hits),
-    ("geecache_evictions_total", "counter", "Entries evicted to make room for others.", |c| {
-        c.evictions
-    }),
-    ("geecache_expirations_total", "counter", "Entries found expired.", |c| c.expirations),
-    ("geecache_rejected_total", "counter", "Values larger than the budget.", |c| c.rejected),
-    ("geecache_entries", "gauge", "Entries held.", |c| c.entries as u64),
-    ("geecache_bytes", "gauge", "Bytes held, overhead included.", |c| c.bytes as u64),
-    ("geecache_max_bytes", "gauge", "The budget in bytes.", |c| c.max_bytes as u64),
-];
-
-const PEER_METRICS: &[Metric<PeerStats, Option<u64>>] = &[
-    ("geecache_peer_up", "gauge", "1 if the peer answered last time, 0 if it cools down.", |p| {
-        p.up.map(u64::from)
-    }),
-    ("geecache_peer_loads_total", "counter", "Misses that the owner answered.", |p| Some(p.loads)),
+const CACHE_METRICS: &[Metric<CacheStats>] = &[
+    ("geecache_hits_total", "Gets that a cache answered.", |c| c.hits),
+    ("geecache_evictions_total", "Entries evicted to make room for others.", |c| c.evictions),
+    ("geecache_expirations_total", "Entries found expired.", |c| c.expirations),
+    ("geecache_rejected_total", "Values larger than the budget.", |c| c.rejected),
+    ("geecache_entries", "Entries held.", |c| c.entries as u64),
+    ("geecache_bytes", "Bytes held, overhead included.", |c| c.bytes as u64),
+    ("geecache_max_bytes", "The budget in bytes.", |c| c.max_bytes as u64),
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PeerError;
+    use crate::{PeerError, PeerStats};
 
     #[test]
     fn each_metric_has_its_help_and_type_once_and_labels_are_escaped() {
