@@ -132,6 +132,9 @@ const fn ms(millis: u64) -> Duration {
 pub(crate) struct Counters {
     pub(crate) misses: Counter,
     pub(crate) peer_requests: Counter,
+    // Not the sums of what is counted for each peer, which would fall when one is forgotten.
+    pub(crate) peer_loads: Counter,
+    pub(crate) peer_errors: Counter,
     pub(crate) handed_over: Counter,
     pub(crate) pulled: Counter,
     pub(crate) fallbacks: Counter,
@@ -144,19 +147,12 @@ pub(crate) struct Counters {
     pub(crate) removal_times: Times,
     pub(crate) removals_incomplete: Counter,
     pub(crate) getter_times: Times,
-    // Guards the table alone.
-    peers: Mutex<Peers>,
+    // Guards the table alone, by the peers' names.
+    peers: Mutex<BTreeMap<String, Peer>>,
 }
 
 /// How long a peer that has left the list is still shown.
 const SHOWN_AFTER: Duration = Duration::from_secs(10 * 60);
-
-#[derive(Default)]
-struct Peers {
-    by_name: BTreeMap<String, Peer>,
-    /// The loads and errors of those that are not shown any more, so that no sum ever falls.
-    gone: (u64, u64),
-}
 
 #[derive(Default)]
 struct Peer {
@@ -213,7 +209,7 @@ impl Counter {
 
 impl Counters {
     pub(crate) fn of_peer(&self, name: &str) -> Arc<PeerCounters> {
-        let peers = &mut self.peers.lock().unwrap().by_name;
+        let mut peers = self.peers.lock().unwrap();
         match peers.get(name) {
             Some(peer) => peer.counters.clone(),
             None => peers.entry(name.into()).or_default().counters.clone(),
@@ -229,7 +225,7 @@ impl Counters {
         now: Duration,
     ) -> Stats {
         let are_up: BTreeMap<&str, bool> = peers.into_iter().collect();
-        let (mut by_peer, gone) = self.peers.lock().unwrap().snapshot(&are_up, now);
+        let mut by_peer = self.snapshot_peers(&are_up, now);
         for (name, is_up) in are_up {
             by_peer.entry(name.into()).or_default().up = Some(is_up);
         }
@@ -238,8 +234,8 @@ impl Counters {
             gets: main.hits + hot.hits + misses,
             peer_requests: self.peer_requests.get(),
             misses,
-            peer_loads: gone.0 + by_peer.values().map(|peer| peer.loads).sum::<u64>(),
-            peer_errors: gone.1 + by_peer.values().map(|peer| peer.errors).sum::<u64>(),
+            peer_loads: self.peer_loads.get(),
+            peer_errors: self.peer_errors.get(),
             handed_over: self.handed_over.get(),
             pulled: self.pulled.get(),
             fallbacks: self.fallbacks.get(),
@@ -257,31 +253,22 @@ impl Counters {
             hot,
         }
     }
-}
 
-impl Peers {
-    /// All that are shown, and the sums of the others. Forgets those that left long ago.
-    fn snapshot(
-        &mut self,
+    /// All that are shown. Forgets those that left long ago.
+    fn snapshot_peers(
+        &self,
         current: &BTreeMap<&str, bool>,
         now: Duration,
-    ) -> (BTreeMap<String, PeerStats>, (u64, u64)) {
-        let Self { by_name, gone } = self;
-        by_name.retain(|name, peer| {
+    ) -> BTreeMap<String, PeerStats> {
+        let mut peers = self.peers.lock().unwrap();
+        peers.retain(|name, peer| {
             peer.left = match current.contains_key(&**name) {
                 true => None,
                 false => peer.left.or(Some(now)),
             };
-            let is_shown = peer.left.is_none_or(|left| now < left + SHOWN_AFTER);
-            if !is_shown {
-                let counts = peer.counters.snapshot();
-                gone.0 += counts.loads;
-                gone.1 += counts.errors;
-            }
-            is_shown
+            peer.left.is_none_or(|left| now < left + SHOWN_AFTER)
         });
-        let shown = by_name.iter().map(|(name, peer)| (name.clone(), peer.counters.snapshot()));
-        (shown.collect(), *gone)
+        peers.iter().map(|(name, peer)| (name.clone(), peer.counters.snapshot())).collect()
     }
 }
 
@@ -323,7 +310,12 @@ mod tests {
     #[test]
     fn a_peer_that_left_keeps_its_counts_and_is_neither_up_nor_down() {
         let counters = Counters::default();
-        counters.of_peer("b").loads.add_one();
+        let load = |peer| {
+            counters.peer_loads.add_one();
+            counters.of_peer(peer).loads.add_one();
+        };
+        load("b");
+        counters.peer_errors.add_one();
         counters.of_peer("c").add_error("timeout");
         let caches = CacheStats::default;
         let at = |seconds, peers: &[(&'static str, bool)]| {
@@ -339,7 +331,7 @@ mod tests {
         let stats = at(601, &[("c", true)]);
         assert_eq!(stats.peers.keys().collect::<Vec<_>>(), ["c"]);
         assert_eq!((stats.peer_loads, stats.peer_errors), (1, 1), "the sums stay");
-        counters.of_peer("b").loads.add_one();
+        load("b");
         assert_eq!(at(602, &[("b", true)]).peer_loads, 2, "it has returned");
     }
 }

@@ -255,7 +255,11 @@ impl Group {
         asked_at: Duration,
         owner: &PeerCounters,
     ) -> Result<Record, PeerError> {
-        let answer = answer.inspect_err(|error| owner.add_error(error.kind()))?;
+        let answer = answer.inspect_err(|error| {
+            self.counters.peer_errors.add_one();
+            owner.add_error(error.kind());
+        })?;
+        self.counters.peer_loads.add_one();
         owner.loads.add_one();
         let is_wanted = answer.is_some() && self.doorkeeper.note_and_was_seen(key.hash);
         Ok(self.copy(key, answer, asked_at, is_wanted.then_some(lease)))
