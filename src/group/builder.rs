@@ -50,6 +50,8 @@ impl fmt::Debug for GroupBuilder {
             .field("hot_ttl", &self.hot_ttl)
             .field("load_timeout", &self.load_timeout)
             .field("retry_failed_loads", &self.retry_failed_loads)
+            .field("refresh_ahead", &self.refresh_ahead)
+            .field("stale_if_error", &self.stale_if_error)
             .field("clock", &self.clock)
             .finish_non_exhaustive()
     }
@@ -64,15 +66,9 @@ impl Group {
     /// processes of one kind.
     #[doc(alias = "NewGroup")]
     pub fn builder(name: impl Into<String>, getter: impl Getter + 'static) -> GroupBuilder {
-        GroupBuilder::new(name.into(), Box::new(getter))
-    }
-}
-
-impl GroupBuilder {
-    pub(super) fn new(name: String, getter: Box<dyn Getter>) -> Self {
-        Self {
-            name,
-            getter,
+        GroupBuilder {
+            name: name.into(),
+            getter: Box::new(getter),
             peers: None,
             max_bytes: 64 << 20,
             hot_bytes: None,
@@ -88,7 +84,9 @@ impl GroupBuilder {
             clock: Clock::real(),
         }
     }
+}
 
+impl GroupBuilder {
     /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry, or
     /// 112 if it expires, or 120 if it is [renewed ahead](Self::refresh_ahead). Default: 64 MiB.
     ///
