@@ -135,7 +135,14 @@ impl Clients {
 
     /// The request of `client` that is to be probed.
     pub(super) fn next_to_probe(&self, client: SocketAddr) -> Option<Request> {
-        self.clients.lock().unwrap().get_mut(&client)?.waiting.pop_front()
+        let mut clients = self.clients.lock().unwrap();
+        let client = clients.get_mut(&client)?;
+        let next = client.waiting.pop_front();
+        if next.is_none() {
+            // An answer was sent in part meanwhile, and all that waited was dropped.
+            client.probe = None;
+        }
+        next
     }
 
     /// The request that is probed begins to wait for its turn.
@@ -203,5 +210,30 @@ impl Clients {
 
     fn number(&self) -> u64 {
         self.connections.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use tiny_http::TestRequest;
+
+    #[test]
+    fn a_client_whose_probe_finds_nothing_is_probed_again() {
+        let clients = Clients::new(Duration::from_secs(15));
+        let request = || Request::from(TestRequest::new());
+        let (_, connection) = clients.accept(request()).unwrap();
+        let client = connection.client;
+        assert!(clients.accept(request()).is_none());
+        assert_eq!(clients.look_after(), [client]);
+        // Before the probe has a thread, the first answer is sent in part.
+        let next = clients.answered(connection, Sent::Part(Box::new(io::sink())));
+        assert!(matches!(next, Next::Dropped(requests) if requests.len() == 1));
+        assert!(clients.next_to_probe(client).is_none());
+        // A new connection from the same address.
+        assert!(clients.accept(request()).is_none());
+        assert_eq!(clients.look_after(), [client]);
+        assert!(clients.next_to_probe(client).is_some());
     }
 }

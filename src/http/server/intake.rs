@@ -104,6 +104,7 @@ mod tests {
     use super::super::reply::text;
     use super::*;
     use crate::http::options::ServerOptions;
+    use crossbeam_channel::bounded;
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpListener, TcpStream};
     use tiny_http::Request;
@@ -120,10 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn after_a_panic_another_thread_receives_and_all_end_with_the_last_connection() {
+    fn a_panic_is_answered_and_ends_no_thread_and_all_end_with_the_last_connection() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let listener = Arc::new(Listener::new(socket, LONG).unwrap());
-        let handler = Box::new(|_: &Request, _: &[u8]| text(200, "by a worker"));
+        let (open, gate) = bounded::<()>(0);
+        let handler = Box::new(move |_: &Request, _: &[u8]| {
+            gate.recv_timeout(LONG).unwrap();
+            text(200, "by a worker")
+        });
         let immediate = Box::new(|request: &Request, _: &[u8]| match request.url() {
             "/hit" => Some(text(200, "immediately")),
             "/miss" => None,
@@ -135,9 +140,17 @@ mod tests {
         start(listener.clone(), workers.clone()).unwrap();
         let address = listener.local_addr();
         for _ in 0..2 {
+            // One that panics comes behind one that has the only worker, and is answered there.
+            let mut both = TcpStream::connect(address).unwrap();
+            both.set_read_timeout(Some(LONG)).unwrap();
+            let bomb = "GET /bomb HTTP/1.1\r\nConnection: close\r\n\r\n";
+            write!(both, "GET /miss HTTP/1.1\r\n\r\n{bomb}").unwrap();
+            assert_eq!(ask(address, "bomb"), "the handler panicked");
             assert_eq!(ask(address, "hit"), "immediately");
-            assert_eq!(ask(address, "miss"), "by a worker");
-            ask(address, "bomb");
+            open.send_timeout((), LONG).unwrap();
+            let mut answers = String::new();
+            both.read_to_string(&mut answers).unwrap();
+            assert!(answers.contains("by a worker") && answers.contains("panicked"), "{answers}");
         }
         listener.stop_accepting();
         assert!(workers.drain(LONG));

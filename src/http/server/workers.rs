@@ -187,7 +187,8 @@ impl Workers {
     /// sent.
     fn immediate(&self, question: &Question) -> Option<(ResponseBox, Arc<Answers>)> {
         let answers = self.answers.lock().unwrap().clone()?;
-        let response = (answers.immediate)(&question.request, &question.body)?;
+        let immediate = || (answers.immediate)(&question.request, &question.body);
+        let response = caught(question, immediate).unwrap_or_else(Some)?;
         Some((response, answers))
     }
 
@@ -201,12 +202,9 @@ impl Workers {
     fn answer(self: &Arc<Self>, question: Question, answers: &Arc<Answers>) {
         let start = Instant::now();
         let handler = || (answers.handler)(&question.request, &question.body);
-        let response = catch_unwind(AssertUnwindSafe(handler));
+        let response = caught(&question, handler);
         self.queue.took(start.elapsed());
-        let response = response.unwrap_or_else(|_| {
-            error!("{}: a panic while answering", shown(&question.request));
-            text(500, "the handler panicked")
-        });
+        let response = response.unwrap_or_else(|failure| failure);
         let next = self.deliver(question, response, answers);
         self.go_on(next);
     }
@@ -290,4 +288,12 @@ impl Workers {
             });
         });
     }
+}
+
+/// What `answer` gives; if it panics, the answer that says so.
+fn caught<A>(question: &Question, answer: impl FnOnce() -> A) -> Result<A, ResponseBox> {
+    catch_unwind(AssertUnwindSafe(answer)).map_err(|_| {
+        error!("{}: a panic while answering", shown(&question.request));
+        text(500, "the handler panicked")
+    })
 }
