@@ -100,6 +100,7 @@ impl Intake {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HttpServer;
     use super::super::queue::Queue;
     use super::super::reply::text;
     use super::*;
@@ -159,5 +160,27 @@ mod tests {
             assert!(start.elapsed() < LONG, "the threads do not end");
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn what_needs_no_worker_is_asked_first_also_where_many_ask_and_workers_are_idle() {
+        let server = HttpServer::serve_with(
+            TcpListener::bind("127.0.0.1:0").unwrap(),
+            ServerOptions::default(),
+            |request, _| (request.url() == "/hit").then(|| text(200, "immediately")),
+            |_, _| text(200, "by a worker"),
+        )
+        .unwrap();
+        let address = server.local_addr();
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        assert_eq!(ask(address, "hit"), "immediately");
+                        assert_eq!(ask(address, "miss"), "by a worker");
+                    }
+                });
+            }
+        });
     }
 }

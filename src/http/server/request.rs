@@ -31,6 +31,19 @@ pub(super) struct Question {
     pub(super) connection: Connection,
     /// The writer for the answer, if the request has been [parted](part) from it.
     pub(super) writer: Option<Writer>,
+    /// Nobody has looked yet for an answer that waits for nothing.
+    pub(super) is_new: bool,
+}
+
+impl Question {
+    pub(super) fn new(
+        request: Request,
+        body: Vec<u8>,
+        connection: Connection,
+        writer: Option<Writer>,
+    ) -> Self {
+        Self { request, body, connection, writer, is_new: true }
+    }
 }
 
 /// A connection: tiny_http tells only the address of the client, which a later connection may have

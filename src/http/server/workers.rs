@@ -52,6 +52,18 @@ struct Answers {
     _ended: Sender<Infallible>,
 }
 
+impl Answers {
+    fn immediate(&self, question: &Question) -> Option<ResponseBox> {
+        let answer = || (self.immediate)(&question.request, &question.body);
+        caught(question, answer).unwrap_or_else(Some)
+    }
+
+    fn by_handler(&self, question: &Question) -> ResponseBox {
+        let answer = || (self.handler)(&question.request, &question.body);
+        caught(question, answer).unwrap_or_else(|failure| failure)
+    }
+}
+
 impl Workers {
     pub(super) fn start(
         options: &ServerOptions,
@@ -150,13 +162,13 @@ impl Workers {
         connection: Connection,
     ) -> Option<Question> {
         let refusal = match read_body(&mut request) {
-            Ok(body) => return Some(Question { request, body, connection, writer: None }),
+            Ok(body) => return Some(Question::new(request, body, connection, None)),
             Err(refusal) => refusal,
         };
         let workers = self.clone();
         self.slow_clients.run(move || {
             workers.go_on(if refusal.is_read {
-                let question = Question { request, body: Vec::new(), connection, writer: None };
+                let question = Question::new(request, Vec::new(), connection, None);
                 workers.reply(question, refusal.into())
             } else {
                 // Sends the answer, and then waits for the rest of the body. (Whoever takes the writer
@@ -172,14 +184,16 @@ impl Workers {
     /// next one of the same client. (A client may have sent any number ahead: if each answer called
     /// for the next, the stack would overflow.) May wait for the client.
     pub(super) fn go_on(self: &Arc<Self>, mut next: Option<Question>) {
-        while let Some(question) = next {
-            next = match self.immediate(&question) {
-                Some((response, answers)) => self.deliver(question, response, &answers),
-                None => match self.queue.push(question) {
-                    Ok(()) => None,
-                    Err(question) => self.reply(question, self.overloaded()),
-                },
+        while let Some(mut question) = next {
+            if let Some((response, answers)) = self.immediate(&question) {
+                next = self.deliver(question, response, &answers);
+                continue;
             }
+            question.is_new = false;
+            next = match self.queue.push(question) {
+                Ok(()) => None,
+                Err(question) => self.reply(question, self.overloaded()),
+            };
         }
     }
 
@@ -187,8 +201,7 @@ impl Workers {
     /// sent.
     fn immediate(&self, question: &Question) -> Option<(ResponseBox, Arc<Answers>)> {
         let answers = self.answers.lock().unwrap().clone()?;
-        let immediate = || (answers.immediate)(&question.request, &question.body);
-        let response = caught(question, immediate).unwrap_or_else(Some)?;
+        let response = answers.immediate(question)?;
         Some((response, answers))
     }
 
@@ -201,10 +214,9 @@ impl Workers {
     /// Answers a question. Whatever happens to it, the worker lives on.
     fn answer(self: &Arc<Self>, question: Question, answers: &Arc<Answers>) {
         let start = Instant::now();
-        let handler = || (answers.handler)(&question.request, &question.body);
-        let response = caught(&question, handler);
+        let immediate = if question.is_new { answers.immediate(&question) } else { None };
+        let response = immediate.unwrap_or_else(|| answers.by_handler(&question));
         self.queue.took(start.elapsed());
-        let response = response.unwrap_or_else(|failure| failure);
         let next = self.deliver(question, response, answers);
         self.go_on(next);
     }
@@ -279,10 +291,9 @@ impl Workers {
             };
             let writer = Some(writer);
             workers.go_on(match body {
-                Ok(body) => Some(Question { request, body, connection, writer }),
+                Ok(body) => Some(Question::new(request, body, connection, writer)),
                 Err(refusal) => {
-                    let body = Vec::new();
-                    let question = Question { request, body, connection, writer };
+                    let question = Question::new(request, Vec::new(), connection, writer);
                     workers.reply(question, refusal.into())
                 }
             });
