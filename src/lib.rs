@@ -45,8 +45,7 @@
 //!   keys that were asked for again, and what was loaded in place of an owner. Copies live for
 //!   [30 seconds](GroupBuilder::hot_ttl) at the most.
 //! - When the list of nodes has changed, the leader of a miss first asks the node that owned the key
-//!   before, from its caches; and a thread fetches what nobody asks for
-//!   ([`handover`](PoolOptions::handover)).
+//!   before, from its caches ([`handover`](PoolOptions::handover)).
 //!
 //! # A cluster
 //!
@@ -116,7 +115,7 @@
 //! | `cache/order.rs`, `cache/s3fifo.rs`, `cache/ghosts.rs` | which entry goes first |
 //! | `group/batch.rs`, `group/remove.rs`, `group/trace.rs` | many keys at once; removals; how a get was answered |
 //! | `group/doorkeeper.rs`, `group/disowned.rs`, `group/fallback_log.rs` | which copies are kept; keys that another node owns now; a log that one can read |
-//! | `group/refresh.rs`, `group/handover.rs`, `group/pull.rs`, `http/discovery.rs` | a slow or failing origin; a list of nodes that changes, on demand and ahead; nodes found by a name |
+//! | `group/refresh.rs`, `group/handover.rs`, `http/discovery.rs` | a slow or failing origin; a list of nodes that changes; nodes found by a name |
 //! | `http/options.rs`, `http/frame.rs` | options, their limits and checks; a batch as bytes |
 //! | `http/client/combine.rs` | gets that share a request |
 //! | `http/client/addresses.rs`, `http/client/idle.rs`, `http/client/transport.rs` | where a name leads; connections that are kept; ureq |
@@ -155,8 +154,6 @@
 //! | `POST {base}{group}` | `200`, `application/x-geecache-batch`: an answer for each key of the question | has them; asks singly for those marked "not here" |
 //! | | with `Cache-Control: only-if-cached`: no key waits for the origin; with `Geecache-Hand-Over` too: the new owner asks | |
 //! | | `400` malformed, `413` over a MiB; from one that knows no batches `404`, `405`, `500`, … | asks singly, and for a minute sends no more batches |
-//! | `POST {base}{group}` of the type `application/x-geecache-keys`, from a node that owns some of the keys now | `200` with that type: a page of those that are in the main cache | asks for their values, by batches |
-//! | | `400`, `404`, `405`, `500`, …: malformed, or it knows no such question | leaves it alone |
 //! | `DELETE {base}{group}/{key}`, `DELETE {base}{group}` | `204`: this node's own copies of the key, or of the group, are gone; `404` with `Geecache-Error: no-group`: it never had any | counts it as done |
 //! | `GET /healthz` | `200`, `ok` | |
 //! | `GET /metrics` | `200`, the counters in the Prometheus text format | |
@@ -177,19 +174,6 @@
 //! | 1: absent | |
 //! | 2: the owner's load failed | 2: the length of the text; the text |
 //! | 3: not here, ask singly | |
-//!
-//! A question for a page of keys, and the page:
-//!
-//! | bytes | what |
-//! |---|---|
-//! | 8, big-endian | which page: 0 is the first |
-//! | 1 | the hash of the ring: 0 for CRC-32, 1 for the mixed one |
-//! | 4 and 4, big-endian; and so on | the first and the last position of an arc that the asking node owns now |
-//!
-//! | bytes | what |
-//! |---|---|
-//! | 8, big-endian | the next page; all ones after the last |
-//! | the rest | the keys, as in the question of a batch |
 //!
 //! Where a token is set, peers send `Authorization: Bearer …`, and the server answers `401`
 //! without it. With the feature `tls`, peers whose URLs begin with `https://` are asked over TLS;
@@ -213,7 +197,7 @@
 //! | an owner's address leads to a stranger | fall back, nothing of it is kept | `far::an_answer_that_no_node_writes_is_a_strangers` |
 //! | an owner answers something that is no answer | fall back | `owners::what_is_not_http_falls_back_to_the_origin`, `owners::status_500_falls_back_to_the_origin`, `batches::an_owner_whose_answer_is_malformed_falls_back` |
 //! | lists of nodes disagree, or a node lists itself under another name | every get is answered; a list without the node itself is refused | `gets::two_nodes_that_each_take_the_other_for_the_owner_both_answer`, `gets::a_node_that_lists_itself_under_another_name_asks_itself_and_is_answered` |
-//! | a node comes or goes | its keys' new owner asks the one before for them, and the origin is not asked | `handover::a_node_that_joins_takes_over_what_it_owns_now_and_the_origin_is_not_asked`, `handover::a_node_that_has_left_hands_over_for_as_long_as_it_answers`, `handover::what_nobody_asks_for_is_pulled_from_nodes_that_stay_and_from_one_that_leaves` |
+//! | a node comes or goes | its keys' new owner asks the one before for them, and the origin is not asked | `handover::a_node_that_joins_takes_over_what_it_owns_now_and_the_origin_is_not_asked`, `handover::a_node_that_has_left_hands_over_for_as_long_as_it_answers` |
 //! | an earlier owner is mute or gone | 100 ms at the most, then it is left alone for a while | `handover::a_mute_or_dead_earlier_owner_costs_a_moment_and_then_nothing_for_a_while` |
 //! | a value is removed while an earlier owner, which no removal reaches, has it | it is not taken over | `handover::what_was_removed_is_not_taken_over_from_a_node_that_no_removal_reached` |
 //! | the name by which nodes find each other leads nowhere, or the resolver hangs | the list stays as it is, nobody waits | `discovery::three_nodes_find_a_fourth_and_lose_it_again_and_no_get_fails` |
@@ -279,7 +263,7 @@ pub use getter::{BoxError, Getter, Loaded};
 pub use group::{Asked, Group, GroupBuilder, MAX_GROUP_BYTES, Tier, Trace};
 pub use http::{Following, HttpPool, HttpServer, PoolOptions, ServerOptions};
 pub use metrics::prometheus;
-pub use peer::{FormerKeys, PeerGetter, PeerPicker};
+pub use peer::{PeerGetter, PeerPicker};
 pub use ring::{Ring, RingHash};
 pub use stats::{Histogram, PeerStats, Stats};
 pub use tiny_http;

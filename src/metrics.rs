@@ -14,7 +14,6 @@ use crate::stats::{Histogram, Stats};
 /// | `geecache_peer_requests_total` | counter | group | Keys that peers asked for. |
 /// | `geecache_misses_total` | counter | group | Gets that no cache could answer. |
 /// | `geecache_handed_over_total` | counter | group | Misses that an earlier owner answered. |
-/// | `geecache_pulled_total` | counter | group | Keys fetched from an earlier owner before they were asked for. |
 /// | `geecache_fallbacks_total` | counter | group | Loads in place of an owner. |
 /// | `geecache_local_loads_total` | counter | group | Keys that the getter answered. |
 /// | `geecache_local_load_errors_total` | counter | group | Keys for which the getter failed. |
@@ -153,11 +152,6 @@ const GROUP_METRICS: &[Metric<Stats>] = &[
     ("geecache_peer_requests_total", "Keys that peers asked for.", |s| s.peer_requests),
     ("geecache_misses_total", "Gets that no cache could answer.", |s| s.misses),
     ("geecache_handed_over_total", "Misses that an earlier owner answered.", |s| s.handed_over),
-    (
-        "geecache_pulled_total",
-        "Keys fetched from an earlier owner before they were asked for.",
-        |s| s.pulled,
-    ),
     ("geecache_fallbacks_total", "Loads in place of an owner.", |s| s.fallbacks),
     ("geecache_local_loads_total", "Keys that the getter answered.", |s| s.local_loads),
     ("geecache_local_load_errors_total", "Keys for which the getter failed.", |s| {

@@ -20,7 +20,7 @@ pub trait PeerPicker: Send + Sync {
 
     /// Takes a function that is to be called after each change of the list of peers, without locks,
     /// for as long as it returns `true`. By it a group learns that it has to limit the life of values
-    /// whose keys it no longer owns, and that there are [keys to fetch](Self::former_keys). Default: it is dropped, as is right if the list never changes.
+    /// whose keys it no longer owns. Default: it is dropped, as is right if the list never changes.
     fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
         drop(changed);
     }
@@ -34,24 +34,11 @@ pub trait PeerPicker: Send + Sync {
         Vec::new()
     }
 
-    /// The keys of `group` that this process owns now and peers owned before the list changed, as far as
-    /// those have them in their caches: for each of these peers its keys, in pages. A page is asked for
-    /// when it is taken, within a bounded time; see [`Group::answer_former_keys`]. Default: none.
-    ///
-    /// [`Group::answer_former_keys`]: crate::Group::answer_former_keys
-    fn former_keys(&self, group: &str) -> Vec<FormerKeys> {
-        let _ = group;
-        Vec::new()
-    }
-
     /// All peers except this process, which a removal has to reach. Default: none.
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
         Vec::new()
     }
 }
-
-/// Pages of keys: see [`PeerPicker::former_keys`].
-pub type FormerKeys = Box<dyn Iterator<Item = Vec<String>> + Send>;
 
 /// Asks one peer.
 ///
@@ -113,10 +100,6 @@ impl<P: PeerPicker + ?Sized> PeerPicker for Arc<P> {
 
     fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
         (**self).former(key)
-    }
-
-    fn former_keys(&self, group: &str) -> Vec<FormerKeys> {
-        (**self).former_keys(group)
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {

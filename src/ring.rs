@@ -6,7 +6,7 @@
 //! belongs to the first node point at or after its own.
 //! Read on in [`HttpPool`](crate::HttpPool), which swaps one ring for the next.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 /// The hash that puts nodes and keys on the circle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,10 +102,7 @@ impl Ring {
 
     /// The node that owns `key`; `None` if the ring has no points.
     pub fn owner(&self, key: &str) -> Option<&str> {
-        self.owner_at(self.position(key))
-    }
-
-    fn owner_at(&self, position: u32) -> Option<&str> {
+        let position = self.position(key);
         let next = self.points.partition_point(|point| point.position < position);
         let point = self.points.get(next).or(self.points.first())?;
         Some(&self.nodes[point.node as usize])
@@ -145,47 +142,12 @@ impl Ring {
         self.nodes().zip(owned.into_iter().map(share)).collect()
     }
 
-    /// What `node` owns in this ring and other nodes owned `before`, for each of them.
-    pub(crate) fn gained<'b>(&self, before: &'b Ring, node: &str) -> HashMap<&'b str, Arcs> {
-        let points = self.points.iter().chain(&before.points);
-        let mut ends: Vec<u32> = points.map(|point| point.position).chain([u32::MAX]).collect();
-        ends.sort_unstable();
-        ends.dedup();
-        let (mut gained, mut begin) = (HashMap::<_, Arcs>::new(), 0);
-        // In neither ring is there a point inside of an arc, so it has one owner in each.
-        for end in ends {
-            let former = before.owner_at(end).filter(|&former| former != node);
-            if let (Some(former), true) = (former, self.owner_at(end) == Some(node)) {
-                let new = || Arcs { hash: self.hash, arcs: Vec::new() };
-                gained.entry(former).or_insert_with(new).arcs.push((begin, end));
-            }
-            begin = end.wrapping_add(1);
-        }
-        gained
-    }
-
     /// The node with the largest share, and how many times the average share that is. 0 if the ring has
     /// no points.
     pub fn largest_share(&self) -> (&str, f64) {
         let shares = self.shares();
         let largest = shares.iter().max_by(|(_, a), (_, b)| a.total_cmp(b));
         largest.map_or(("", 0.0), |&(node, share)| (node, share * shares.len() as f64))
-    }
-}
-
-/// A part of the circle.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Arcs {
-    pub(crate) hash: RingHash,
-    /// The first and the last position of each, in rising order.
-    pub(crate) arcs: Vec<(u32, u32)>,
-}
-
-impl Arcs {
-    pub(crate) fn contain(&self, key: &str) -> bool {
-        let position = self.hash.of(key.as_bytes());
-        let next = self.arcs.partition_point(|&(_, last)| last < position);
-        self.arcs.get(next).is_some_and(|&(first, _)| first <= position)
     }
 }
 
@@ -261,22 +223,6 @@ mod tests {
         for key in (0..10_000).map(|i| i.to_string()) {
             let owner = three.owner(&key).unwrap();
             assert!(owner == "c" || two.owner(&key) == Some(owner));
-        }
-    }
-
-    #[test]
-    fn what_a_node_gains_is_told_for_each_earlier_owner() {
-        let lists: [&[&str]; 5] = [&["a", "b"], &["a", "b", "c"], &["b", "c", "d"], &["c"], &[]];
-        for (before, after) in lists.iter().flat_map(|b| lists.iter().map(move |a| (b, a))) {
-            let (before, after) = (ring(before), ring(after));
-            let gained = after.gained(&before, "c");
-            for key in (0..1_000).map(|i| i.to_string()) {
-                let former = before.owner(&key).filter(|&former| former != "c");
-                let expected = former.filter(|_| after.owner(&key) == Some("c"));
-                let found: Vec<_> = gained.iter().filter(|(_, arcs)| arcs.contain(&key)).collect();
-                assert_eq!(found.first().map(|&(&former, _)| former), expected);
-                assert!(found.len() < 2);
-            }
         }
     }
 

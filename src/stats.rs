@@ -41,9 +41,6 @@ pub struct Stats {
     pub peer_errors: u64,
     /// Misses whose values came from an earlier owner after the list of peers had changed.
     pub handed_over: u64,
-    /// Keys whose values were fetched from an earlier owner before anybody asked for them. They are no
-    /// misses.
-    pub pulled: u64,
     /// Loads from the origin in place of an owner that did not answer.
     pub fallbacks: u64,
     /// Keys that the getter answered with a value or "no such key".
@@ -136,7 +133,6 @@ pub(crate) struct Counters {
     pub(crate) peer_loads: Counter,
     pub(crate) peer_errors: Counter,
     pub(crate) handed_over: Counter,
-    pub(crate) pulled: Counter,
     pub(crate) fallbacks: Counter,
     pub(crate) local_loads: Counter,
     pub(crate) local_load_errors: Counter,
@@ -237,7 +233,6 @@ impl Counters {
             peer_loads: self.peer_loads.get(),
             peer_errors: self.peer_errors.get(),
             handed_over: self.handed_over.get(),
-            pulled: self.pulled.get(),
             fallbacks: self.fallbacks.get(),
             local_loads: self.local_loads.get(),
             local_load_errors: self.local_load_errors.get(),

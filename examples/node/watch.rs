@@ -19,14 +19,13 @@ const ROUND: Duration = Duration::from_millis(900);
 const DEADLINE: Duration = Duration::from_millis(700);
 
 /// What a report tells of the metrics: its name in the report, the metric, and a label.
-const COUNTERS: [(&str, &str, &str); 14] = [
+const COUNTERS: [(&str, &str, &str); 13] = [
     ("gets", "geecache_gets_total", ""),
     ("peer_requests", "geecache_peer_requests_total", ""),
     ("main_hits", "geecache_hits_total", "cache=\"main\""),
     ("hot_hits", "geecache_hits_total", "cache=\"hot\""),
     ("peer_loads", "geecache_peer_loads_total", ""),
     ("handed_over", "geecache_handed_over_total", ""),
-    ("pulled", "geecache_pulled_total", ""),
     ("fallbacks", "geecache_fallbacks_total", ""),
     ("local_loads", "geecache_local_loads_total", ""),
     ("local_load_errors", "geecache_local_load_errors_total", ""),

@@ -96,7 +96,7 @@ impl Front {
             },
             ("/handed-over", []) => {
                 let stats = self.group.stats();
-                Response::from_string((stats.handed_over + stats.pulled).to_string()).boxed()
+                Response::from_string(stats.handed_over.to_string()).boxed()
             }
             ("/fallbacks", []) => {
                 Response::from_string(self.group.stats().fallbacks.to_string()).boxed()

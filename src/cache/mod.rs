@@ -252,27 +252,14 @@ impl Cache {
     /// Visits, in no order and without locks, all records that are there throughout; of those that
     /// come or go meanwhile, some.
     pub(crate) fn visit(&self, mut visit: impl FnMut(&Record)) {
-        let mut next = Some(0);
-        while let Some(at) = next {
-            let records;
-            (records, next) = self.records_at(at);
-            records.iter().for_each(&mut visit);
+        for Padded(shard) in &self.shards {
+            // The slots are visited from the last to the first, some hundreds at a time.
+            let mut end = usize::MAX;
+            while end > 0 {
+                let records = shard.lock().unwrap().records_below(&mut end);
+                records.iter().for_each(&mut visit);
+            }
         }
-    }
-
-    /// Up to 256 records of a shard, and where the next ones are; the first ones are at 0.
-    pub(crate) fn records_at(&self, at: u64) -> (Vec<Record>, Option<u64>) {
-        // The slots are visited from the last to the first.
-        let (index, mut end) = (at >> 32, !(at as u32) as usize);
-        let Some(Padded(shard)) = self.shards.get(index as usize) else { return (vec![], None) };
-        let records = shard.lock().unwrap().records_below(&mut end);
-        let next = if end > 0 { index << 32 | u64::from(!(end as u32)) } else { (index + 1) << 32 };
-        (records, ((next >> 32) < self.shards.len() as u64).then_some(next))
-    }
-
-    /// The bytes for which there is room.
-    pub(crate) fn room(&self) -> usize {
-        self.max_bytes.saturating_sub(self.bytes.0.load(Ordering::Relaxed))
     }
 
     pub(crate) fn stats(&self) -> CacheStats {

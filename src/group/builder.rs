@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use super::doorkeeper::Doorkeeper;
@@ -237,7 +236,6 @@ impl GroupBuilder {
             name: self.name,
             getter: self.getter,
             removed: self.peers.as_ref().map(|_| Removed::default()),
-            pulls: AtomicUsize::default(),
             peers: self.peers.unwrap_or_else(|| Box::new(NoPeers)),
             hasher,
             doorkeeper: Doorkeeper::new(),
@@ -257,12 +255,9 @@ impl GroupBuilder {
         let weak = Arc::downgrade(&group);
         group.peers.on_change(Arc::new(move || {
             let Some(group) = weak.upgrade() else { return false };
-            group.pull();
             group.limit_disowned();
             true
         }));
-        // The list may have been set before.
-        group.pull();
         Ok(group)
     }
 }

@@ -4,8 +4,7 @@
 //! node that is replaced takes its share along. The origin would have to give all that once more. But
 //! for a while the earlier owner still has the values. So before the leader of a miss calls the
 //! getter, it asks the earlier owners, the last one first, from their caches alone and for no longer
-//! than [`PATIENCE`] in all. Whoever is asked so asks nobody, so there are no loops. What nobody asks
-//! for is [pulled](super::pull).
+//! than [`PATIENCE`] in all. Whoever is asked so asks nobody, so there are no loops.
 //!
 //! A value keeps the life that it had at its earlier owner, which itself may keep it for
 //! [`hot_ttl`](crate::GroupBuilder::hot_ttl) only. "No such key" is not handed over.
@@ -35,7 +34,6 @@ use std::time::Duration;
 use super::{Asked, Group, Tier, Told, at_once, timed};
 use crate::cache::{Key, Lease, Record};
 use crate::peer::LONGEST_HANDOVER;
-use crate::stats::Counter;
 use crate::{ByteView, Error, Loaded, PeerGetter};
 
 /// How long the earlier owners of a key, or of a batch, are asked, all together.
@@ -60,21 +58,8 @@ impl Group {
         keys: &[&Key<'_>],
         leases: &[Lease],
     ) -> Vec<Option<TakenOver>> {
-        self.take_over_many(keys, leases, PATIENCE, &self.counters.handed_over, |_, _| true)
-    }
-
-    /// Asks the earlier owners of `keys`, and keeps what they give and `is_wanted`, if the lease of the
-    /// key holds. The result has what was wanted, which is counted, for each key.
-    pub(super) fn take_over_many(
-        &self,
-        keys: &[&Key<'_>],
-        leases: &[Lease],
-        patience: Duration,
-        counter: &Counter,
-        is_wanted: impl Fn(&Key<'_>, &Record) -> bool,
-    ) -> Vec<Option<TakenOver>> {
         let start = self.clock.now();
-        let end = start.saturating_add(patience);
+        let end = start.saturating_add(PATIENCE);
         let mut former: Vec<_> = keys.iter().map(|key| self.former(key).into_iter()).collect();
         let mut taken: Vec<Option<TakenOver>> = vec![None; keys.len()];
         loop {
@@ -99,12 +84,9 @@ impl Group {
                     let Some(loaded) = loaded.filter(has_life) else { continue };
                     let (key, ttl) = (keys[i], loaded.ttl);
                     let record = self.record(Tier::Main, key, Some(&loaded), ttl, || start);
-                    if !is_wanted(key, &record) {
-                        continue;
-                    }
                     self.main.insert(key, record.clone(), leases[i]);
                     self.limit_if_disowned(key);
-                    counter.add_one();
+                    self.counters.handed_over.add_one();
                     let asked = Asked { peer: peer.name().into(), took, error: None };
                     taken[i] = Some((record, asked));
                 }

@@ -35,7 +35,6 @@ mod disowned;
 mod doorkeeper;
 mod fallback_log;
 mod handover;
-mod pull;
 mod refresh;
 mod remove;
 mod trace;
@@ -96,8 +95,6 @@ pub struct Group {
     doorkeeper: Doorkeeper,
     // `None` without peers.
     removed: Option<Removed>,
-    // How often keys were to be fetched from earlier owners; the last time counts.
-    pulls: AtomicUsize,
     asking: Flight<Answer>,
     loading: Flight<Answer>,
     ttl: Option<Duration>,

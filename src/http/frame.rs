@@ -7,8 +7,7 @@
 use std::time::Duration;
 
 use crate::group::Told;
-use crate::ring::Arcs;
-use crate::{Error, Loaded, MAX_KEY_BYTES, PeerError, RingHash};
+use crate::{Error, Loaded, MAX_KEY_BYTES, PeerError};
 
 /// The most keys in one batch.
 pub(super) const MAX_KEYS: usize = 1024;
@@ -107,49 +106,6 @@ pub(super) fn read_question(body: &[u8]) -> Result<Vec<&str>, &'static str> {
         .collect();
     rest.end()?;
     keys
-}
-
-/// A question for a page of the keys in `arcs`.
-pub(super) fn write_page_question(page: u64, arcs: &Arcs) -> Vec<u8> {
-    let mut body = page.to_be_bytes().to_vec();
-    body.push(match arcs.hash {
-        RingHash::Crc32 => 0,
-        RingHash::Crc32Mixed => 1,
-    });
-    for (first, last) in &arcs.arcs {
-        body.extend(first.to_be_bytes());
-        body.extend(last.to_be_bytes());
-    }
-    body
-}
-
-pub(super) fn read_page_question(body: &[u8]) -> Result<(u64, Arcs), &'static str> {
-    let mut rest = Rest(body);
-    let page = u64::from_be_bytes(rest.take()?);
-    let hash = match rest.take()? {
-        [0] => RingHash::Crc32,
-        [1] => RingHash::Crc32Mixed,
-        _ => return Err("an unknown hash"),
-    };
-    let mut arcs = Vec::with_capacity(rest.0.len() / 8);
-    while !rest.0.is_empty() {
-        arcs.push((u32::from_be_bytes(rest.take()?), u32::from_be_bytes(rest.take()?)));
-    }
-    Ok((page, Arcs { hash, arcs }))
-}
-
-/// A page of keys, and which is the next.
-pub(super) fn write_page(keys: &[String], next: Option<u64>) -> Vec<u8> {
-    let mut body = next.unwrap_or(NO_END).to_be_bytes().to_vec();
-    body.extend(write_question(keys));
-    body
-}
-
-pub(super) fn read_page(body: &[u8]) -> Result<(Vec<String>, Option<u64>), &'static str> {
-    let mut rest = Rest(body);
-    let next = u64::from_be_bytes(rest.take()?);
-    let keys = read_question(rest.0)?.into_iter().map(String::from).collect();
-    Ok((keys, (next != NO_END).then_some(next)))
 }
 
 /// How many bytes [`write_answer`] writes.
@@ -277,25 +233,6 @@ mod tests {
             Some(Ok(Some(Loaded::from("589").ttl(Duration::ZERO)))),
         ];
         assert_eq!(read_answer(&body, 6).unwrap(), heard);
-    }
-
-    #[test]
-    fn a_page_and_the_question_for_it_are_read_as_they_were_written() {
-        for (hash, arcs) in
-            [(RingHash::Crc32, vec![]), (RingHash::Crc32Mixed, vec![(0, 7), (9, u32::MAX)])]
-        {
-            let arcs = Arcs { hash, arcs };
-            let body = write_page_question(1 << 40, &arcs);
-            assert_eq!(read_page_question(&body), Ok((1 << 40, arcs)));
-            assert!(read_page_question(&body[..8]).is_err());
-            assert!(read_page_question(&[&body[..], b"x"].concat()).is_err());
-            assert!(read_question(&body).is_err(), "who knows no pages takes it for a bad batch");
-        }
-        for next in [None, Some(0), Some(1 << 40)] {
-            let keys = vec!["Tom".to_string(), "键".into()];
-            assert_eq!(read_page(&write_page(&keys, next)), Ok((keys, next)));
-        }
-        assert!(read_page(b"\0\0\0\0").is_err());
     }
 
     #[test]

@@ -37,8 +37,7 @@ pub struct PoolOptions {
     pub max_value_bytes: u64,
     /// For how long after a change of the list of nodes this node, when it misses a key that it owns
     /// now, asks those that owned it before, from their caches and for 100 ms at the most, before
-    /// it loads from the origin; and a thread of each group fetches in that time what nobody asks
-    /// for, as far as there is room in the main cache. Up to 5 minutes; zero turns both off. What a node
+    /// it loads from the origin. Up to 5 minutes; zero turns it off. What a node
     /// no longer owns it keeps for [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the most. Default: 30 s.
     pub handover: Duration,
     /// Whether gets of a group that go to the same peer at the same time share requests, if there are more

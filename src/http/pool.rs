@@ -24,8 +24,7 @@ use log::warn;
 
 use super::client::HttpGetter;
 use super::options::{PoolOptions, check_url};
-use crate::ring::Arcs;
-use crate::{Error, FormerKeys, PeerGetter, PeerPicker, Ring, RingHash};
+use crate::{Error, PeerGetter, PeerPicker, Ring, RingHash};
 
 /// The nodes of a cluster as one of them sees it: a [`PeerPicker`] over HTTP.
 ///
@@ -281,21 +280,6 @@ impl PeerPicker for HttpPool {
         found
     }
 
-    fn former_keys(&self, group: &str) -> Vec<FormerKeys> {
-        let nodes = self.nodes.lock().unwrap();
-        let (now, earlier) = (nodes.list.clone(), nodes.earlier.clone());
-        drop(nodes);
-        let mut former: Vec<FormerKeys> = Vec::new();
-        for Earlier { list: before, until } in earlier {
-            for (url, arcs) in now.ring.gained(&before.ring, &self.self_url) {
-                if let Some(getter) = before.getters.get(url) {
-                    former.push(pages(getter.clone(), group.into(), arcs, until));
-                }
-            }
-        }
-        former
-    }
-
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
         let list = self.list();
         list.getters.values().map(|getter| getter.clone() as Arc<dyn PeerGetter>).collect()
@@ -317,17 +301,6 @@ impl List {
     fn owner(&self, key: &str) -> Option<&Arc<HttpGetter>> {
         self.getters.get(self.ring.owner(key)?)
     }
-}
-
-/// The keys of `group` in `arcs` that a peer has, in pages.
-fn pages(getter: Arc<HttpGetter>, group: String, arcs: Arcs, until: Instant) -> FormerKeys {
-    let mut next = Some(0);
-    Box::new(iter::from_fn(move || {
-        let page = next.filter(|_| Instant::now() < until)?;
-        let (keys, after) = getter.get_keys(&group, page, &arcs)?;
-        next = after;
-        Some(keys)
-    }))
 }
 
 /// What is different in a new list of nodes.

@@ -44,9 +44,6 @@ pub(crate) const VALUE_TYPE: &str = "application/octet-stream";
 /// The type of the body of a batch and of its answer.
 pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";
 
-/// The type of a question for a page of keys, and of the page.
-pub(crate) const KEYS_TYPE: &str = "application/x-geecache-keys";
-
 /// In `Cache-Control` of a question: the peer answers from its caches alone. A question for one key that
 /// has it comes from the key's new owner, and the key is handed over.
 pub(crate) const ONLY_IF_CACHED: &str = "only-if-cached";

@@ -201,7 +201,7 @@ impl Cluster {
         self
     }
 
-    /// After a change of the list, those that owned a key before are asked, and pulled from.
+    /// After a change of the list, those that owned a key before are asked.
     pub(crate) fn with_handover(mut self) -> Self {
         self.pool.handover = PoolOptions::default().handover;
         self

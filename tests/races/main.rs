@@ -60,7 +60,7 @@ use clock::Clock;
 use errors::{Error, MAX_KEY_BYTES, PeerError};
 use getter::{BoxError, Getter, Loaded};
 use group::{Group, GroupBuilder};
-use peer::{FormerKeys, PeerGetter, PeerPicker};
+use peer::{PeerGetter, PeerPicker};
 
 mod scenarios;
 

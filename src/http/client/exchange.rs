@@ -16,7 +16,6 @@ use super::transport::{self, Connections};
 use crate::clock::Clock;
 use crate::http::frame::{self, Answer};
 use crate::http::wire;
-use crate::ring::Arcs;
 use crate::{Loaded, PeerError, PoolOptions};
 
 /// For which keys a peer is to answer.
@@ -150,29 +149,6 @@ impl Exchange {
             }
             _ => Err(status(&mut answer)),
         }
-    }
-
-    /// Asks for a page of the keys in `arcs` that the peer has in its main cache, and which page is the
-    /// next.
-    pub(super) fn get_keys(
-        &self,
-        group: &str,
-        page: u64,
-        arcs: &Arcs,
-        timeout: Duration,
-    ) -> Result<(Vec<String>, Option<u64>), PeerError> {
-        let url = self.url(group, None);
-        let question = frame::write_page_question(page, arcs);
-        let mut answer = self.send(timeout, |left| {
-            let request = self.prepare(self.agent.post(&url), left);
-            request.content_type(wire::KEYS_TYPE).send(&question[..])
-        })?;
-        if answer.status() != 200 {
-            return Err(status(&mut answer));
-        }
-        check_origin(&answer, wire::KEYS_TYPE)?;
-        let body = body(&mut answer, frame::MAX_QUESTION_BYTES as u64)?;
-        frame::read_page(&body).map_err(|w| PeerError::Transport(format!("a malformed page: {w}")))
     }
 
     /// Tells the peer to remove a key, or all of a group.

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use log::{debug, info, warn};
+use log::{info, warn};
 
 use self::combine::{Brought, Combine};
 use self::cooldown::Cooldown;
@@ -34,7 +34,6 @@ use self::exchange::{Exchange, Wanted};
 pub(super) use self::transport::check;
 use super::frame::{self, Answer};
 use crate::clock::Clock;
-use crate::ring::Arcs;
 use crate::{Loaded, PeerError, PeerGetter, PoolOptions};
 
 /// Asks the peer at one base URL.
@@ -63,8 +62,6 @@ pub(crate) struct HttpGetter {
 const TRY_BATCHES_AGAIN: Duration = Duration::from_secs(60);
 /// An earlier owner that gave nothing so many times in a row is asked only each so-many-th time.
 const OFTEN_IN_VAIN: u32 = 16;
-/// How long a page of keys is waited for.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a removal waits for a peer that failed before and may still be down.
 const REMOVAL_WHILE_DOWN: Duration = Duration::from_millis(500);
 
@@ -117,28 +114,6 @@ impl HttpGetter {
     /// The list of nodes has changed, and the peer may have owned keys that it can hand over.
     pub(super) fn may_hand_over(&self) {
         self.in_vain.store(0, Ordering::Relaxed);
-    }
-
-    /// A page of the keys in `arcs` that the peer, which owned them before, has in its main cache, and
-    /// which page is the next. `None` if it does not answer or does not know this question.
-    pub(super) fn get_keys(
-        &self,
-        group: &str,
-        page: u64,
-        arcs: &Arcs,
-    ) -> Option<(Vec<String>, Option<u64>)> {
-        if !self.is_up() || !self.knows_batches() {
-            return None;
-        }
-        let end = self.clock.now() + PAGE_TIMEOUT;
-        let ask = || self.within(end, |left| self.exchange.get_keys(group, page, arcs, left));
-        let found = self.unless_too_slow(ask);
-        match &found {
-            // So it is worth while to ask for the values.
-            Ok(_) => self.may_hand_over(),
-            Err(error) => debug!("peer {}: tells no keys: {error}", self.name()),
-        }
-        found.ok()
     }
 
     fn of_group(&self, name: &str) -> Arc<OfGroup> {

@@ -122,9 +122,6 @@ impl Routes {
                 group.answer_clear();
                 bytes(204, "")
             }
-            (Method::Post, None) if first(request, "Content-Type") == Some(wire::KEYS_TYPE) => {
-                page_of_keys(group, body)
-            }
             (Method::Post, None) => {
                 let keys = frame::read_question(body).map_err(|what| text(400, what))?;
                 if !is_only_if_cached(request) {
@@ -193,18 +190,6 @@ fn hand_over(group: &Group, key: &str) -> ResponseBox {
         Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::NOT_CACHED)),
         Ok(Some((value, ttl))) => answer_of(Told::Value(value, ttl)),
         Err(error) => text(400, error),
-    }
-}
-
-/// The keys that the peer owns now.
-fn page_of_keys(group: &Group, body: &[u8]) -> ResponseBox {
-    match frame::read_page_question(body) {
-        Ok((page, arcs)) => {
-            let (keys, next) = group.answer_former_keys(page, |key| arcs.contain(key));
-            bytes(200, frame::write_page(&keys, next))
-                .with_header(header("Content-Type", wire::KEYS_TYPE))
-        }
-        Err(what) => text(400, what),
     }
 }
 

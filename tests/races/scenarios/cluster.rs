@@ -1,16 +1,14 @@
 //! Several nodes, each a `Group`, that ask each other without a network.
 
-use std::iter;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::thread;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
 
 use super::group::{Origin, ask};
 use super::{many, together};
-use crate::{Clock, FormerKeys, Group, GroupBuilder, Loaded, PeerError, PeerGetter, PeerPicker};
+use crate::{Clock, Group, GroupBuilder, Loaded, PeerError, PeerGetter, PeerPicker};
 
 pub(super) fn all() -> Vec<Trial> {
     vec![
@@ -24,22 +22,14 @@ pub(super) fn all() -> Vec<Trial> {
         many(a_removal_beats_the_renewal_of_copies::<1, false>),
         many(a_removal_beats_the_renewal_of_copies::<1, true>),
         many(what_is_handed_over_is_not_loaded),
-        many(what_nobody_asks_for_is_pulled),
-        many(a_removal_wins_against_a_hand_over::<0, STAYS, true, false>),
-        many(a_removal_wins_against_a_hand_over::<1, STAYS, true, false>),
-        many(a_removal_wins_against_a_hand_over::<2, STAYS, true, false>),
-        many(a_removal_wins_against_a_hand_over::<1, LEAVES, true, false>),
-        many(a_removal_wins_against_a_hand_over::<2, LEAVES, true, false>),
-        many(a_removal_wins_against_a_hand_over::<2, IS_FORGOTTEN, true, false>),
-        many(a_removal_wins_against_a_hand_over::<1, STAYS, false, false>),
-        many(a_removal_wins_against_a_hand_over::<2, STAYS, false, false>),
-        many(a_removal_wins_against_a_hand_over::<0, STAYS, true, true>),
-        many(a_removal_wins_against_a_hand_over::<1, STAYS, true, true>),
-        many(a_removal_wins_against_a_hand_over::<2, STAYS, true, true>),
-        many(a_removal_wins_against_a_hand_over::<1, LEAVES, true, true>),
-        many(a_removal_wins_against_a_hand_over::<2, LEAVES, true, true>),
-        many(a_removal_wins_against_a_hand_over::<2, IS_FORGOTTEN, true, true>),
-        many(a_removal_wins_against_a_hand_over::<2, STAYS, false, true>),
+        many(a_removal_wins_against_a_hand_over::<0, STAYS, true>),
+        many(a_removal_wins_against_a_hand_over::<1, STAYS, true>),
+        many(a_removal_wins_against_a_hand_over::<2, STAYS, true>),
+        many(a_removal_wins_against_a_hand_over::<1, LEAVES, true>),
+        many(a_removal_wins_against_a_hand_over::<2, LEAVES, true>),
+        many(a_removal_wins_against_a_hand_over::<2, IS_FORGOTTEN, true>),
+        many(a_removal_wins_against_a_hand_over::<1, STAYS, false>),
+        many(a_removal_wins_against_a_hand_over::<2, STAYS, false>),
     ]
 }
 
@@ -194,8 +184,6 @@ struct Lists {
     are_new: [AtomicBool; NODES],
     /// What becomes of the first node.
     first: usize,
-    /// Whether the new owner pulls; else it asks for what it is asked for.
-    pulls: bool,
     // Guards what is to be called after a change.
     on_change: Mutex<Vec<Arc<dyn Fn() -> bool + Send + Sync>>>,
 }
@@ -229,16 +217,6 @@ impl PeerPicker for Changing {
         owner.into_iter().chain(former).collect()
     }
 
-    fn former_keys(&self, _group: &str) -> Vec<FormerKeys> {
-        let gains = self.peers.own == 1 && self.lists.is_new(1) && self.lists.pulls;
-        let former = gains.then(|| self.peers.members.get().unwrap()[0].upgrade().unwrap());
-        let page = |former: Arc<Group>| move || Some(former.answer_former_keys(0, |_| true).0);
-        former
-            .map(|former| Box::new(iter::from_fn(page(former)).take(1)) as _)
-            .into_iter()
-            .collect()
-    }
-
     fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
         self.lists.on_change.lock().unwrap().push(changed);
     }
@@ -251,12 +229,8 @@ impl PeerPicker for Changing {
 }
 
 /// Node 0 has the value, and each node the list, old or new.
-fn nodes_that_change(
-    origin: &Arc<Origin>,
-    first: usize,
-    pulls: bool,
-) -> (Vec<Arc<Group>>, Arc<Lists>) {
-    let lists = Arc::new(Lists { first, pulls, ..Lists::default() });
+fn nodes_that_change(origin: &Arc<Origin>, first: usize) -> (Vec<Arc<Group>>, Arc<Lists>) {
+    let lists = Arc::new(Lists { first, ..Lists::default() });
     let nodes = nodes_with(|own, members| {
         let peers = Peers { own, members };
         let changing = Changing { peers, lists: lists.clone() };
@@ -268,7 +242,7 @@ fn nodes_that_change(
 
 fn what_is_handed_over_is_not_loaded() {
     let origin = Origin::at(1);
-    let (nodes, lists) = nodes_that_change(&origin, LEAVES, false);
+    let (nodes, lists) = nodes_that_change(&origin, LEAVES);
     together(4, |i| match i {
         0 => lists.change(),
         // Not as a batch: see `group::a_value_whose_key_goes_to_another_node_has_an_end`.
@@ -278,26 +252,11 @@ fn what_is_handed_over_is_not_loaded() {
     assert_eq!(origin.loads(), 1);
 }
 
-fn what_nobody_asks_for_is_pulled() {
-    let origin = Origin::at(1);
-    let (nodes, lists) = nodes_that_change(&origin, LEAVES, true);
-    lists.change();
-    while nodes[1].stats().pulled == 0 {
-        thread::yield_now();
-    }
-    assert_eq!(nodes[1].get_cached("k").unwrap().unwrap().unwrap(), "1");
-}
-
 /// The list changes, and then a value and its removal come, while others ask. Where the first node has
 /// left the list, nobody asks it any more.
-fn a_removal_wins_against_a_hand_over<
-    const BY: usize,
-    const FIRST: usize,
-    const BEFORE: bool,
-    const PULLS: bool,
->() {
+fn a_removal_wins_against_a_hand_over<const BY: usize, const FIRST: usize, const BEFORE: bool>() {
     let origin = Origin::at(1);
-    let (nodes, lists) = nodes_that_change(&origin, FIRST, PULLS);
+    let (nodes, lists) = nodes_that_change(&origin, FIRST);
     if BEFORE {
         lists.change();
     }
