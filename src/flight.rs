@@ -13,14 +13,25 @@
 //!
 //! Here the leader holds a guard, and unwinding drops it: the key is free, and B is told.
 //!
+//! Work may ask for other keys, and so a leader can follow. Then threads can wait for each other in a
+//! circle:
+//!
+//! 1. A leads "a" and B leads "b";
+//! 2. A's work asks for "b" and waits for B;
+//! 3. B's work asks for "a" and waits for A.
+//!
+//! So a thread that leads says for whom it waits, and one that would close a circle is told instead; a
+//! circle of one is a leader that asks for its own key.
+//!
 //! Read on in [`Group`](crate::Group), which has two flights and says why one is not enough.
 
 use std::array;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, ThreadId};
+use std::thread_local;
 use std::time::Duration;
 
 use foldhash::fast::{FixedState, RandomState};
@@ -43,10 +54,45 @@ type Calls<T> = HashMap<Box<str>, Arc<Call<T>>, RandomState>;
 
 /// Work under way for one key.
 pub(crate) struct Call<T> {
-    leader: ThreadId,
+    leader: Arc<Thread>,
+    is_done: AtomicBool,
     // Guards the leader's answer; `None` while it works.
     outcome: Mutex<Option<Result<T, Unanswered>>>,
     done: Condvar,
+}
+
+thread_local! {
+    static THIS: Arc<Thread> = Arc::default();
+}
+
+/// What others need to know of a thread to see whether it waits for them.
+#[derive(Default)]
+struct Thread {
+    /// How many calls it leads, in all flights.
+    leads: AtomicUsize,
+    // Guards the call that it follows.
+    waits_for: Mutex<Option<Arc<dyn Led>>>,
+}
+
+/// A call, whatever its answer is.
+trait Led: Send + Sync {
+    fn leader(&self) -> &Arc<Thread>;
+    fn is_done(&self) -> bool;
+}
+
+impl<T: Send> Led for Call<T> {
+    fn leader(&self) -> &Arc<Thread> {
+        &self.leader
+    }
+
+    fn is_done(&self) -> bool {
+        self.is_done.load(Ordering::SeqCst)
+    }
+}
+
+/// Whether this thread leads a call in any flight: what it asks for now, its work needs.
+pub(crate) fn is_leading() -> bool {
+    THIS.with(|this| this.leads.load(Ordering::Relaxed) > 0)
 }
 
 /// Why a follower has no answer to share.
@@ -54,7 +100,7 @@ pub(crate) struct Call<T> {
 pub(crate) enum Unanswered {
     /// The leader panicked.
     LeaderPanicked,
-    /// The leader is this very thread, further up its stack: it would wait for itself.
+    /// The leader is this very thread, or waits for it: they would wait for each other.
     Recursive,
     /// The leader took longer than this follower wanted to wait.
     TimedOut,
@@ -71,15 +117,17 @@ impl<T: Clone> Flight<T> {
         Self { tables: array::from_fn(|_| Table(Mutex::default())) }
     }
 
-    /// Takes part in the work for `key`: leads it, unless another thread does. A thread that leads
-    /// several keys must finish all of them before it waits for another.
+    /// Takes part in the work for `key`: leads it, unless another thread does. The guard is dropped by
+    /// this same thread.
     #[doc(alias = "Do")]
     pub(crate) fn join<'f>(&'f self, key: &'f str) -> Seat<'f, T> {
         match self.table(key).lock().unwrap().entry(key.into()) {
             Entry::Occupied(call) => Seat::Follower(call.get().clone()),
             Entry::Vacant(vacant) => {
-                let leader = thread::current().id();
-                let call = Call { leader, outcome: Mutex::default(), done: Condvar::new() };
+                let leader = THIS.with(Arc::clone);
+                leader.leads.fetch_add(1, Ordering::Relaxed);
+                let (is_done, outcome, done) = Default::default();
+                let call = Call { leader, is_done, outcome, done };
                 let call = Some(vacant.insert(Arc::new(call)).clone());
                 Seat::Leader(LeaderGuard { flight: self, key, call })
             }
@@ -103,18 +151,50 @@ impl<T: Clone> Flight<T> {
     }
 }
 
-impl<T: Clone> Call<T> {
+impl<T: Clone + Send + 'static> Call<T> {
     /// The leader's answer, waited for no longer than `patience`.
-    pub(crate) fn wait(&self, patience: Duration) -> Result<T, Unanswered> {
-        let outcome = self.outcome.lock().unwrap();
-        if outcome.is_none() && self.leader == thread::current().id() {
-            return Err(Unanswered::Recursive);
+    pub(crate) fn wait(self: &Arc<Self>, patience: Duration) -> Result<T, Unanswered> {
+        let this = THIS.with(Arc::clone);
+        // Nobody waits for a thread that leads nothing.
+        let is_leading = this.leads.load(Ordering::Relaxed) > 0;
+        if is_leading {
+            // Before the circle is looked for: of several threads that close one, the last sees it.
+            *this.waits_for.lock().unwrap() = Some(self.clone());
         }
+        let answer = match is_leading && this.waits_for_itself() {
+            true => Err(Unanswered::Recursive),
+            false => self.wait_for_outcome(patience),
+        };
+        if is_leading {
+            this.waits_for.lock().unwrap().take();
+        }
+        answer
+    }
+
+    fn wait_for_outcome(&self, patience: Duration) -> Result<T, Unanswered> {
+        let outcome = self.outcome.lock().unwrap();
         // No wake-up can be missed: the outcome is looked at under the lock under which the
         // leader sets it, and the wait releases that lock only once this thread is listed.
         let (outcome, _) =
             self.done.wait_timeout_while(outcome, patience, |outcome| outcome.is_none()).unwrap();
         outcome.clone().unwrap_or(Err(Unanswered::TimedOut))
+    }
+}
+
+impl Thread {
+    /// Whether a circle of threads, each of which waits for the next, leads back to this one.
+    fn waits_for_itself(self: &Arc<Self>) -> bool {
+        let mut next = self.clone();
+        loop {
+            let waits_for = next.waits_for.lock().unwrap().clone();
+            match waits_for {
+                Some(call) if !call.is_done() => next = call.leader().clone(),
+                _ => return false,
+            }
+            if Arc::ptr_eq(self, &next) {
+                return true;
+            }
+        }
     }
 }
 
@@ -136,6 +216,8 @@ impl<T: Clone> LeaderGuard<'_, T> {
 
     fn end(&mut self, outcome: impl FnOnce() -> Result<T, Unanswered>) {
         let Some(ended) = self.call.take() else { return };
+        ended.leader.leads.fetch_sub(1, Ordering::Relaxed);
+        ended.is_done.store(true, Ordering::SeqCst);
         // The key is freed first: a caller that comes from now on leads anew, and hears of no
         // answer or panic that is older than its question.
         let mut calls = self.flight.table(self.key).lock().unwrap();
@@ -160,7 +242,7 @@ impl<T: Clone> Drop for LeaderGuard<'_, T> {
 }
 
 #[cfg(test)]
-impl<T: Clone> Flight<T> {
+impl<T: Clone + Send + 'static> Flight<T> {
     /// Leads or follows, whichever it is.
     pub(crate) fn run(
         &self,
@@ -185,6 +267,7 @@ mod tests {
     use crossbeam_channel::bounded;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
     use std::time::Instant;
 
     const LONG: Duration = Duration::from_secs(30);
@@ -198,7 +281,7 @@ mod tests {
         }
     }
 
-    fn followers<T: Clone>(flight: &Flight<T>, key: &str) -> usize {
+    fn followers<T: Clone + Send>(flight: &Flight<T>, key: &str) -> usize {
         // The table and the leader hold one each.
         flight.table(key).lock().unwrap().get(key).map_or(0, |call| Arc::strong_count(call) - 2)
     }
@@ -265,6 +348,26 @@ mod tests {
             Ok(_) => Ok(()),
         });
         assert_eq!(inner, Ok(Err(Unanswered::Recursive)));
+    }
+
+    #[test]
+    fn of_threads_that_would_wait_for_each_other_in_a_circle_one_is_told() {
+        let flights: [Flight<Result<(), Unanswered>>; 3] = [(); 3].map(|()| Flight::new());
+        let all_lead = std::sync::Barrier::new(3);
+        let answers = thread::scope(|scope| {
+            let threads = [0, 1, 2].map(|i| {
+                let (flights, all_lead) = (&flights, &all_lead);
+                let ask_next = move || {
+                    all_lead.wait();
+                    flights[(i + 1) % 3].run("k", LONG, || unreachable!())
+                };
+                scope.spawn(move || flights[i].run("k", LONG, || ask_next().map(drop)))
+            });
+            threads.map(|thread| thread.join().unwrap().unwrap())
+        });
+        let told = answers.iter().filter(|answer| **answer == Err(Unanswered::Recursive)).count();
+        assert!(told > 0, "{answers:?}");
+        assert!(!is_leading());
     }
 
     #[test]

@@ -110,11 +110,11 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `lib.rs`, `error.rs`, `clock.rs`, `stats.rs`, `metrics.rs` | this story; errors; the time, moved by hand in tests; what is counted; the same for Prometheus |
+//! | `lib.rs`, `error.rs`, `clock.rs`, `elastic.rs`, `stats.rs`, `metrics.rs` | this story; errors; the time, moved by hand in tests; threads for what takes long; what is counted; the same for Prometheus |
 //! | `cache/key.rs`, `cache/slab.rs`, `cache/table.rs` | a key and its hash; slots and the lists over them; slots by key |
 //! | `cache/order.rs`, `cache/s3fifo.rs`, `cache/ghosts.rs` | which entry goes first |
 //! | `group/batch.rs`, `group/remove.rs`, `group/trace.rs` | many keys at once; removals; how a get was answered |
-//! | `group/doorkeeper.rs`, `group/disowned.rs`, `group/fallback_log.rs` | which copies are kept; keys that another node owns now; a log that one can read |
+//! | `group/doorkeeper.rs`, `group/fallback_log.rs` | which copies are kept; a log that one can read |
 //! | `group/refresh.rs`, `group/handover.rs`, `http/discovery.rs` | a slow or failing origin; a list of nodes that changes; nodes found by a name |
 //! | `http/options.rs`, `http/frame.rs` | options, their limits and checks; a batch as bytes |
 //! | `http/client/combine.rs` | gets that share a request |
@@ -199,7 +199,9 @@
 //! | lists of nodes disagree, or a node lists itself under another name | every get is answered; a list without the node itself is refused | `gets::two_nodes_that_each_take_the_other_for_the_owner_both_answer`, `gets::a_node_that_lists_itself_under_another_name_asks_itself_and_is_answered` |
 //! | a node comes or goes | its keys' new owner asks the one before for them, and the origin is not asked | `handover::a_node_that_joins_takes_over_what_it_owns_now_and_the_origin_is_not_asked`, `handover::a_node_that_has_left_hands_over_for_as_long_as_it_answers` |
 //! | an earlier owner is mute or gone | 100 ms at the most, then it is left alone for a while | `handover::a_mute_or_dead_earlier_owner_costs_a_moment_and_then_nothing_for_a_while` |
-//! | a value is removed while an earlier owner, which no removal reaches, has it | it is not taken over | `handover::what_was_removed_is_not_taken_over_from_a_node_that_no_removal_reached` |
+//! | the list changes while a key or all is removed | all nodes that are in the remover's list from a minute before to a minute after are told; of the others the error names none | `changes::a_list_that_changes_while_a_removal_runs_leaves_nothing_old`, `changes::a_node_that_a_look_up_misses_while_all_is_removed_is_told`, `changes::a_node_that_has_left_with_a_copy_is_told_also_where_it_failed_before`, `changes::a_node_that_loads_before_the_remover_knows_it_is_told_when_it_does`, `changes::whatever_happens_to_lists_while_keys_are_removed_nothing_old_is_left` |
+//! | a node is in the list for a moment and dies | what it was to own lives on at its owners | `changes::keys_that_come_home_live_on` |
+//! | the name by which nodes find each other leads to a part of them | the list keeps those that are missing for some look-ups | `discovery::three_nodes_find_a_fourth_and_lose_it_again_and_no_get_fails` |
 //! | the name by which nodes find each other leads nowhere, or the resolver hangs | the list stays as it is, nobody waits | `discovery::three_nodes_find_a_fourth_and_lose_it_again_and_no_get_fails` |
 //! | the list changes under load, and nodes are killed, frozen and restarted | no get fails, no answer is wrong | `gets::no_get_fails_while_the_list_of_peers_changes`, `restarts::no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes` |
 //! | a getter panics | that get is an error, those who waited are told, the worker lives, the key is usable | `gets::a_getter_that_panics_is_an_error_to_all_who_wait_and_the_key_is_usable_after` |
@@ -245,6 +247,7 @@
 mod byte_view;
 mod cache;
 mod clock;
+mod elastic;
 mod error;
 mod flight;
 mod getter;

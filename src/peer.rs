@@ -4,13 +4,15 @@
 //! ask it. [`HttpPool`](crate::HttpPool) implements both over HTTP; `examples/by_hand.rs` does so
 //! without a network.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::{Loaded, PeerError};
 
-/// An earlier owner of a key is asked for no longer than this after it was that.
-pub(crate) const LONGEST_HANDOVER: Duration = Duration::from_secs(5 * 60);
+/// A removal reaches all nodes that are in the list from so long before it until so long after it. Twice
+/// as long as an earlier owner is asked for a key, since lists do not change everywhere at the same
+/// time: who takes a value over from a node must not do so after removals have ceased to reach it.
+pub(crate) const LATELY: Duration = Duration::from_secs(60);
 
 /// Knows which peer owns a key.
 pub trait PeerPicker: Send + Sync {
@@ -18,23 +20,24 @@ pub trait PeerPicker: Send + Sync {
     #[doc(alias = "PickPeer")]
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>>;
 
-    /// Takes a function that is to be called after each change of the list of peers, without locks,
-    /// for as long as it returns `true`. By it a group learns that it has to limit the life of values
-    /// whose keys it no longer owns. Default: it is dropped, as is right if the list never changes.
-    fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
+    /// Takes a function that is to be called after each change of the list of peers, without locks. The
+    /// group keeps it for as long as it lives. By it a group repeats its last removals and parts with
+    /// values whose keys it no longer owns. Default: not called, as is right if the list never changes.
+    fn on_change(&self, changed: Weak<dyn Fn() + Send + Sync>) {
         drop(changed);
     }
 
-    /// The peers that owned `key` before the list changed, up to three of them, the last one first.
+    /// The peers other than its owner that owned `key` before the list changed, up to three of them,
+    /// the last one first; those that have left the list, too, but not longer than 30 seconds ago.
     /// Before this process loads a key as its owner, it asks them for what they have in their
-    /// [caches](PeerGetter::get_cached). They may have left the list, but not longer than five
-    /// minutes ago. Default: none.
+    /// [caches](PeerGetter::get_cached). Default: none.
     fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
         let _ = key;
         Vec::new()
     }
 
-    /// All peers except this process, which a removal has to reach. Default: none.
+    /// The peers that a removal has to reach: all except this process, and those that have left the list
+    /// in the last minute. Default: none.
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
         Vec::new()
     }
@@ -57,10 +60,10 @@ pub trait PeerGetter: Send + Sync {
         keys.iter().map(|key| self.get(group, key)).collect()
     }
 
-    /// What the peer has in its caches of keys that it owned before this process, within `timeout`: see
-    /// [`Group::answer_handover`]. Default: nothing.
+    /// The values of those keys that the peer has in its cache, within `timeout`: see
+    /// [`Group::answer_cached`]. Default: nothing.
     ///
-    /// [`Group::answer_handover`]: crate::Group::answer_handover
+    /// [`Group::answer_cached`]: crate::Group::answer_cached
     fn get_cached(&self, group: &str, keys: &[&str], timeout: Duration) -> Vec<Option<Loaded>> {
         let _ = (group, timeout);
         keys.iter().map(|_| None).collect()
@@ -94,7 +97,7 @@ impl<P: PeerPicker + ?Sized> PeerPicker for Arc<P> {
         (**self).pick(key)
     }
 
-    fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
+    fn on_change(&self, changed: Weak<dyn Fn() + Send + Sync>) {
         (**self).on_change(changed);
     }
 

@@ -39,7 +39,8 @@ pub struct Stats {
     /// Misses that the owner did not answer, each followed by a fallback, unless the get
     /// [ends with the owner's error](crate::GroupBuilder::retry_failed_loads): a sum of the same kind.
     pub peer_errors: u64,
-    /// Misses whose values came from an earlier owner after the list of peers had changed.
+    /// Misses whose values came from another node's cache without a load: from an earlier owner's, after
+    /// the list of peers had changed; or from the owner's, for a get inside a getter.
     pub handed_over: u64,
     /// Loads from the origin in place of an owner that did not answer.
     pub fallbacks: u64,
@@ -204,6 +205,13 @@ impl Counter {
 }
 
 impl Counters {
+    pub(crate) fn note_local_load<T, E>(&self, loaded: &Result<T, E>) {
+        match loaded {
+            Ok(_) => self.local_loads.add_one(),
+            Err(_) => self.local_load_errors.add_one(),
+        }
+    }
+
     pub(crate) fn of_peer(&self, name: &str) -> Arc<PeerCounters> {
         let mut peers = self.peers.lock().unwrap();
         match peers.get(name) {

@@ -6,7 +6,7 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 6 | 46 bits: when a look-up has to look closer, in milliseconds of the group's [`Clock`](crate::Clock); two bits: whether another time follows the key, and which |
+//! | 6 | 46 bits: when a look-up has to look closer, in milliseconds of the group's [`Clock`](crate::Clock); a bit: whether another time follows the key |
 //! | 2 | the length of the key (15 bits), and a bit for "no such key" |
 //! | … | the key |
 //! | 0 or 8 | when it expires, if that is later than the first time; or when it would have expired, if its life was limited |
@@ -31,8 +31,6 @@ const STALE: u64 = NEVER - 1;
 const LATEST: u64 = NEVER - 2;
 /// The second time is the record's end.
 const ENDS_LATER: u64 = 1 << 46;
-/// The second time is the end that the record had before its life was limited.
-const LIMITED: u64 = 1 << 47;
 const KEY_LENGTH: u32 = 48;
 const ABSENT: u64 = 1 << 63;
 
@@ -78,19 +76,6 @@ impl Record {
         second_part.copy_from_slice(second);
         value_part.copy_from_slice(value);
         Self(bytes)
-    }
-
-    /// The same key and value, with an earlier end, and not to be renewed. It
-    /// [remembers](Self::would_expire) the other end.
-    pub(crate) fn until(&self, expires: Duration) -> Self {
-        let value = self.clone().into_value();
-        let would_end = millis(self.would_expire());
-        Self::build(self.key(), value.as_deref(), millis(Some(expires)), Some((LIMITED, would_end)))
-    }
-
-    /// When the entry would expire if its life had not been limited.
-    pub(crate) fn would_expire(&self) -> Option<Duration> {
-        if self.head() & LIMITED == 0 { self.expires() } else { duration(self.second()) }
     }
 
     /// The same key and value, as an answer that is past its time. Not for a cache.
@@ -153,7 +138,7 @@ impl Record {
     pub(crate) fn into_value(self) -> Option<ByteView> {
         let head = self.head();
         // 8 or 0, without a branch.
-        let has_second = (head >> 46 | head >> 47) & 1;
+        let has_second = head >> 46 & 1;
         let start = self.key_end() + 8 * has_second as usize;
         (head & ABSENT == 0).then(|| ByteView::tail(self.0, start))
     }
@@ -223,8 +208,6 @@ mod tests {
                 record.cost(),
                 Record::new(key, Some(value.as_bytes()), Some(at(9))).cost() + 8
             );
-            assert_eq!(record.until(at(90)).expires(), Some(at(90)));
-            assert!(!record.until(at(90)).is_due(at(89)), "what is given an end is not renewed");
             assert!(!record.is_stale() && record.stale().is_stale());
             assert_eq!(record.stale().into_value().unwrap(), value);
             assert_eq!(record.into_value().unwrap(), value);
@@ -236,23 +219,6 @@ mod tests {
         assert_eq!(Record::new("kkk", None, None).into_value(), None);
         assert_eq!(Record::new("kkk", None, None).key(), "kkk");
         assert_eq!(Record::new("kkk", Some(b""), None).into_value().unwrap(), "");
-    }
-
-    #[test]
-    fn a_record_whose_life_was_limited_remembers_its_own_end() {
-        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3_600));
-        for own in [None, Some(hour)] {
-            for value in [Some(&b"630"[..]), None] {
-                let record = Record::new("Tom", value, own);
-                assert_eq!(record.would_expire(), own);
-                let limited = record.until(minute).until(minute / 2);
-                assert_eq!(limited.expires(), Some(minute / 2));
-                assert_eq!(limited.would_expire(), own);
-                assert_eq!(limited.key(), "Tom");
-                assert!(limited.has_key(b"Tom") && !limited.has_key(b"To"));
-                assert_eq!(limited.into_value().as_deref(), value);
-            }
-        }
     }
 
     #[test]

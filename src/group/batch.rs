@@ -10,16 +10,15 @@
 use std::collections::HashMap;
 use std::iter::zip;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 use log::debug;
 
 use super::{
-    Answer, Group, Hasher, SharedError, Tier, Told, at_once, failed, of_owner, panicked, timed,
-    was_attempted,
+    Answer, Group, Owner, SharedError, Tier, Told, at_once, by_peer, failed, of_owner, panicked,
+    timed, was_attempted,
 };
 use crate::cache::{Key, Record};
-use crate::flight::{LeaderGuard, Seat};
+use crate::flight::{self, LeaderGuard, Seat};
 use crate::{ByteView, Error, Loaded, PeerError, PeerGetter};
 
 impl Group {
@@ -72,20 +71,17 @@ impl Group {
     }
 
     fn load_many(&self, keys: &[&Key<'_>]) -> Vec<Answer> {
-        // `None` for this node.
-        type Owner = Option<Arc<dyn PeerGetter>>;
-        let mut by_owner = HashMap::<Option<String>, (Owner, Vec<usize>), Hasher>::default();
-        for (i, key) in keys.iter().enumerate() {
-            let owner = self.peers.pick(key.text);
-            let name = owner.as_ref().map(|owner| owner.name().into());
-            by_owner.entry(name).or_insert((owner, Vec::new())).1.push(i);
+        let owners: Vec<_> = keys.iter().map(|key| self.peers.pick(key.text)).collect();
+        if flight::is_leading() {
+            // A batch inside a getter stays on this thread, which may lead one of these keys.
+            return self.load_many_here(keys, &owners);
         }
-        let parts: Vec<_> = by_owner.into_values().collect();
+        let parts = by_peer(zip(owners, 0..));
         let loaded = at_once(&parts, |(owner, part)| {
             let keys: Vec<_> = part.iter().map(|&i| keys[i]).collect();
             match owner {
                 Some(owner) => self.load_many_from_peer(&**owner, &keys),
-                None => self.load_many_locally(&keys, Tier::Main),
+                None => self.load_many_here(&keys, &vec![None; keys.len()]),
             }
         });
         let mut answers: Vec<Option<Answer>> = vec![None; keys.len()];
@@ -106,8 +102,8 @@ impl Group {
         {
             answers.push(match self.keep_copy(key, answer, lease, asked_at, &counters) {
                 Ok(record) => Some(Ok(record)),
-                Err(PeerError::LoadFailed(text)) if !self.retry_failed_loads => {
-                    Some(self.stand_in(key, of_owner(owner, key, text)))
+                Err(error) if self.is_final(&error) => {
+                    Some(self.stand_in(key, of_owner(owner, key, &error)))
                 }
                 Err(error) => {
                     self.note_fallback(owner, key, &error);
@@ -116,7 +112,20 @@ impl Group {
                 }
             });
         }
-        complete(answers, self.load_many_locally(&fallen, Tier::Hot))
+        let ask_getter = |led: &[usize]| {
+            self.ask_getter_for_many(&led.iter().map(|&i| fallen[i]).collect::<Vec<_>>())
+        };
+        complete(answers, self.load_many_locally(&fallen, |_| Tier::Hot, ask_getter))
+    }
+
+    /// Loads without waiting for a load of another node. `owners` are those of the keys.
+    fn load_many_here(&self, keys: &[&Key<'_>], owners: &[Owner]) -> Vec<Answer> {
+        let tier = |i: usize| if owners[i].is_none() { Tier::Main } else { Tier::Hot };
+        self.load_many_locally(keys, tier, |led| {
+            let led = led.iter().map(|&i| (keys[i], &owners[i]));
+            let (keys, owners): (Vec<_>, Vec<_>) = led.unzip();
+            self.source_many(&keys, &owners)
+        })
     }
 
     /// One answer for each key, whatever the peer does.
@@ -137,7 +146,13 @@ impl Group {
         answers
     }
 
-    fn load_many_locally(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {
+    /// Loads those keys that this thread leads from `source`, which is given their indices.
+    fn load_many_locally(
+        &self,
+        keys: &[&Key<'_>],
+        tier: impl Fn(usize) -> Tier,
+        source: impl FnOnce(&[usize]) -> Vec<Result<Option<Loaded>, Error>>,
+    ) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = vec![None; keys.len()];
         let mut led: Vec<(usize, LeaderGuard<'_, Answer>)> = Vec::new();
         let mut followed = Vec::new();
@@ -155,12 +170,17 @@ impl Group {
                 },
             }
         }
-        let led_keys: Vec<_> = led.iter().map(|&(i, _)| keys[i]).collect();
-        for ((i, guard), answer) in zip(led, self.take_over_or_load(&led_keys, tier)) {
+        let leases: Vec<_> = led.iter().map(|&(i, _)| self.cache(tier(i)).lease(keys[i])).collect();
+        let loaded = source(&led.iter().map(|&(i, _)| i).collect::<Vec<_>>());
+        for (((i, guard), lease), loaded) in zip(zip(led, leases), loaded) {
+            let answer = match loaded {
+                Ok(loaded) => Ok(self.keep(tier(i), keys[i], loaded, lease)),
+                Err(error) => self.stand_in(keys[i], error),
+            };
             guard.finish(&answer);
             answers[i] = Some(answer);
         }
-        // This thread leads nothing any more, so two batches cannot wait for each other.
+        // Of these keys this thread leads none any more, so two batches cannot wait for each other.
         for (i, call) in followed {
             self.counters.shared.add_one();
             answers[i] = Some(self.follow(keys[i], &call));
@@ -168,24 +188,17 @@ impl Group {
         answers.into_iter().map(|answer| answer.expect("each key was led or followed")).collect()
     }
 
-    /// Asks the earlier owners, if there are some, and then the getter.
-    fn take_over_or_load(&self, keys: &[&Key<'_>], tier: Tier) -> Vec<Answer> {
-        let leases: Vec<_> = keys.iter().map(|key| self.cache(tier).lease(key)).collect();
-        let taken = match tier {
-            Tier::Main => self.take_over_missed(keys, &leases),
-            Tier::Hot => vec![None; keys.len()],
-        };
-        let open = zip(zip(keys, leases), &taken).filter(|(_, taken)| taken.is_none());
-        let (keys, leases): (Vec<_>, Vec<_>) = open.map(|(open, _)| open).unzip();
-        let loaded = zip(zip(&keys, leases), self.ask_getter_for_many(&keys))
-            .map(|((key, lease), loaded)| self.fill(tier, key, loaded, lease))
-            .collect();
-        let taken = taken.into_iter().map(|taken| taken.map(|(record, _)| Ok(record)));
-        complete(taken.collect(), loaded)
-    }
-
     /// One answer for each key, whatever the getter does.
     pub(super) fn ask_getter_for_many(
+        &self,
+        keys: &[&Key<'_>],
+    ) -> Vec<Result<Option<Loaded>, Error>> {
+        let loaded = self.call_getter_for_many(keys);
+        loaded.iter().for_each(|loaded| self.counters.note_local_load(loaded));
+        loaded
+    }
+
+    pub(super) fn call_getter_for_many(
         &self,
         keys: &[&Key<'_>],
     ) -> Vec<Result<Option<Loaded>, Error>> {
@@ -231,37 +244,12 @@ impl Group {
         });
         let found: Vec<_> = found.map(Result::transpose).collect();
         let missing: Vec<_> = missing.iter().collect();
-        let load = |keys: &[&Key<'_>]| self.load_many_locally(keys, Tier::Main);
+        let load = |keys: &[&Key<'_>]| {
+            let owners: Vec<_> = keys.iter().map(|key| self.peers.pick(key.text)).collect();
+            self.load_many_here(keys, &owners)
+        };
         let answers = complete(found, self.unless_resting_many(&missing, load));
         answers.into_iter().map(|answer| Ok(self.tell(answer?))).collect()
-    }
-
-    /// Whether the caches have all `keys` now. Counts nothing.
-    pub(crate) fn has_cached(&self, keys: &[&str]) -> bool {
-        let mut has = |text: &&str| self.key(text).is_ok_and(|key| self.peek(&key).is_some());
-        keys.iter().all(&mut has)
-    }
-
-    /// As [`answer_batch`](Self::answer_batch), from the caches alone, and only values that `fit`, which
-    /// is given their lengths. The other keys count as not cached, and not as asked for.
-    pub(crate) fn answer_batch_cached(
-        &self,
-        keys: &[&str],
-        mut fit: impl FnMut(usize) -> bool,
-    ) -> Vec<Result<Told, Error>> {
-        let mut answer = |text: &&str| {
-            let key = self.key(text)?;
-            let fits = match self.peek(&key) {
-                Some((record, _)) => record.into_value().is_none_or(|value| fit(value.len())),
-                None => false,
-            };
-            let Some((record, _)) = fits.then(|| self.look_up(&key)).flatten() else {
-                return Ok(Told::NotCached);
-            };
-            self.counters.peer_requests.add_one();
-            Ok(self.tell(record))
-        };
-        keys.iter().map(&mut answer).collect()
     }
 }
 

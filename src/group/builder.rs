@@ -1,15 +1,17 @@
 //! `GroupBuilder`: a group's settings and their defaults.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::doorkeeper::Doorkeeper;
 use super::fallback_log::FallbackLog;
-use super::handover::Removed;
+use super::handover::Disowned;
 use super::refresh::{self, Refresh};
+use super::remove::Made;
 use super::{Group, Hasher, MAX_GROUP_BYTES, Tier};
 use crate::cache::{Cache, Eviction};
+use crate::elastic::Elastic;
 use crate::flight::Flight;
 use crate::peer::NoPeers;
 use crate::stats::Counters;
@@ -83,6 +85,20 @@ impl Group {
             clock: Clock::real(),
         }
     }
+}
+
+/// The threads of a group, and the jobs that may wait for them.
+const MOST_THREADS: usize = 4;
+const MOST_JOBS: usize = 256;
+
+/// What a group does when the list of nodes has changed.
+fn on_change(group: Weak<Group>) -> Arc<dyn Fn() + Send + Sync> {
+    Arc::new(move || {
+        if let Some(group) = group.upgrade() {
+            group.disown();
+            group.repeat_removals();
+        }
+    })
 }
 
 impl GroupBuilder {
@@ -178,7 +194,9 @@ impl GroupBuilder {
     /// While the origin fails, the load of a key is tried once a second, by one of its callers; the
     /// others get the old value without waiting. To [`get`](Group::get) it is a value like any other;
     /// [`get_traced`](Group::get_traced) and the log say that it is stale, and why. Other processes
-    /// keep no copy of it. Neither "no such key" nor what was [removed](Group::remove) comes back.
+    /// keep no copy of it. Neither "no such key" nor what was [removed](Group::remove) comes back. A copy
+    /// of another process's key is kept for no more than another [`hot_ttl`](Self::hot_ttl), since a
+    /// removal, or the news that there is no such key, may not have reached it.
     pub fn stale_if_error(self, duration: Duration) -> Self {
         Self { stale_if_error: duration, ..self }
     }
@@ -225,17 +243,18 @@ impl GroupBuilder {
             )));
         };
         let hasher = Hasher::default();
-        let cache = |bytes| {
-            let cache = Cache::new(bytes, self.eviction, self.clock.clone());
-            cache.with_grace(self.stale_if_error)
-        };
-        let (main, hot) = (cache(main_bytes), cache(hot_bytes));
+        let cache =
+            |bytes, grace| Cache::new(bytes, self.eviction, self.clock.clone()).with_grace(grace);
+        let main = cache(main_bytes, self.stale_if_error);
+        // A copy that no removal has reached must not come back much later.
+        let hot = cache(hot_bytes, self.stale_if_error.min(self.hot_ttl));
         let group = Arc::new_cyclic(|own| Group {
             main: main.with_on_due(refresh::on_due(own, Tier::Main)),
             hot: hot.with_on_due(refresh::on_due(own, Tier::Hot)),
             name: self.name,
             getter: self.getter,
-            removed: self.peers.as_ref().map(|_| Removed::default()),
+            disowned: Disowned::new(),
+            made: self.peers.as_ref().map(|_| Made::default()),
             peers: self.peers.unwrap_or_else(|| Box::new(NoPeers)),
             hasher,
             doorkeeper: Doorkeeper::new(),
@@ -251,13 +270,11 @@ impl GroupBuilder {
             clock: self.clock,
             counters: Counters::default(),
             fallback_log: FallbackLog::default(),
+            threads: Elastic::new("geecache-group", MOST_THREADS, MOST_JOBS),
+            own: own.clone(),
+            _on_change: on_change(own.clone()),
         });
-        let weak = Arc::downgrade(&group);
-        group.peers.on_change(Arc::new(move || {
-            let Some(group) = weak.upgrade() else { return false };
-            group.limit_disowned();
-            true
-        }));
+        group.peers.on_change(Arc::downgrade(&group._on_change));
         Ok(group)
     }
 }

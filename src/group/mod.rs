@@ -24,14 +24,17 @@
 //! 3. B's question arrives at A and joins A's flight, which waits for B;
 //! 4. A's question arrives at B and joins B's flight, which waits for A.
 //!
-//! Here a peer's question ([`Group::answer_peer`]) only ever joins `loading`, and a leader there
-//! calls the getter; peers it asks only for what earlier owners have in their caches, which waits for
-//! nobody (see [`handover`]). So no question goes round, and a full worker pool on one node never
-//! waits for a full worker pool on another.
+//! Here a peer's question ([`Group::answer_peer`]) only ever joins `loading`, and a leader there calls the
+//! getter; other nodes it asks only for what they have in their caches, which waits for nobody (see
+//! [`handover`]). A get inside a getter does the same, for else this could happen:
+//!
+//! 1. All workers of A run getters, each of which asks for a key that B owns;
+//! 2. all workers of B run getters, each of which asks for a key that A owns.
+//!
+//! So no question goes round, and no worker of one node ever waits for a worker of another.
 
 mod batch;
 mod builder;
-mod disowned;
 mod doorkeeper;
 mod fallback_log;
 mod handover;
@@ -41,24 +44,27 @@ mod trace;
 
 use log::{Level, debug, max_level, warn};
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cache::{Cache, Hasher, Key, Lease, Record};
 use crate::clock::Clock;
-use crate::flight::{Call, Flight, Seat, Unanswered};
+use crate::elastic::Elastic;
+use crate::flight::{self, Call, Flight, Seat, Unanswered};
 use crate::stats::{Counters, PeerCounters, Stats};
 use crate::{ByteView, Error, Getter, Loaded, MAX_KEY_BYTES, PeerError, PeerGetter, PeerPicker};
 pub use builder::GroupBuilder;
 use doorkeeper::Doorkeeper;
 use fallback_log::{FallbackLog, Shown};
-use handover::Removed;
+use handover::Disowned;
 use refresh::Refresh;
+use remove::Made;
 pub use trace::{Asked, Tier, Trace};
 
 /// The longest name of a group in bytes. Also, it has at least one.
@@ -93,8 +99,9 @@ pub struct Group {
     // in place of an owner that did not answer.
     hot: Cache,
     doorkeeper: Doorkeeper,
+    disowned: Disowned,
     // `None` without peers.
-    removed: Option<Removed>,
+    made: Option<Made>,
     asking: Flight<Answer>,
     loading: Flight<Answer>,
     ttl: Option<Duration>,
@@ -107,6 +114,11 @@ pub struct Group {
     clock: Clock,
     counters: Counters,
     fallback_log: FallbackLog,
+    // For renewals, and for what takes long and nobody waits for.
+    threads: Elastic,
+    own: Weak<Group>,
+    // The list of peers knows this function for as long as the group lives.
+    _on_change: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// Shows the name and what is in the caches, but no key and no value.
@@ -121,6 +133,8 @@ impl fmt::Debug for Group {
 }
 
 type Answer = Result<Record, Error>;
+/// The owner of a key; `None` if that is this node.
+type Owner = Option<Arc<dyn PeerGetter>>;
 type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 
 /// What this node tells a peer about a key.
@@ -209,19 +223,34 @@ impl Group {
     }
 
     fn load(&self, key: &Key<'_>, trace: &mut Trace) -> Answer {
-        let Some(owner) = self.peers.pick(key.text) else {
-            return self.load_locally(key, Tier::Main, trace);
+        let owner = match self.peers.pick(key.text) {
+            Some(owner) if !flight::is_leading() => owner,
+            // This node's own key, or a get inside a getter.
+            owner => return self.load_here(key, &owner, trace),
         };
         self.fly(&self.asking, key, trace, |trace| match self.load_from_peer(&*owner, key, trace) {
             Ok(record) => Ok(record),
-            Err(PeerError::LoadFailed(text)) if !self.retry_failed_loads => {
-                self.stand_in(key, of_owner(&*owner, key, text))
+            Err(error) if self.is_final(&error) => {
+                self.stand_in(key, of_owner(&*owner, key, &error))
             }
             Err(error) => {
                 self.note_fallback(&*owner, key, &error);
-                self.load_locally(key, Tier::Hot, trace)
+                self.load_locally(key, Tier::Hot, trace, |trace| self.ask_getter(key, trace))
             }
         })
+    }
+
+    /// Whether a get ends with this error of the owner: the origin has failed there, or the owner still
+    /// waits for it, and a second load would do no better.
+    fn is_final(&self, error: &PeerError) -> bool {
+        let waits_for_origin = matches!(error, PeerError::LoadFailed(_) | PeerError::Slow);
+        waits_for_origin && !self.retry_failed_loads
+    }
+
+    /// Loads without waiting for a load of another node.
+    fn load_here(&self, key: &Key<'_>, owner: &Owner, trace: &mut Trace) -> Answer {
+        let tier = if owner.is_none() { Tier::Main } else { Tier::Hot };
+        self.load_locally(key, tier, trace, |trace| self.source(key, owner, trace))
     }
 
     #[doc(alias = "getFromPeer")]
@@ -285,55 +314,43 @@ impl Group {
         record
     }
 
-    /// Loads from the origin, and keeps the value in the cache of that tier.
+    /// Loads from `source`, and keeps the value in the cache of that tier.
     #[doc(alias = "getLocally")]
-    fn load_locally(&self, key: &Key<'_>, tier: Tier, trace: &mut Trace) -> Answer {
+    fn load_locally(
+        &self,
+        key: &Key<'_>,
+        tier: Tier,
+        trace: &mut Trace,
+        source: impl FnOnce(&mut Trace) -> Result<Option<Loaded>, Error>,
+    ) -> Answer {
         self.fly(&self.loading, key, trace, |trace| {
             let lease = self.cache(tier).lease(key);
-            if tier == Tier::Main {
-                if let Some((record, asked)) = self.take_over(key, lease) {
-                    trace.handed_over = Some(asked);
-                    return Ok(record);
-                }
+            match source(trace) {
+                Ok(loaded) => Ok(self.keep(tier, key, loaded, lease)),
+                Err(error) => self.stand_in(key, error),
             }
-            let (loaded, took) = self.ask_getter(key);
-            trace.loaded = Some(took);
-            self.fill(tier, key, loaded, lease)
         })
     }
 
-    fn ask_getter(&self, key: &Key<'_>) -> (Result<Option<Loaded>, Error>, Duration) {
+    fn ask_getter(&self, key: &Key<'_>, trace: &mut Trace) -> Result<Option<Loaded>, Error> {
+        let (loaded, took) = timed(|| self.call_getter(key));
+        trace.loaded = Some(took);
+        self.counters.note_local_load(&loaded);
+        loaded
+    }
+
+    fn call_getter(&self, key: &Key<'_>) -> Result<Option<Loaded>, Error> {
         let get = AssertUnwindSafe(|| self.getter.get(key.text));
         let (loaded, took) = timed(|| catch_unwind(get));
         self.counters.getter_times.record(took);
-        let loaded = match loaded {
+        match loaded {
             Ok(loaded) => loaded.map_err(|error| failed(key, error.into())),
             Err(panic) => Err(panicked(key, &*panic)),
-        };
-        (loaded, took)
-    }
-
-    /// Takes the answer of the getter, and keeps the value.
-    #[doc(alias = "populateCache")]
-    fn fill(
-        &self,
-        tier: Tier,
-        key: &Key<'_>,
-        loaded: Result<Option<Loaded>, Error>,
-        lease: Lease,
-    ) -> Answer {
-        match loaded {
-            Ok(loaded) => {
-                self.counters.local_loads.add_one();
-                Ok(self.keep(tier, key, loaded, lease))
-            }
-            Err(error) => {
-                self.counters.local_load_errors.add_one();
-                self.stand_in(key, error)
-            }
         }
     }
 
+    /// Keeps what the origin gave, unless the key was removed meanwhile.
+    #[doc(alias = "populateCache")]
     fn keep(&self, tier: Tier, key: &Key<'_>, loaded: Option<Loaded>, lease: Lease) -> Record {
         self.note_load(key);
         let ttl = match &loaded {
@@ -347,7 +364,7 @@ impl Group {
         if loaded.is_some() || self.negative_ttl.is_some() {
             self.cache(tier).insert(key, record.clone(), lease);
             if tier == Tier::Main {
-                self.limit_if_disowned(key);
+                self.drop_if_late(key);
             }
         }
         record
@@ -385,7 +402,7 @@ impl Group {
     fn load_for_peer(&self, key: &Key<'_>) -> Answer {
         self.counters.misses.add_one();
         let mut trace = Trace::default();
-        let load = |trace: &mut Trace| self.load_locally(key, Tier::Main, trace);
+        let load = |trace: &mut Trace| self.load_here(key, &self.peers.pick(key.text), trace);
         let answer = self.unless_resting(key, &mut trace, load);
         debug!("[{}] {}: {trace}, for a peer", self.name, Shown(key.text));
         answer
@@ -403,13 +420,12 @@ impl Group {
     }
 
     fn tell(&self, record: Record) -> Told {
-        let is_stale = record.is_stale();
-        let remaining = record.expires().map(|at| at.saturating_sub(self.clock.now()));
-        match record.into_value() {
-            Some(value) if is_stale => Told::Stale(value),
-            Some(value) => Told::Value(value, remaining),
-            None => Told::Absent,
-        }
+        let left = self.life_left_here(&record);
+        tell(record, left)
+    }
+
+    fn life_left(&self, record: &Record) -> Option<Duration> {
+        record.expires().map(|at| at.saturating_sub(self.clock.now()))
     }
 
     /// The group's name.
@@ -441,6 +457,9 @@ impl Group {
 
     #[inline]
     fn look_up(&self, key: &Key<'_>) -> Option<(Record, Tier)> {
+        if self.disowned.is_pending() {
+            self.drop_if_overdue(key);
+        }
         let found = match self.main.get(key) {
             Some(record) => (record, Tier::Main),
             None => (self.hot.get(key)?, Tier::Hot),
@@ -507,7 +526,7 @@ impl Group {
     }
 
     /// The answer of the leader, waited for.
-    fn follow(&self, key: &Key<'_>, call: &Call<Answer>) -> Answer {
+    fn follow(&self, key: &Key<'_>, call: &Arc<Call<Answer>>) -> Answer {
         let text = || key.text.to_string();
         let error = match call.wait(self.load_timeout) {
             Ok(Ok(record)) => return Ok(record),
@@ -568,6 +587,25 @@ impl Group {
     }
 }
 
+fn tell(record: Record, left: Option<Duration>) -> Told {
+    let is_stale = record.is_stale();
+    match record.into_value() {
+        Some(value) if is_stale => Told::Stale(value),
+        Some(value) => Told::Value(value, left),
+        None => Told::Absent,
+    }
+}
+
+/// Groups the indices of keys by the peer that is to be asked for them; `None` is this node.
+fn by_peer(keys: impl Iterator<Item = (Owner, usize)>) -> Vec<(Owner, Vec<usize>)> {
+    let mut parts = HashMap::<Option<String>, (Owner, Vec<usize>), Hasher>::default();
+    for (peer, i) in keys {
+        let name = peer.as_ref().map(|peer| peer.name().into());
+        parts.entry(name).or_insert((peer, Vec::new())).1.push(i);
+    }
+    parts.into_values().collect()
+}
+
 /// Whether the peer was asked.
 fn was_attempted(answer: &Result<Option<Loaded>, PeerError>) -> bool {
     answer.as_ref().map_or_else(PeerError::was_attempted, |_| true)
@@ -613,7 +651,11 @@ fn failed(key: &Key<'_>, source: SharedError) -> Error {
     Error::Getter { key: key.text.into(), source }
 }
 
-fn of_owner(owner: &dyn PeerGetter, key: &Key<'_>, message: String) -> Error {
+fn of_owner(owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) -> Error {
+    let message = match error {
+        PeerError::LoadFailed(text) => text.clone(),
+        error => error.to_string(),
+    };
     Error::Owner { key: key.text.into(), peer: owner.name().into(), message }
 }
 

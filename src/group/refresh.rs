@@ -258,7 +258,7 @@ impl Group {
             }
         }
         let keys: Vec<_> = led.iter().map(|&(key, ..)| key).collect();
-        for ((key, guard, lease), loaded) in zip(led, self.ask_getter_for_many(&keys)) {
+        for ((key, guard, lease), loaded) in zip(led, self.call_getter_for_many(&keys)) {
             // Gets that found the value expired meanwhile wait for the answer.
             match loaded {
                 Ok(loaded) => {

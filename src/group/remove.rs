@@ -14,56 +14,58 @@
 //!      value;
 //!   3. the owner drops the value, `remove` returns, and C still serves the old one.
 //!
-//! - *An earlier owner*, after the list of nodes has changed: see [`handover`](super::handover).
+//! - *An earlier owner*, for 30 seconds after the list of nodes has changed: the owner would take the
+//!   value [over](super::handover) from it. So then all nodes are told once before the owner is.
+//! - *A node that this one does not know.* A node that has left the list may still be asked, and a node
+//!   that has come is asked by those who know it already, and loads by itself:
 //!
-//! What remains: a node that could not be reached serves its copy until that expires, after
-//! [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the latest, or, if it is the owner, until the
-//! value itself expires or is evicted. [`Error::RemoveIncomplete`] names it. And while the lists of
-//! nodes disagree on the owner, an old copy can be copied between two nodes' removals; it too
-//! ends after its `hot_ttl`.
+//!   1. Node B knows of the new node N, which owns the key now. A get at B asks N, which loads v1.
+//!   2. The origin turns to v2, and A, which does not know N yet, removes the key everywhere else.
+//!   3. A hears of N. All lists agree, and N has v1.
+//!
+//! So *a removal reaches every node that is in the list from a minute before it to a minute after it*.
+//! Those that have left are told with the others. And each node keeps the removals that it
+//! [made](Made), and repeats them when its list changes. No change is missed: a removal is noted before
+//! the list is read, and the list is swapped before the notes are read, so the second of the two sees
+//! what the first has done.
+//!
+//! What remains: between a removal and the next change of the remover's list, a node that it does not
+//! know may serve the old value; if the remover ends before that change, nobody repeats its removal; and
+//! a node that was out of the lists for longer than a minute is told nothing. A node that could not be
+//! reached serves its copy until that expires, or, if it is the owner, until the value itself expires or
+//! is evicted; [`Error::RemoveIncomplete`] names it.
 
-use std::sync::Arc;
-use std::thread;
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
+use std::sync::Mutex;
 use std::time::Instant;
+
+use log::warn;
 
 use super::{Group, at_once};
 use crate::cache::Key;
+use crate::peer::LATELY;
 use crate::{Error, PeerError, PeerGetter};
+
+/// The peers that were not reached, and why.
+type Failed = BTreeMap<String, PeerError>;
 
 impl Group {
     /// Removes `key` from all nodes: here, at its owner, and then at all others, 16 at a time.
     /// A get that starts after this has returned sees no value from before, on any node reached.
     ///
-    /// While the lists of nodes differ, a node that is not in this one's list keeps what it has. One
-    /// that has left the list a moment ago is told, too, but is not named if it does not answer. So list
-    /// a node everywhere before it takes traffic, and take its traffic away before it leaves the list: a
-    /// node that is asked and not listed serves old values, though `remove` returns `Ok`. A node whose
+    /// Told are all nodes that are in this node's list, and those that have left it in the last minute. A
+    /// node that comes into it in the next minute is told then. Until then a get there may see an old value,
+    /// so list a node everywhere before it takes traffic. A node whose
     /// [`HttpServer`](crate::HttpServer) does not have this group counts as reached.
     ///
     /// # Errors
-    /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
+    /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were. One that
+    /// has left the list and does not answer is named for a minute, too: it may still serve gets.
     pub fn remove(&self, key: &str) -> Result<(), Error> {
         let (key, start) = (self.key(key)?, Instant::now());
-        self.remove_here(&key);
-        let owner = self.peers.pick(key.text);
-        let is_owner =
-            |peer: &Arc<dyn PeerGetter>| owner.as_ref().is_some_and(|o| o.name() == peer.name());
-        let mut others = self.peers.others();
-        others.retain(|peer| !is_owner(peer));
-        // The earlier owners, from which the owner may fetch the value: before it. Those of them that
-        // are still in the list are told once more with the others.
-        let mut former = self.peers.former(key.text);
-        former.retain(|peer| !is_owner(peer) && peer.is_up());
-        let remove = |peer: &dyn PeerGetter| peer.remove(&self.name, key.text);
-        ask_all(&former, remove);
-        let mut failed = ask_all(owner.as_slice(), remove);
-        failed.extend(ask_all(&others, remove));
-        former.retain(|peer| others.iter().all(|other| other.name() != peer.name()));
-        former.retain(|peer| peer.is_up());
-        ask_all(&former, remove);
-        // A copy may have come from the owner between the first line and its removal there.
-        self.remove_here(&key);
-        self.complete(start, failed)
+        self.note(|| Removal::Key(key.text.into()));
+        self.complete(start, self.remove_everywhere(&[key]))
     }
 
     /// Removes all keys of the group from all nodes, as [`remove`](Self::remove) does with one.
@@ -71,27 +73,84 @@ impl Group {
     /// # Errors
     /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
     pub fn clear(&self) -> Result<(), Error> {
-        let (others, start) = (self.peers.others(), Instant::now());
-        let clear = |peer: &dyn PeerGetter| peer.clear(&self.name);
-        // Each node owns some keys and has copies of others, so none can be first. The second
-        // round drops the copies that were made of values which the first had not dropped yet.
-        self.answer_clear();
-        let failed = ask_all(&others, clear);
-        let reached =
-            |peer: &Arc<dyn PeerGetter>| failed.iter().all(|(name, _)| name != peer.name());
-        let reached: Vec<_> = others.iter().filter(|peer| reached(peer)).cloned().collect();
-        self.answer_clear();
-        let failed_later = ask_all(&reached, clear);
-        self.complete(start, [failed, failed_later].concat())
+        let start = Instant::now();
+        self.note(|| Removal::All);
+        self.complete(start, self.clear_everywhere())
     }
 
-    fn complete(&self, start: Instant, failed: Vec<(String, PeerError)>) -> Result<(), Error> {
+    /// The list of nodes has changed: makes the removals of the last minute again.
+    pub(super) fn repeat_removals(&self) {
+        let lately = self.made.as_ref().map(Made::lately).unwrap_or_default();
+        let keys = lately.iter().map(|removal| match removal {
+            Removal::Key(key) => self.key(key).ok(),
+            Removal::All => None,
+        });
+        let failed = match keys.collect::<Option<Vec<_>>>() {
+            Some(keys) if keys.is_empty() => return,
+            Some(keys) => self.remove_everywhere(&keys),
+            None => self.clear_everywhere(),
+        };
+        for (peer, error) in failed {
+            warn!("[{}] {peer} was not told of the last minute's removals: {error}", self.name);
+        }
+    }
+
+    fn note(&self, removal: impl FnOnce() -> Removal) {
+        if let Some(made) = &self.made {
+            made.note(removal());
+        }
+    }
+
+    fn remove_everywhere(&self, keys: &[Key<'_>]) -> Failed {
+        let mut failed = Failed::new();
+        let remove_here = || keys.iter().for_each(|key| self.remove_here(key));
+        let owners: Vec<_> = keys.iter().map(|key| self.peers.pick(key.text)).collect();
+        let owns = |peer: &dyn PeerGetter, i: usize| {
+            owners[i].as_ref().is_some_and(|owner| owner.name() == peer.name())
+        };
+        let peers = self.peers.others();
+        let mut tell = |is_told: &dyn Fn(&dyn PeerGetter, usize) -> bool| {
+            let told = |peer| (0..keys.len()).filter(|&i| is_told(peer, i)).collect::<Vec<_>>();
+            let parts = peers.iter().map(|peer| (&**peer, told(&**peer)));
+            let parts: Vec<_> = parts.filter(|(_, part)| !part.is_empty()).collect();
+            let remove = |peer: &dyn PeerGetter, i: &usize| peer.remove(&self.name, keys[*i].text);
+            tell_all(&parts, &mut failed, |peer, part| {
+                part.iter().try_for_each(|i| remove(peer, i))
+            });
+        };
+        remove_here();
+        if keys.iter().any(|key| !self.peers.former(key.text).is_empty()) {
+            tell(&|_, _| true);
+            // This node may be the owner, and have taken the value over meanwhile.
+            remove_here();
+        }
+        tell(&|peer, i| owns(peer, i));
+        tell(&|peer, i| !owns(peer, i));
+        // A copy may have come from the owner between the first line and its removal there.
+        remove_here();
+        failed
+    }
+
+    /// Each node owns some keys and has copies of others, so none can be first. The first round drops
+    /// what earlier owners have, the second what was taken over from them meanwhile, and the third the
+    /// copies that were made of that.
+    fn clear_everywhere(&self) -> Failed {
+        let (peers, mut failed) = (self.peers.others(), Failed::new());
+        let parts: Vec<_> = peers.iter().map(|peer| (&**peer, ())).collect();
+        for _ in 0..3 {
+            self.answer_clear();
+            tell_all(&parts, &mut failed, |peer, ()| peer.clear(&self.name));
+        }
+        failed
+    }
+
+    fn complete(&self, start: Instant, failed: Failed) -> Result<(), Error> {
         self.counters.removal_times.record(start.elapsed());
         if failed.is_empty() {
             return Ok(());
         }
         self.counters.removals_incomplete.add_one();
-        Err(Error::RemoveIncomplete { failed })
+        Err(Error::RemoveIncomplete { failed: failed.into_iter().collect() })
     }
 
     /// Answers a peer that removes `key`: drops this node's own copies.
@@ -105,22 +164,15 @@ impl Group {
 
     /// Answers a peer that clears the group: drops everything that this node keeps of it.
     pub fn answer_clear(&self) {
-        if let Some(removed) = &self.removed {
-            removed.note_all(self.clock.now());
-        }
         let cleared = (self.main.clear(), self.hot.clear());
         self.asking.forget_all();
         self.loading.forget_all();
         // Elsewhere, since the thread that called may have hits to answer. If there is no thread to be
         // had, it is dropped here.
-        let drop_it = thread::Builder::new().name("geecache-clear".into());
-        let _ = drop_it.spawn(move || drop(cleared));
+        let _ = self.threads.run(Box::new(move || drop(cleared)));
     }
 
     fn remove_here(&self, key: &Key<'_>) {
-        if let Some(removed) = &self.removed {
-            removed.note(key.hash, self.clock.now());
-        }
         // The caches first: a get that misses them and then leads anew takes a new lease.
         self.main.remove(key);
         self.hot.remove(key);
@@ -129,11 +181,72 @@ impl Group {
     }
 }
 
-/// Asks all peers, many at the same time; returns those that failed.
-fn ask_all(
-    peers: &[Arc<dyn PeerGetter>],
-    ask: impl Fn(&dyn PeerGetter) -> Result<(), PeerError> + Sync,
-) -> Vec<(String, PeerError)> {
-    let failures = at_once(peers, |peer| ask(&**peer).err().map(|e| (peer.name().to_string(), e)));
-    failures.into_iter().flatten().collect()
+/// Tells each peer its part, many at the same time, but for those that have failed. Notes those that fail.
+fn tell_all<T: Sync>(
+    parts: &[(&dyn PeerGetter, T)],
+    failed: &mut Failed,
+    tell: impl Fn(&dyn PeerGetter, &T) -> Result<(), PeerError> + Sync,
+) {
+    let parts: Vec<_> =
+        parts.iter().filter(|(peer, _)| !failed.contains_key(peer.name())).collect();
+    let told = at_once(&parts, |(peer, part)| (peer.name().to_string(), tell(*peer, part)));
+    failed.extend(told.into_iter().filter_map(|(name, told)| Some((name, told.err()?))));
+}
+
+/// The removals that this process made in the last minute.
+#[derive(Default)]
+pub(super) struct Made {
+    // Guards the removals and when each began, the latest last.
+    removals: Mutex<VecDeque<(Instant, Removal)>>,
+}
+
+#[derive(Clone)]
+enum Removal {
+    Key(Box<str>),
+    All,
+}
+
+impl Made {
+    /// More keys than that count as all.
+    const MOST: usize = 10_000;
+
+    fn note(&self, removal: Removal) {
+        let mut removals = self.removals.lock().unwrap();
+        while removals.front().is_some_and(|(at, _)| at.elapsed() > LATELY) {
+            removals.pop_front();
+        }
+        let removal = if removals.len() < Self::MOST { removal } else { Removal::All };
+        let outdated = match removal {
+            Removal::Key(_) => VecDeque::new(),
+            Removal::All => mem::take(&mut *removals),
+        };
+        removals.push_back((Instant::now(), removal));
+        drop(removals);
+        drop(outdated);
+    }
+
+    fn lately(&self) -> Vec<Removal> {
+        let removals = self.removals.lock().unwrap();
+        let lately = removals.iter().filter(|(at, _)| at.elapsed() <= LATELY);
+        lately.map(|(_, removal)| removal.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn very_many_keys_are_all_and_what_was_removed_before_all_is_among_it() {
+        let made = Made::default();
+        let keys = || made.lately().iter().filter(|r| matches!(r, Removal::Key(_))).count();
+        (0..Made::MOST).for_each(|i| made.note(Removal::Key(i.to_string().into())));
+        assert_eq!((keys(), made.lately().len()), (Made::MOST, Made::MOST));
+        made.note(Removal::Key("one more".into()));
+        assert_eq!((keys(), made.lately().len()), (0, 1));
+        made.note(Removal::Key("Tom".into()));
+        assert_eq!((keys(), made.lately().len()), (1, 2));
+        made.note(Removal::All);
+        assert_eq!((keys(), made.lately().len()), (0, 1));
+    }
 }

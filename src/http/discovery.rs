@@ -7,6 +7,7 @@
 //! The system's resolver blocks for as long as it likes. So nothing waits for that thread: who drops
 //! the handle goes on at once, and a look-up that returns after that changes nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Weak};
@@ -71,6 +72,7 @@ impl Following {
             ended,
             looks: Some(looks),
             has_failed: false,
+            missed: BTreeMap::new(),
         };
         let pool_ended = pool.end();
         thread::Builder::new()
@@ -87,6 +89,11 @@ impl HttpPool {
     /// if this node's URL is. This node is always among them, and its URL has to be such an address.
     /// [`peers`](Self::peers) and the log show changes. A look-up that fails, or finds nothing,
     /// changes nothing and is logged once.
+    ///
+    /// An answer may be a part: Consul tells three addresses, drawn by chance, unless its
+    /// `dns_config.a_record_limit` says otherwise. So while an address of the list is missing, a look-up
+    /// asks up to four times; and an address leaves the list only when five look-ups in a row lack it: a
+    /// node that is gone, after 25 seconds by default.
     ///
     /// Ends when the handle or the pool is dropped. Whoever sets the list by
     /// [`set_peers`](Self::set_peers) while it lasts is overruled by the next look-up.
@@ -130,7 +137,14 @@ struct Follower {
     looks: Option<Sender<Infallible>>,
     /// Whether the last look-up did.
     has_failed: bool,
+    /// The addresses in the list, and how many look-ups in a row lacked each.
+    missed: BTreeMap<IpAddr, usize>,
 }
+
+/// A look-up asks so many times while an address of the list is missing.
+const QUESTIONS: usize = 4;
+/// An address leaves the list at the look-up that lacks it for so many times in a row.
+const MISSED: usize = 5;
 
 impl Follower {
     fn run(
@@ -140,7 +154,7 @@ impl Follower {
         pool_ended: &Receiver<Infallible>,
     ) {
         loop {
-            let found = look_up();
+            let found = self.look_up_all(&look_up);
             let Some(pool) = self.pool.upgrade() else { return };
             self.take(&pool, found);
             drop(pool);
@@ -153,12 +167,38 @@ impl Follower {
         }
     }
 
-    fn take(&mut self, pool: &HttpPool, found: io::Result<Vec<IpAddr>>) {
+    /// Asks again while an address of the list is missing: resolvers may tell a part.
+    fn look_up_all(
+        &self,
+        look_up: &impl Fn() -> io::Result<Vec<IpAddr>>,
+    ) -> io::Result<BTreeSet<IpAddr>> {
+        let mut found: BTreeSet<_> = look_up()?.into_iter().collect();
+        for _ in 1..QUESTIONS {
+            if found.is_empty() || self.missed.keys().all(|address| found.contains(address)) {
+                break;
+            }
+            found.extend(look_up().unwrap_or_default());
+        }
+        Ok(found)
+    }
+
+    /// The addresses that were found, and those that have not been missing for long.
+    fn note(&mut self, found: BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        self.missed.retain(|address, times| {
+            *times = if found.contains(address) { 0 } else { *times + 1 };
+            *times < MISSED
+        });
+        self.missed.extend(found.into_iter().map(|address| (address, 0)));
+        self.missed.keys().copied().collect()
+    }
+
+    fn take(&mut self, pool: &HttpPool, found: io::Result<BTreeSet<IpAddr>>) {
         let found = match found {
             Ok(found) if found.is_empty() => Err(io::Error::other("no address")),
             found => found,
         };
         let set = found.map_err(Error::from).and_then(|found| {
+            let found = self.note(found);
             let own = pool.self_url().to_string();
             let urls = found.into_iter().map(&self.url_of).chain([own]).collect();
             pool.replace(urls, || self.ended.try_recv() == Err(TryRecvError::Empty))
@@ -219,6 +259,7 @@ fn own_address(url: &str) -> Result<(&'static str, SocketAddr), Error> {
 mod tests {
     use super::*;
     use crossbeam_channel::unbounded;
+    use std::cell::Cell;
     use std::sync::mpsc;
 
     const LONG: Duration = Duration::from_secs(30);
@@ -268,10 +309,51 @@ mod tests {
         assert!(node.following.wait(LONG));
         let found = ["http://10.0.0.1:8001", "http://10.0.0.2:8001", "http://[::1]:8001"];
         assert_eq!(node.nodes(), found);
-        node.give(&["10.0.0.1", "10.0.0.3"]);
-        // The next look-up begins when the list is set.
-        node.give(&["10.0.0.1", "10.0.0.3"]);
+        let nodes_after = |look_ups: usize| {
+            for _ in 0..look_ups * QUESTIONS {
+                node.give(&["10.0.0.1", "10.0.0.3"]);
+            }
+            node.nodes().len()
+        };
+        // Each look-up asks on for those that are missing. The next begins when the list is set.
+        assert_eq!(nodes_after(MISSED - 1), 4);
+        nodes_after(2);
         assert_eq!(node.nodes(), ["http://10.0.0.1:8001", "http://10.0.0.3:8001"]);
+    }
+
+    #[test]
+    fn where_each_answer_is_three_of_five_the_list_settles_and_one_that_is_gone_leaves() {
+        let address = |i: u8| IpAddr::from([10, 0, 0, i]);
+        let mut follower = Follower {
+            pool: Weak::new(),
+            name: String::new(),
+            url_of: Box::new(|_| String::new()),
+            ended: bounded(0).1,
+            looks: None,
+            has_failed: false,
+            missed: BTreeMap::new(),
+        };
+        let (state, alive) = (Cell::new(1_u64), Cell::new(5_u8));
+        let three = || {
+            let mut all: Vec<_> = (1..=alive.get()).collect();
+            while all.len() > 3 {
+                // Knuth's MMIX generator; its high bits are the random ones.
+                state.set(state.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+                all.remove((state.get() >> 33) as usize % all.len());
+            }
+            Ok(all.into_iter().map(address).collect())
+        };
+        let mut look = || {
+            let found = follower.look_up_all(&three).unwrap();
+            follower.note(found).len()
+        };
+        let settled = (1..).find(|_| look() == 5).unwrap();
+        assert!(settled < 10, "{settled} look-ups");
+        // A day's.
+        assert!((0..17_280).all(|_| look() == 5), "a node that lives has left the list");
+        alive.set(4);
+        let look_ups: Vec<_> = (0..5).map(|_| look()).collect();
+        assert_eq!(look_ups, [5, 5, 5, 5, 4]);
     }
 
     #[test]
@@ -289,8 +371,9 @@ mod tests {
         let node = follow(SOON);
         let found: Vec<_> = (0..500).map(|i| format!("10.0.{}.{}", i / 250, i % 250 + 1)).collect();
         node.give(&found.iter().map(String::as_str).collect::<Vec<_>>());
-        node.give(&["10.0.0.1"]);
-        node.give(&["10.0.0.1"]);
+        for _ in 0..(MISSED + 1) * QUESTIONS {
+            node.give(&["10.0.0.1"]);
+        }
         assert_eq!(node.nodes().len(), 1);
         assert_eq!(names(&found[..2]), "10.0.0.1, 10.0.0.2");
         assert!(names(&found).ends_with("10.0.0.10 and 490 more"));

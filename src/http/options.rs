@@ -6,7 +6,7 @@ use std::time::Duration;
 use ureq::http::Uri;
 
 use super::wire::DEFAULT_BASE_PATH;
-use crate::peer::LONGEST_HANDOVER;
+use crate::peer::LATELY;
 use crate::{Error, MAX_GROUP_BYTES, MAX_KEY_BYTES, RingHash};
 
 /// How an [`HttpPool`](crate::HttpPool) places and asks its peers.
@@ -37,7 +37,7 @@ pub struct PoolOptions {
     pub max_value_bytes: u64,
     /// For how long after a change of the list of nodes this node, when it misses a key that it owns
     /// now, asks those that owned it before, from their caches and for 100 ms at the most, before
-    /// it loads from the origin. Up to 5 minutes; zero turns it off. What a node
+    /// it loads from the origin. Up to 30 seconds; zero turns it off. What a node
     /// no longer owns it keeps for [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the most. Default: 30 s.
     pub handover: Duration,
     /// Whether gets of a group that go to the same peer at the same time share requests, if there are more
@@ -90,8 +90,8 @@ impl PoolOptions {
         if self.points_per_peer.is_some_and(|points| !(1..=MAX_POINTS).contains(&points)) {
             return Err(Error::Config(format!("a node has 1 to {MAX_POINTS} points on the ring")));
         }
-        if self.handover > LONGEST_HANDOVER {
-            return Err(Error::Config(format!("a hand-over lasts up to {LONGEST_HANDOVER:?}")));
+        if self.handover > LATELY / 2 {
+            return Err(Error::Config(format!("a hand-over lasts up to {:?}", LATELY / 2)));
         }
         let is_wrong = |timeout: Duration| timeout.is_zero() || timeout > LONGEST_TIMEOUT;
         if is_wrong(self.timeout) || is_wrong(self.connect_timeout) {

@@ -15,15 +15,17 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
-use std::{iter, mem};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use log::warn;
 
 use super::client::HttpGetter;
 use super::options::{PoolOptions, check_url};
+use crate::peer::LATELY;
 use crate::{Error, PeerGetter, PeerPicker, Ring, RingHash};
 
 /// The nodes of a cluster as one of them sees it: a [`PeerPicker`] over HTTP.
@@ -47,18 +49,24 @@ pub struct HttpPool {
     options: Arc<PoolOptions>,
     // Guards the ring and the getters together, so that an owner always has its getter.
     nodes: Mutex<Nodes>,
+    /// Whether there may be earlier lists: read without the lock, so that a list that does not change
+    /// costs a miss nothing.
+    is_young: AtomicBool,
     // Guards the list of functions to be called after a change; they are called without it.
-    on_change: Mutex<Vec<Arc<OnChange>>>,
+    on_change: Mutex<Vec<Weak<OnChange>>>,
     /// Never sent to: what receives from it learns that the pool is gone.
     end: (Sender<Infallible>, Receiver<Infallible>),
 }
 
-type OnChange = dyn Fn() -> bool + Send + Sync;
+type OnChange = dyn Fn() + Send + Sync;
 
 struct Nodes {
     list: Arc<List>,
-    /// The last lists before this one, the newest first.
-    earlier: VecDeque<Earlier>,
+    /// The lists before this one, the newest first, and until when their nodes are asked for what they
+    /// owned.
+    earlier: VecDeque<(Arc<List>, Instant)>,
+    /// The nodes that have left the list lately, and until when removals are told to them.
+    left: HashMap<String, (Arc<HttpGetter>, Instant)>,
     /// When the connections to all of them were last looked through.
     swept: Instant,
 }
@@ -69,14 +77,6 @@ struct List {
     /// All nodes but this one.
     #[doc(alias = "httpGetters")]
     getters: HashMap<String, Arc<HttpGetter>>,
-}
-
-/// A list of nodes that was replaced a moment ago.
-#[derive(Clone)]
-struct Earlier {
-    list: Arc<List>,
-    /// Until then they are asked for what they owned, also those that have left since.
-    until: Instant,
 }
 
 /// So many lists are remembered at the most, and so many owners of one key.
@@ -114,14 +114,19 @@ impl HttpPool {
         let options = Arc::new(options);
         let ring = Arc::new(ring_of([self_url.clone()], &options));
         let list = Arc::new(List { ring, getters: HashMap::new() });
-        let nodes = Nodes { list, earlier: VecDeque::new(), swept: Instant::now() };
-        let (on_change, end) = (Mutex::default(), bounded(0));
-        Ok(Arc::new(Self { self_url, options, nodes: Mutex::new(nodes), on_change, end }))
+        let nodes = Mutex::new(Nodes {
+            list,
+            earlier: VecDeque::new(),
+            left: HashMap::new(),
+            swept: Instant::now(),
+        });
+        let (is_young, on_change, end) = (AtomicBool::new(false), Mutex::default(), bounded(0));
+        Ok(Arc::new(Self { self_url, options, nodes, is_young, on_change, end }))
     }
 
-    /// Replaces the list of nodes, this one among them. May be called at any time. Looks through the
-    /// main caches of this pool's groups for keys that this node no longer owns, which may take some
-    /// tenths of a second for a million entries.
+    /// Replaces the list of nodes, this one among them. May be called at any time. When it returns, the
+    /// nodes that came have been told what this process [removed](crate::Group::remove) in the last
+    /// minute; one that does not answer costs its deadline.
     ///
     /// # Errors
     /// [`Error::Config`] if a URL is not like `http://host:port` or this node's own is missing;
@@ -153,7 +158,8 @@ impl HttpPool {
         let Some(change) = Change::between(&known.ring, &ring) else { return Ok(None) };
         let others = ring.nodes().filter(|&url| *url != self.self_url).map(String::from);
         let others: Vec<_> = others.collect();
-        let getter = |url: &String| match known.getters.get(url) {
+        let left = self.left();
+        let getter = |url: &String| match known.getters.get(url).or(left.get(url)) {
             Some(kept) => kept.clone(),
             None => Arc::new(HttpGetter::new(url.clone(), self.options.clone())),
         };
@@ -167,21 +173,24 @@ impl HttpPool {
         if !holds() {
             return Ok(None);
         }
-        let before = mem::replace(&mut nodes.list, list);
-        let getters = before.getters.values().chain(nodes.list.getters.values());
+        let before = mem::replace(&mut nodes.list, list.clone());
+        let getters = before.getters.values().chain(list.getters.values());
         getters.for_each(|getter| getter.may_hand_over());
+        let now = Instant::now();
+        for (url, getter) in before.getters.iter().filter(|(url, _)| !list.has(url)) {
+            nodes.left.insert(url.clone(), (getter.clone(), now + LATELY));
+        }
+        nodes.left.retain(|url, _| !list.has(url));
         let was_alone = before.getters.is_empty();
-        let list = if was_alone { without_this } else { before };
-        let until = Instant::now() + self.options.handover;
-        nodes.earlier.push_front(Earlier { list, until });
-        let forgotten = nodes.forget_earlier();
+        let earlier = if was_alone { without_this } else { before };
+        nodes.earlier.push_front((earlier, now + self.options.handover));
+        let forgotten = nodes.forget(now);
+        self.is_young.store(!nodes.earlier.is_empty(), Ordering::Relaxed);
         drop(nodes);
         drop(forgotten);
         self.warn_if_uneven();
-        let all = self.on_change.lock().unwrap().clone();
-        let gone: Vec<_> = all.iter().filter(|changed| !changed()).collect();
-        let is_gone = |changed: &Arc<OnChange>| gone.iter().any(|g| Arc::ptr_eq(g, changed));
-        self.on_change.lock().unwrap().retain(|changed| !is_gone(changed));
+        let on_change = self.on_change.lock().unwrap().clone();
+        on_change.iter().filter_map(Weak::upgrade).for_each(|changed| changed());
         Ok(Some(change))
     }
 
@@ -221,6 +230,13 @@ impl HttpPool {
         self.nodes.lock().unwrap().list.clone()
     }
 
+    /// The nodes that have left the list lately.
+    fn left(&self) -> HashMap<String, Arc<HttpGetter>> {
+        let (nodes, now) = (self.nodes.lock().unwrap(), Instant::now());
+        let left = nodes.left.iter().filter(|(_, (_, until))| now < *until);
+        left.map(|(url, (getter, _))| (url.clone(), getter.clone())).collect()
+    }
+
     /// The other nodes and whether each answered when it was last asked, in order of their names.
     /// One that did not is cooling down.
     pub fn peers(&self) -> Vec<(String, bool)> {
@@ -247,8 +263,10 @@ impl PeerPicker for HttpPool {
         let mut nodes = self.nodes.lock().unwrap();
         let getter = nodes.list.owner(key).cloned();
         if nodes.swept.elapsed() > SWEEP_EVERY {
-            nodes.swept = Instant::now();
-            let forgotten = nodes.forget_earlier();
+            let now = Instant::now();
+            nodes.swept = now;
+            let forgotten = nodes.forget(now);
+            self.is_young.store(!nodes.earlier.is_empty(), Ordering::Relaxed);
             let list = nodes.list.clone();
             drop(nodes);
             drop(forgotten);
@@ -257,46 +275,55 @@ impl PeerPicker for HttpPool {
         Some(getter?)
     }
 
-    fn on_change(&self, changed: Arc<OnChange>) {
-        self.on_change.lock().unwrap().push(changed);
+    fn on_change(&self, changed: Weak<OnChange>) {
+        let mut on_change = self.on_change.lock().unwrap();
+        on_change.retain(|changed| changed.strong_count() > 0);
+        on_change.push(changed);
     }
 
-    /// Also the owner of a key that this node does not own: whoever takes this node for the owner may
-    /// have a newer list.
     fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
         let mut found: Vec<Arc<dyn PeerGetter>> = Vec::new();
-        if self.options.handover.is_zero() {
+        if !self.is_young.load(Ordering::Relaxed) {
             return found;
         }
         let (nodes, now) = (self.nodes.lock().unwrap(), Instant::now());
-        let earlier = nodes.earlier.iter().filter(|earlier| now < earlier.until);
-        let lists = iter::once(&nodes.list).chain(earlier.map(|earlier| &earlier.list));
-        for getter in lists.filter_map(|list| list.owner(key)) {
-            if found.iter().all(|other| other.name() != getter.name()) {
+        let earlier = nodes.earlier.iter().filter(|(_, until)| now < *until);
+        let owner = nodes.list.owner(key).map(|owner| owner.name());
+        for getter in earlier.filter_map(|(list, _)| list.owner(key)) {
+            let is_known = found.iter().any(|other| other.name() == getter.name());
+            if !is_known && owner != Some(getter.name()) && found.len() < EARLIER_OWNERS {
                 found.push(getter.clone());
             }
         }
-        found.truncate(EARLIER_OWNERS);
         found
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
-        let list = self.list();
-        list.getters.values().map(|getter| getter.clone() as Arc<dyn PeerGetter>).collect()
+        let (list, left) = (self.list(), self.left());
+        let gone = left.iter().filter(|(url, _)| !list.has(url));
+        let all = list.getters.iter().chain(gone);
+        all.map(|(_, getter)| getter.clone() as Arc<dyn PeerGetter>).collect()
     }
 }
 
 impl Nodes {
-    /// Takes out the lists whose time is over, and those that are too many: to be dropped without the
-    /// lock.
-    fn forget_earlier(&mut self) -> VecDeque<Earlier> {
-        let now = Instant::now();
-        let kept = self.earlier.iter().take(EARLIER_LISTS).take_while(|e| now < e.until).count();
-        self.earlier.split_off(kept)
+    /// Takes out the lists and the nodes whose time is over, and the lists that are too many: to be
+    /// dropped without the lock.
+    fn forget(&mut self, now: Instant) -> impl Sized + use<> {
+        let earlier = self.earlier.iter().take(EARLIER_LISTS);
+        let kept = earlier.take_while(|(_, until)| now < *until).count();
+        let (left, gone) = mem::take(&mut self.left).into_iter().partition(|(_, (_, t))| now < *t);
+        self.left = left;
+        let gone: HashMap<_, _> = gone;
+        (self.earlier.split_off(kept), gone)
     }
 }
 
 impl List {
+    fn has(&self, url: &str) -> bool {
+        self.getters.contains_key(url)
+    }
+
     /// The node that owns `key`; `None` if it is this one.
     fn owner(&self, key: &str) -> Option<&Arc<HttpGetter>> {
         self.getters.get(self.ring.owner(key)?)
@@ -437,8 +464,8 @@ mod tests {
             while !former(&pool, &key).is_empty() {
                 assert!(start.elapsed() < Duration::from_secs(30));
             }
-            let forgotten = pool.nodes.lock().unwrap().forget_earlier().len();
-            assert_eq!(forgotten, usize::from(!handover.is_zero()));
+            drop(pool.nodes.lock().unwrap().forget(Instant::now()));
+            assert!(pool.nodes.lock().unwrap().earlier.is_empty());
         }
     }
 

@@ -194,29 +194,6 @@ fn numbers() -> (Origin, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn what_was_removed_is_not_taken_over_from_a_node_that_no_removal_reached() {
-    for is_batch in [false, true] {
-        let (origin, number) = numbers();
-        let [old, new, other] = Cluster::over(&origin).with_handover().start();
-        let key = old.key_of(&old.url);
-        assert_eq!(old.get(&key).unwrap(), "1");
-        // The old owner leaves the lists, but does not know: and nobody tells it of the removal.
-        set(&[&new, &other]);
-        let old_list = [&old.url, &new.url, &other.url];
-        old.pool.set_peers(old_list).unwrap();
-        let owner = if new.pool.owner(&key) == new.url { &new } else { &other };
-        number.store(2, Ordering::SeqCst);
-        owner.group().answer_removal(&key).unwrap();
-        let get = |node: &Node| match is_batch {
-            false => node.get(&key),
-            true => node.get_many(&[&key]).pop().unwrap(),
-        };
-        assert_eq!((old.get(&key).unwrap(), get(owner).unwrap()), ("1".into(), "2".into()));
-        assert_eq!(owner.stats().handed_over, 0);
-    }
-}
-
-#[test]
 fn a_removal_reaches_a_node_that_has_left_the_list_a_moment_ago() {
     let (origin, number) = numbers();
     let [old, new, other] = Cluster::over(&origin).with_handover().start();

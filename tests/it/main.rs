@@ -5,6 +5,7 @@
 //! | `gets` | what a get gives, whichever node is asked; lists of peers that differ or change |
 //! | `owners` | owners that fail, each in its own way, and what it costs; their return |
 //! | `handover` | what a new owner gets from the one before, after the list has changed |
+//! | `changes` | keys are removed while lists of nodes change |
 //! | `keys` | every key and group name travels exactly |
 //! | `values` | sizes, budgets, times to live |
 //! | `limits` | the largest of everything, and one above |
@@ -37,6 +38,7 @@
 
 mod batches;
 mod browser;
+mod changes;
 mod child;
 mod clients;
 mod combining;

@@ -262,10 +262,10 @@ fn each_peer_cools_down_by_itself_and_still_does_after_the_list_has_changed() {
     are_well(&[(&dead, false)]);
     set_peers(&[&dead, &newcomer]);
     are_well(&[(&dead, false), (&newcomer, true)]);
-    // Who has left is forgotten, and begins anew when it returns.
+    // One that returns a moment after it has left is known.
     set_peers(&[]);
     set_peers(&[&dead]);
-    are_well(&[(&dead, true)]);
+    are_well(&[(&dead, false)]);
 }
 
 #[test]

@@ -26,6 +26,7 @@ extern crate self as std;
 extern crate std as real;
 
 pub use real::*;
+pub use shuttle::thread_local;
 
 pub mod sync;
 pub mod thread;
@@ -38,6 +39,8 @@ mod cache;
 mod clock;
 #[path = "../../src/http/client/combine.rs"]
 mod combine;
+#[path = "../../src/elastic.rs"]
+mod elastic;
 #[path = "../../src/error.rs"]
 mod errors; // `error` is of std
 #[path = "../../src/flight.rs"]

@@ -129,7 +129,7 @@ impl Routes {
                 }
                 // Asked by the keys' new owner, or by a peer whose gets are combined.
                 batch(match first(request, wire::HAND_OVER) {
-                    Some(_) => group.answer_handover_batch(&keys, frame::hand_over_budget()),
+                    Some(_) => group.answer_batch_cached(&keys, frame::hand_over_budget()),
                     None => group.answer_batch_cached(&keys, frame::cached_budget()),
                 })
             }
@@ -186,7 +186,7 @@ fn removal(group: &Group, key: &str) -> ResponseBox {
 
 /// The answer to the key's new owner. It asks nobody.
 fn hand_over(group: &Group, key: &str) -> ResponseBox {
-    match group.answer_handover(key) {
+    match group.answer_cached(key) {
         Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::NOT_CACHED)),
         Ok(Some((value, ttl))) => answer_of(Told::Value(value, ttl)),
         Err(error) => text(400, error),

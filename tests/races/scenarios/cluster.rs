@@ -22,12 +22,15 @@ pub(super) fn all() -> Vec<Trial> {
         many(a_removal_beats_the_renewal_of_copies::<1, false>),
         many(a_removal_beats_the_renewal_of_copies::<1, true>),
         many(what_is_handed_over_is_not_loaded),
+        many(a_removal_reaches_a_node_that_is_known_later::<0, false>),
+        many(a_removal_reaches_a_node_that_is_known_later::<2, false>),
+        many(a_removal_reaches_a_node_that_is_known_later::<0, true>),
+        many(getters_of_two_nodes_that_ask_for_each_others_keys_end),
         many(a_removal_wins_against_a_hand_over::<0, STAYS, true>),
         many(a_removal_wins_against_a_hand_over::<1, STAYS, true>),
         many(a_removal_wins_against_a_hand_over::<2, STAYS, true>),
         many(a_removal_wins_against_a_hand_over::<1, LEAVES, true>),
         many(a_removal_wins_against_a_hand_over::<2, LEAVES, true>),
-        many(a_removal_wins_against_a_hand_over::<2, IS_FORGOTTEN, true>),
         many(a_removal_wins_against_a_hand_over::<1, STAYS, false>),
         many(a_removal_wins_against_a_hand_over::<2, STAYS, false>),
     ]
@@ -77,7 +80,7 @@ impl PeerGetter for Peer {
     }
 
     fn get_cached(&self, _group: &str, keys: &[&str], _time: Duration) -> Vec<Option<Loaded>> {
-        let answer = |key: &&str| self.group.answer_handover(key).unwrap();
+        let answer = |key: &&str| self.group.answer_cached(key).unwrap();
         let answers = keys.iter().map(answer);
         answers.map(|found| found.map(|(value, ttl)| Loaded { ttl, ..value.into() })).collect()
     }
@@ -167,10 +170,9 @@ fn remove_while_others_ask<const BY: usize, const ALL: bool>(
     }
 }
 
-/// The first node stays in the list, leaves it, or has left it before all but the new owner came.
+/// Whether the first node stays in the list or leaves it.
 const STAYS: usize = 0;
 const LEAVES: usize = 1;
-const IS_FORGOTTEN: usize = 2;
 
 /// What node `own` knows of the others, whose list changes: node 0 owned every key, then node 1 does.
 struct Changing {
@@ -182,10 +184,8 @@ struct Changing {
 struct Lists {
     /// Whether each node has the new list.
     are_new: [AtomicBool; NODES],
-    /// What becomes of the first node.
-    first: usize,
-    // Guards what is to be called after a change.
-    on_change: Mutex<Vec<Arc<dyn Fn() -> bool + Send + Sync>>>,
+    // Guards what is to be called after a change, by node.
+    on_change: Mutex<[Option<Weak<dyn Fn() + Send + Sync>>; NODES]>,
 }
 
 impl Lists {
@@ -194,10 +194,13 @@ impl Lists {
     }
 
     fn change(&self) {
-        let were_new = self.are_new.each_ref().map(|is_new| is_new.swap(true, Ordering::SeqCst));
-        if were_new != [true; NODES] {
-            let all = self.on_change.lock().unwrap().clone();
-            all.iter().for_each(|changed| assert!(changed()));
+        (0..NODES).for_each(|node| self.change_of(node));
+    }
+
+    fn change_of(&self, node: usize) {
+        if !self.are_new[node].swap(true, Ordering::SeqCst) {
+            let changed = self.on_change.lock().unwrap()[node].clone();
+            changed.unwrap().upgrade().unwrap()();
         }
     }
 }
@@ -208,29 +211,26 @@ impl PeerPicker for Changing {
         (self.peers.own != owner).then(|| self.peers.peer(owner))
     }
 
-    /// As `HttpPool` does it.
-    fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
-        let owner = self.pick(key);
-        let knows = self.peers.own == 1 || self.lists.first != IS_FORGOTTEN;
+    fn former(&self, _key: &str) -> Vec<Arc<dyn PeerGetter>> {
         let is_new = self.lists.is_new(self.peers.own) && self.peers.own != 0;
-        let former = (is_new && knows).then(|| self.peers.peer(0));
-        owner.into_iter().chain(former).collect()
+        is_new.then(|| self.peers.peer(0)).into_iter().collect()
     }
 
-    fn on_change(&self, changed: Arc<dyn Fn() -> bool + Send + Sync>) {
-        self.lists.on_change.lock().unwrap().push(changed);
+    fn on_change(&self, changed: Weak<dyn Fn() + Send + Sync>) {
+        self.lists.on_change.lock().unwrap()[self.peers.own] = Some(changed);
     }
 
+    /// A node that has left is among them, and node 1 only if it is known.
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
-        let has_left = self.lists.first != STAYS && self.lists.is_new(self.peers.own);
-        let is_other = |&node: &usize| node != self.peers.own && !(has_left && node == 0);
+        let knows_all = self.lists.is_new(self.peers.own);
+        let is_other = |&node: &usize| node != self.peers.own && (knows_all || node != 1);
         (0..NODES).filter(is_other).map(|node| self.peers.peer(node)).collect()
     }
 }
 
 /// Node 0 has the value, and each node the list, old or new.
-fn nodes_that_change(origin: &Arc<Origin>, first: usize) -> (Vec<Arc<Group>>, Arc<Lists>) {
-    let lists = Arc::new(Lists { first, ..Lists::default() });
+fn nodes_that_change(origin: &Arc<Origin>) -> (Vec<Arc<Group>>, Arc<Lists>) {
+    let lists = Arc::<Lists>::default();
     let nodes = nodes_with(|own, members| {
         let peers = Peers { own, members };
         let changing = Changing { peers, lists: lists.clone() };
@@ -242,7 +242,7 @@ fn nodes_that_change(origin: &Arc<Origin>, first: usize) -> (Vec<Arc<Group>>, Ar
 
 fn what_is_handed_over_is_not_loaded() {
     let origin = Origin::at(1);
-    let (nodes, lists) = nodes_that_change(&origin, LEAVES);
+    let (nodes, lists) = nodes_that_change(&origin);
     together(4, |i| match i {
         0 => lists.change(),
         // Not as a batch: see `group::a_value_whose_key_goes_to_another_node_has_an_end`.
@@ -256,7 +256,7 @@ fn what_is_handed_over_is_not_loaded() {
 /// left the list, nobody asks it any more.
 fn a_removal_wins_against_a_hand_over<const BY: usize, const FIRST: usize, const BEFORE: bool>() {
     let origin = Origin::at(1);
-    let (nodes, lists) = nodes_that_change(&origin, FIRST);
+    let (nodes, lists) = nodes_that_change(&origin);
     if BEFORE {
         lists.change();
     }
@@ -278,4 +278,93 @@ fn a_removal_wins_against_a_hand_over<const BY: usize, const FIRST: usize, const
     for node in asked {
         assert_eq!(ask(node, 0), 2, "was kept");
     }
+}
+
+/// Node 1 comes. All but the remover know it, ask it, and have copies of what it loaded by itself.
+fn a_removal_reaches_a_node_that_is_known_later<const BY: usize, const ALL: bool>() {
+    let origin = Origin::at(1);
+    let (nodes, lists) = nodes_that_change(&origin);
+    (0..NODES).filter(|&node| node != BY).for_each(|node| lists.change_of(node));
+    together(3, |i| {
+        if i > 0 {
+            // One asks the new node, the other is the new node.
+            let node = [1, 2 - BY][i - 1];
+            ask(&nodes[node], 0);
+            ask(&nodes[node], 0);
+            return;
+        }
+        origin.write(2);
+        if ALL {
+            nodes[BY].clear().unwrap()
+        } else {
+            nodes[BY].remove("k").unwrap()
+        }
+        lists.change_of(BY);
+        for node in &nodes {
+            assert_eq!(ask(node, 0), 2, "while others ask");
+        }
+    });
+    for node in &nodes {
+        assert_eq!(ask(node, 0), 2, "was kept");
+    }
+}
+
+/// A node that has one worker. Of the keys, "0 …" are node 0's, and all others node 1's.
+struct Worker {
+    peer: Peer,
+    // Held while it answers a peer's question.
+    is_free: Arc<Mutex<()>>,
+}
+
+impl PeerGetter for Worker {
+    fn name(&self) -> &str {
+        self.peer.name()
+    }
+
+    fn get(&self, group: &str, key: &str) -> Result<Option<Loaded>, PeerError> {
+        let _busy = self.is_free.lock().unwrap();
+        self.peer.get(group, key)
+    }
+
+    fn get_cached(&self, group: &str, keys: &[&str], time: Duration) -> Vec<Option<Loaded>> {
+        self.peer.get_cached(group, keys, time)
+    }
+}
+
+struct Workers {
+    own: usize,
+    members: Members,
+    are_free: [Arc<Mutex<()>>; 2],
+}
+
+impl PeerPicker for Workers {
+    fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
+        let owner = usize::from(!key.starts_with('0'));
+        let group = self.members.get().unwrap()[owner].upgrade().unwrap();
+        let peer = Peer { name: owner.to_string(), group };
+        let worker = Worker { peer, is_free: self.are_free[owner].clone() };
+        (owner != self.own).then(|| Arc::new(worker) as Arc<dyn PeerGetter>)
+    }
+}
+
+fn getters_of_two_nodes_that_ask_for_each_others_keys_end() {
+    let are_free: [Arc<Mutex<()>>; 2] = Default::default();
+    let nodes = nodes_with(|own, members| {
+        let of_node = members.clone();
+        // A page has a part, of which the other node is the owner.
+        let load = move |key: &str| {
+            let group = of_node.get().unwrap()[own].upgrade().unwrap();
+            match key {
+                "0 page" => group.get("1 part"),
+                "1 page" => group.get("0 part"),
+                _ => Ok(Some("part".into())),
+            }
+        };
+        let picker = Workers { own, members, are_free: are_free.clone() };
+        Group::builder("pages", load).max_bytes(10_000).peers(picker)
+    });
+    together(2, |i| {
+        let page = ["1 page", "0 page"][i];
+        assert_eq!(nodes[i].get(page).unwrap().unwrap(), "part");
+    });
 }
