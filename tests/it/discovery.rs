@@ -8,6 +8,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use geecache::{Ring, RingHash};
+use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::node::{Folder, Process, counted, program};
 use crate::support::*;
@@ -136,4 +137,34 @@ fn a_node_that_could_not_be_found_says_why() {
         assert_eq!((status.code(), lines.len()), (Some(2), 1), "{lines:?}");
         assert!(lines[0].starts_with("node: ") && lines[0].contains(gist), "{lines:?}");
     }
+}
+
+/// What stands in `yaml` under these names, one within the other.
+fn at<'y>(yaml: &'y Yaml, path: &[&str]) -> &'y Yaml {
+    path.iter().fold(yaml, |yaml, name| &yaml[*name])
+}
+
+#[test]
+fn the_manifest_for_kubernetes_starts_nodes_that_find_each_other() {
+    let manifest = include_str!("../../examples/kubernetes.yaml");
+    let manifest = YamlLoader::load_from_str(manifest).unwrap();
+    let [service, deployment] = &manifest[..] else { panic!("{manifest:?}") };
+    let pod = at(deployment, &["spec", "template"]);
+    let container = &at(pod, &["spec", "containers"])[0];
+    let port = at(service, &["spec", "ports"])[0]["port"].as_i64().unwrap();
+    assert_eq!(at(service, &["spec", "clusterIP"]).as_str(), Some("None"), "headless");
+    assert_eq!(at(service, &["spec", "selector"]), at(pod, &["metadata", "labels"]));
+    for probe in ["readinessProbe", "livenessProbe"] {
+        assert_eq!(at(container, &[probe, "httpGet", "port"]).as_i64(), Some(port));
+        assert_eq!(at(container, &[probe, "httpGet", "path"]).as_str(), Some("/healthz"));
+    }
+    let seconds = |path: &[&str], yaml| at(yaml, path).as_i64().unwrap();
+    let sleep = seconds(&["lifecycle", "preStop", "sleep", "seconds"], container);
+    let grace = seconds(&["spec", "terminationGracePeriodSeconds"], pod);
+    assert!(grace > sleep + 5, "the node has its own grace of 5 s after the sleep");
+
+    // With `--help` last, the node looks at the other options and does nothing.
+    let arguments = container["args"].as_vec().unwrap().iter().map(|text| text.as_str().unwrap());
+    let mut node = program();
+    assert!(node.args(arguments).arg("--help").output().unwrap().status.success());
 }
