@@ -130,8 +130,9 @@ fn a_node_that_could_not_be_found_says_why() {
         (&["--self-url", "http://127.77.0.9:8001", "--peers", "x", "--peers-dns", "c:1"], "used"),
         (&["--self-url", "http://127.77.0.9:8001"], "--peers"),
     ] {
-        let (mut child, lines) =
-            Process::spawn(&[arguments, &["--db", &folder.database()]].concat(), &[]);
+        // Whatever port its URL names, it listens on a free one.
+        let others = ["--listen", "127.0.0.1:0", "--db", &folder.database()];
+        let (mut child, lines) = Process::spawn(&[arguments, &others].concat(), &[]);
         let status = ended(&mut child);
         let lines = lines.rest();
         assert_eq!((status.code(), lines.len()), (Some(2), 1), "{lines:?}");
