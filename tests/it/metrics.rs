@@ -189,7 +189,7 @@ fn names_in(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn the_alerts_and_the_dashboard_name_only_metrics_that_are_there() {
+fn the_alerts_the_dashboard_and_the_guide_name_only_metrics_that_are_there() {
     let (nodes, _) = nodes_that_have_seen_much();
     let metrics = metrics_of(&nodes[0]);
     // Those of events that have not come about have their head alone.
@@ -198,7 +198,8 @@ fn the_alerts_and_the_dashboard_name_only_metrics_that_are_there() {
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
     let queries = targets.map(|target| target["expr"].as_str().unwrap());
-    let queries: Vec<_> = queries.chain([ALERTS, TESTS_OF_ALERTS]).collect();
+    let guide = include_str!("../../src/guide/origin.md");
+    let queries: Vec<_> = queries.chain([ALERTS, TESTS_OF_ALERTS, guide]).collect();
     assert!(queries.len() > 20, "the panels were found");
     for query in queries {
         let named = names_in(query);
