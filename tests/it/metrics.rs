@@ -7,9 +7,10 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use geecache::BoxError;
-use serde_json::Value;
+use serde_json::{Value, json};
 use yaml_rust2::{Yaml, YamlLoader};
 
+use crate::node::Folder;
 use crate::support::*;
 
 const NAMES: [&str; 24] = [
@@ -188,6 +189,11 @@ fn names_in(text: &str) -> BTreeSet<&str> {
     words.filter(|word| word.starts_with("geecache_")).collect()
 }
 
+fn queries_of(panels: &[Value]) -> impl Iterator<Item = &str> {
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    targets.map(|target| target["expr"].as_str().unwrap())
+}
+
 #[test]
 fn the_alerts_the_dashboard_and_the_guide_name_only_metrics_that_are_there() {
     let (nodes, _) = nodes_that_have_seen_much();
@@ -196,8 +202,7 @@ fn the_alerts_the_dashboard_and_the_guide_name_only_metrics_that_are_there() {
     let there = names_in(&metrics);
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
-    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
-    let queries = targets.map(|target| target["expr"].as_str().unwrap());
+    let queries = queries_of(panels);
     let guide = include_str!("../../src/guide/origin.md");
     let queries: Vec<_> = queries.chain([ALERTS, TESTS_OF_ALERTS, guide]).collect();
     assert!(queries.len() > 20, "the panels were found");
@@ -259,4 +264,19 @@ fn promtool_finds_that_each_alert_fires_when_it_should_and_only_then() {
         let (output, said) = promtool(&arguments, "");
         assert!(output.status.success(), "{said}");
     }
+}
+
+#[test]
+#[ignore = "needs promtool; `make test-metrics` installs it"]
+fn promtool_understands_each_query_of_the_dashboard() {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let queries = queries_of(dashboard["panels"].as_array().unwrap());
+    let rules = queries.enumerate().map(|(i, query)| {
+        json!({ "record": format!("query:{i}"), "expr": query.replace("$__rate_interval", "5m") })
+    });
+    let rules = json!({ "groups": [{ "name": "queries", "rules": Vec::from_iter(rules) }] });
+    let folder = Folder::new("dashboard");
+    let file = folder.file("queries.yml", &rules.to_string(), 0o600);
+    let (output, said) = promtool(&["check", "rules", &file], "");
+    assert!(output.status.success(), "{said}");
 }
