@@ -39,8 +39,8 @@
 //! - of day 1 the callback when an entry is evicted, of day 4 another hash than CRC-32, of day 5 the
 //!   escaping of keys in URLs, and of day 2 the global table of groups: the server is handed its own.
 //!
-//! What the articles do not have is missing too, but for a deadline, a bounded number of workers, and
-//! one lock for the list of nodes. The file ends on a table of what goes wrong without it.
+//! All that the articles do not have is missing as well, except for a deadline, a bounded number of
+//! workers and one lock for the list of nodes. The file ends on a table of what goes wrong without it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;

@@ -1,8 +1,8 @@
 //! Nodes that find each other by a name, while what the name leads to changes.
 //!
 //! The name is in a hosts file that the nodes alone have, each in a mount namespace of its own. That
-//! takes the rights of root; without them there is nothing to test here but the unit tests of
-//! `src/http/discovery.rs`, and a line says so.
+//! takes the rights of root, or a system on which any user may be root in a namespace. Elsewhere there
+//! is nothing to test here but the unit tests of `src/http/discovery.rs`, and a line says so.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -19,18 +19,23 @@ const NAME: &str = "cache.geecache.test";
 struct Hosts {
     file: String,
     port: u16,
+    /// What `unshare` is to part from.
+    namespaces: &'static [&'static str],
 }
 
 impl Hosts {
     /// `None` if this user may not have a mount namespace of its own.
     fn new(folder: &Folder) -> Option<Self> {
-        let hosts = Self { file: folder.path("hosts"), port: free_port() };
+        let mut hosts = Self { file: folder.path("hosts"), port: free_port(), namespaces: &[] };
         hosts.lead_to(&[]);
-        let can = hosts.in_namespace(Command::new("true")).output().ok()?.status.success();
-        if !can {
-            eprintln!("skipped: a mount namespace takes the rights of root");
+        for namespaces in [&["--mount"][..], &["--user", "--map-root-user", "--mount"]] {
+            hosts.namespaces = namespaces;
+            if hosts.in_namespace(Command::new("true")).output().ok()?.status.success() {
+                return Some(hosts);
+            }
         }
-        can.then_some(hosts)
+        eprintln!("skipped: this user may not have a mount namespace");
+        None
     }
 
     /// Lets the name lead there. In place, since the nodes have this very file.
@@ -42,7 +47,8 @@ impl Hosts {
     fn in_namespace(&self, command: Command) -> Command {
         let mut unshare = Command::new("unshare");
         let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-        unshare.args(["--mount", "sh", "-c", script, &self.file]).arg(command.get_program());
+        unshare.args(self.namespaces).args(["sh", "-c", script, &self.file]);
+        unshare.arg(command.get_program());
         unshare.args(command.get_args()).env_remove("GEECACHE_TOKEN");
         unshare
     }
