@@ -28,7 +28,7 @@ test: ## run all tests, and those of the pool in a build without TLS, too
 	$(CARGO) test --locked --workspace --features tls
 	$(CARGO) test --locked --workspace --lib -- http::options http::pool
 
-test-metrics: ## check /metrics with promtool (installs Debian's prometheus where missing)
+test-metrics: ## check /metrics and the alert rules with promtool (installs Debian's prometheus where missing)
 	$(call install,promtool,prometheus)
 	$(CARGO) test --locked --workspace --features tls --test it -- --ignored promtool
 

@@ -33,19 +33,25 @@
 //! `--host NAME` and `--peers URL,URL,…` put the nodes elsewhere; all must be given the same list,
 //! with `http://HOST:PORT` of each. A library node and a Go node may be among them.
 //!
-//! Each part names the day of GeeCache's articles that builds it in Go. Day 6 and all that is not
-//! in the articles is missing: the file ends on a table of what goes wrong without it, and of the
-//! files of the library that cure it.
+//! Each part names the day of GeeCache's articles that builds it in Go. Missing of their seven days:
+//!
+//! - day 7, answers between nodes in protobuf: here, as on day 6, they are the value's bytes;
+//! - of day 1 the callback when an entry is evicted, of day 4 another hash than CRC-32, of day 5 the
+//!   escaping of keys in URLs, and of day 2 the global table of groups: the server is handed its own.
+//!
+//! All that the articles do not have is missing as well, except for a deadline, a bounded number of
+//! workers and one lock for the list of nodes. The file ends on a table of what goes wrong without it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;
 use std::io::Cursor;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
-use std::{env, process, thread};
+use std::{env, io, process, thread};
 
 use crossbeam_channel::bounded;
 use log::{LevelFilter, error, info, warn};
+use simplelog::WriteLogger;
 use tiny_http::{Header, Method, Request, Response, Server};
 
 // 1. Values and where they come from (day 2).
@@ -53,8 +59,11 @@ use tiny_http::{Header, Method, Request, Response, Server};
 /// Immutable bytes that are cheap to clone.
 type ByteView = Arc<[u8]>;
 
-/// Searches the slow database. An error is a text for people.
-type Getter = fn(key: &str) -> Result<ByteView, String>;
+/// A value, or why there is none: a text for people.
+type Answer = Result<ByteView, String>;
+
+/// Searches the slow database.
+type Getter = fn(key: &str) -> Answer;
 
 // 2. The cache of one node (day 1).
 
@@ -139,10 +148,49 @@ trait PeerPicker: Send + Sync {
 
 trait PeerGetter: Send + Sync {
     /// Asks the peer for `key` of `group`.
-    fn get(&self, group: &str, key: &str) -> Result<ByteView, String>;
+    fn get(&self, group: &str, key: &str) -> Answer;
 }
 
-// 5. One get, from the question to the answer (days 2 and 5).
+// 5. Single flight: a thousand callers of a key that is not cached make one search (day 6).
+
+/// The loads under way. The first caller of a key leads, the others follow: they wait for the
+/// leader's answer. Nothing is kept: once a load has ended, the next caller leads a new one.
+#[derive(Default)]
+struct Flight {
+    // Guards the table alone: leaders load, and followers wait, without it.
+    calls: Mutex<HashMap<String, Arc<Call>>>,
+}
+
+#[derive(Default)]
+struct Call {
+    // `None` while the leader loads.
+    answer: Mutex<Option<Answer>>,
+    is_answered: Condvar,
+}
+
+impl Flight {
+    fn run(&self, key: &str, load: impl FnOnce() -> Answer) -> Answer {
+        let mut calls = self.calls.lock().unwrap();
+        if let Some(call) = calls.get(key).cloned() {
+            drop(calls); // so that callers of other keys do not wait with us
+            // No wake-up can be missed. The leader sets the answer under the lock under which it is
+            // looked at here, and `wait_while` gives that lock back only once this thread sleeps.
+            let answer = call.answer.lock().unwrap();
+            let answer = call.is_answered.wait_while(answer, |answer| answer.is_none()).unwrap();
+            return answer.clone().unwrap();
+        }
+        let call = Arc::<Call>::default();
+        calls.insert(key.into(), call.clone());
+        drop(calls);
+        let answer = load();
+        self.calls.lock().unwrap().remove(key);
+        *call.answer.lock().unwrap() = Some(answer.clone());
+        call.is_answered.notify_all();
+        answer
+    }
+}
+
+// 6. One get, from the question to the answer (days 2, 5 and 6).
 
 /// A namespace of keys, with their getter. Groups of the same name on several nodes are one cache.
 struct Group {
@@ -150,20 +198,22 @@ struct Group {
     getter: Getter,
     // Not locked while a getter or a peer is asked: that takes long.
     main_cache: Mutex<Cache>,
+    flight: Flight,
     peers: Option<Arc<dyn PeerPicker>>,
 }
 
 impl Group {
     fn new(name: &str, max_bytes: usize, getter: Getter) -> Self {
         let cache = Cache { max_bytes, ..Cache::default() };
-        Self { name: name.into(), getter, main_cache: Mutex::new(cache), peers: None }
+        let (main_cache, flight) = (Mutex::new(cache), Flight::default());
+        Self { name: name.into(), getter, main_cache, flight, peers: None }
     }
 
     fn register_peers(&mut self, peers: Arc<dyn PeerPicker>) {
         self.peers = Some(peers);
     }
 
-    fn get(&self, key: &str) -> Result<ByteView, String> {
+    fn get(&self, key: &str) -> Answer {
         if key.is_empty() {
             return Err("a key is required".into());
         }
@@ -172,10 +222,10 @@ impl Group {
             info!("[GeeCache] hit {key}");
             return Ok(value);
         }
-        self.load(key)
+        self.flight.run(key, || self.load(key))
     }
 
-    fn load(&self, key: &str) -> Result<ByteView, String> {
+    fn load(&self, key: &str) -> Answer {
         let owner = self.peers.as_ref().and_then(|peers| peers.pick_peer(key));
         if let Some(peer) = owner {
             match self.get_from_peer(&*peer, key) {
@@ -186,18 +236,18 @@ impl Group {
         self.get_locally(key)
     }
 
-    fn get_from_peer(&self, peer: &dyn PeerGetter, key: &str) -> Result<ByteView, String> {
+    fn get_from_peer(&self, peer: &dyn PeerGetter, key: &str) -> Answer {
         peer.get(&self.name, key)
     }
 
-    fn get_locally(&self, key: &str) -> Result<ByteView, String> {
+    fn get_locally(&self, key: &str) -> Answer {
         let value = (self.getter)(key)?;
         self.main_cache.lock().unwrap().add(key, value.clone());
         Ok(value)
     }
 }
 
-// 6. Asking over HTTP (day 5).
+// 7. Asking over HTTP (day 5).
 
 const BASE_PATH: &str = "/_geecache/";
 
@@ -259,7 +309,7 @@ impl HttpGetter {
 }
 
 impl PeerGetter for HttpGetter {
-    fn get(&self, group: &str, key: &str) -> Result<ByteView, String> {
+    fn get(&self, group: &str, key: &str) -> Answer {
         if !is_plain(group) || !is_plain(key) {
             return Err("such a key does not travel".into());
         }
@@ -281,7 +331,7 @@ fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
 }
 
-// 7. Answering over HTTP (day 3): a fixed number of workers, and a bounded queue in front of them.
+// 8. Answering over HTTP (day 3): a fixed number of workers, and a bounded queue in front of them.
 
 const WORKERS: usize = 8;
 const QUEUE: usize = 64;
@@ -340,7 +390,7 @@ fn answer_api(scores: &Group, request: &Request) -> Reply {
     }
 }
 
-fn reply(answer: Result<ByteView, String>) -> Reply {
+fn reply(answer: Answer) -> Reply {
     match answer {
         Ok(value) => {
             let kind = Header::from_bytes("Content-Type", "application/octet-stream");
@@ -354,9 +404,9 @@ fn refusal(status: u16, why: &str) -> Reply {
     Response::from_string(format!("{why}\n")).with_status_code(status)
 }
 
-// 8. A node (day 5).
+// 9. A node (day 5).
 
-fn search_slow_db(key: &str) -> Result<ByteView, String> {
+fn search_slow_db(key: &str) -> Answer {
     info!("[SlowDB] search key {key}");
     thread::sleep(Duration::from_millis(100));
     let scores = [("Tom", "630"), ("Jack", "589"), ("Sam", "567")];
@@ -378,7 +428,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             _ => return Err("--port 8001 --api 9999 --host NAME --peers URL,URL,…".into()),
         }
     }
-    env_logger::Builder::new().filter_level(LevelFilter::Info).init();
+    WriteLogger::init(LevelFilter::Info, simplelog::Config::default(), io::stderr())?;
 
     let self_url = format!("http://{host}:{port}");
     let pool = HttpPool::new(&self_url);
@@ -402,56 +452,100 @@ fn main() -> Result<(), Box<dyn Error>> {
     serve(server, move |request| answer_peer(&groups, request))
 }
 
-// 9. What is wrong with it. Each row can be tried with the three nodes above; each is the reason
-// for a part of the library, and the last column names the file to read.
+// 10. What is wrong with it. Each flaw can be seen with the three nodes of the header and this:
 //
-// try                             you see                               cured in src/
-// -------------------------------------------------------------------------------------------------
-// get a new key eight times at    up to eight searches: each miss       flight.rs
-//   once                            searches for itself
-// get kkk twice from 8003         four searches: "no such key" looks    http/wire.rs
-//                                   like a broken owner, and is not     group/mod.rs
-//                                   kept
-// get a%20b                       400: keys are not escaped             http/wire.rs
-// get Tom from 8003 again and     a question to 8001 each time: no      group/mod.rs
-//   again                           copies are kept of other nodes'     group/doorkeeper.rs
-//                                   keys
-// get 100 keys that 8001 owns     100 questions, one for each key       group/batch.rs
-//                                                                       http/frame.rs
-//                                                                       http/client/combine.rs
-// freeze 8001 by kill -STOP, get  each key takes 3 s: a mute node is    http/client/cooldown.rs
-//   keys that it owns               asked anew for each; get eight at   http/server/intake.rs
-//                                   once, and hits on 8003 wait too,
-//                                   since all its workers do
-// stop 8001, start a web server   its page: whatever answers 200 is     http/client/exchange.rs
-//   there, get Tom                  taken for the owner
-// give two nodes such --peers     3 s and 17 searches: they ask each    group/mod.rs
-//   that each takes the other       other until all workers of both     http/pool.rs
-//   for Tom's owner                 wait
-// change Tom's score in the       the old score: values neither expire  cache/record.rs
-//   database                        nor can be removed                  group/remove.rs
-// add 1,000 scores and get each   the cache has lost all it had: only   cache/s3fifo.rs
-//   once, or one of 3 KiB           the newest entries stay, and too    cache/mod.rs
-//                                   large a one evicts all
-// get cached keys on many         they take turns: the cache has one    cache/shard.rs
-//   threads                         lock
-// get 200 missing keys at once    503 to many, and to hits: each        http/server/queue.rs
-//                                   request needs one of eight          http/server/intake.rs
-//                                   workers, or one of 64 places
-// announce a body and send none,  nobody is answered: a worker waits    http/server/slow_clients.rs
-//   eight times                     for each of those clients
-// open 16 connections at once,    now and then some get no answer       http/server/listener.rs
-//   ask on each                     until others close: tiny_http gave
-//                                   them no thread
-// open more connections than      the process ends: tiny_http stops at  http/server/listener.rs
-//   ulimit -n allows                the first error
-// let search_slow_db panic,       nobody is answered: each panic ended  group/mod.rs
-//   eight times                     a worker
-// strace -f 8003 while it asks    a clone3 for each question: ureq      http/client/addresses.rs
-//   8001                            looks names up on a new thread
-// kill a node that is searching   its callers get no answer: nothing    http/server/mod.rs
-//                                   is finished first
-// ask from another machine (with  the values of all keys: no token, no  http/server/routes.rs
-//   --host), or listen in           TLS                                 http/client/transport.rs
-// look for the hit ratio          there is only the log                 stats.rs
-//                                                                       metrics.rs
+//   get() { curl -s -w ' in %{time_total} s\n' "http://localhost:9999/api?key=$1"; }
+//   alias in_one_file=target/debug/examples/in_one_file
+//
+// Each is the reason for a part of the library: the last line of a row names the file in src/ that
+// cures it, and which of the two readings of `src/lib.rs` has that file.
+//
+// ONE GET
+// An absent key looks like a broken owner, and that it is absent is not kept: four searches.
+//   try     get kkk; get kkk
+//   cure    Group::load in group/mod.rs, http/wire.rs                              first reading
+// No copies are kept of other nodes' keys: each get of Tom is a question to 8001.
+//   try     get Tom; get Tom
+//   cure    Group::get in group/mod.rs; group/doorkeeper.rs                        first; second
+// A caller that misses just before a load ends leads another one: two searches.
+//   change  in `Group::get`, `thread::sleep(Duration::from_millis(500));` before the last line
+//   try     get Sam & sleep 0.3; get Sam
+//   cure    Group::load in group/mod.rs                                            first reading
+// When a search panics, the next caller of the key waits for an answer without an end; each such
+// caller takes a worker.
+//   change  in `search_slow_db`, `assert!(key != "Jim");` as the first line
+//   try     get Jim; get Jim
+//   cure    Flight::join in flight.rs                                              first reading
+// Many keys are many questions.
+//   try     curl -s "http://localhost:9999/api?key=k[1-100]"
+//   cure    Group::get_many in group/batch.rs; http/client/combine.rs              second reading
+// Some keys do not travel: 400.
+//   try     get a%20b
+//   cure    http/wire.rs                                                           first reading
+//
+// THE CACHE
+// Values neither expire nor can be removed.
+//   change  the last line of `search_slow_db` to
+//           `Ok(format!("{:?}", std::time::SystemTime::now()).into_bytes().into())`
+//   try     get Tom; sleep 60; get Tom
+//   cure    cache/record.rs; Group::remove in group/remove.rs                      first; second
+// A value larger than the budget evicts all others, and then itself.
+//   change  the last line of `search_slow_db` to `Ok(score.repeat(1000).into_bytes().into())`
+//   try     get Sam; get Sam
+//   cure    cache/mod.rs                                                           first reading
+// Keys that are asked for once push out those that are asked for all the time.
+//   change  in `main` `2 << 10` to `64`; in `search_slow_db` the two lines after `scores` to
+//           `let (_, score) = scores[2];`
+//   try     get Sam; get Sam; curl -s "http://localhost:9999/api?key=k[1-60]"; get Sam
+//   cure    cache/s3fifo.rs                                                        second reading
+// One lock: threads that find what they look for take turns.
+//   try     nothing here shows it, since a request takes a hundred times as long as the lock is held
+//   cure    cache/shard.rs                                                         first reading
+//
+// PEERS THAT FAIL
+// A mute owner costs 3 s for each of its keys; eight such gets, and hits on 8003 wait as well.
+//   try     kill -STOP %1; get a; get b; get f             (kill -CONT %1 ends it)
+//   cure    http/client/cooldown.rs; http/server/mod.rs                            first reading
+// Whatever answers 200 is taken for the owner: here its page of the score 0.
+//   try     kill %1; mkdir -p _geecache/scores; echo 0 >_geecache/scores/Tom
+//           python3 -m http.server 8001 & sleep 1; get Tom
+//   cure    http/client/exchange.rs                                                first reading
+// Two nodes that each take the other for the owner wait for each other: 3 s.
+//   try     in_one_file --port 8001 --peers http://localhost:8002 &
+//           in_one_file --port 8002 --peers http://localhost:8001 --api 9999 & sleep 1; get Tom
+//   cure    Group::load in group/mod.rs; HttpPool::replace in http/pool.rs         first reading
+// The list of nodes never changes, and a new owner of a key loads it anew.
+//   try     in_one_file --port 8004: nobody asks it
+//   cure    http/discovery.rs, group/handover.rs                                   second reading
+// Each question looks the name up on a new thread.
+//   try     strace -f -e clone3 -p "$(pgrep -f 'port 8003')" & get Tom
+//   cure    http/client/addresses.rs                                               second reading
+//
+// CALLERS THAT ARE MANY, OR UNKIND
+// A hit needs a worker, too: while loads have them all it waits, or is refused with 503.
+//   try     curl -sZ --parallel-max 200 "http://localhost:9999/api?key=[1-200]" & get Sam
+//   cure    http/server/mod.rs                                                     first reading
+// A body that is announced and does not come holds a worker; after eight nobody is answered.
+//   try     for i in 1 2 3 4 5 6 7 8; do (exec 3<>/dev/tcp/localhost/9999
+//             printf 'GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n' >&3; sleep 9) &
+//           done; sleep 1; get Tom
+//   cure    http/server/workers.rs                                                 first reading
+// Of 16 connections that come at once some get no answer: tiny_http has no thread for them.
+//   try     curl -sZ --parallel-immediate --parallel-max 16 "http://localhost:9999/api?key=Tom[1-16]"
+//           (at the first time it was 4 answers of 16, and curl waited)
+//   cure    http/server/listener.rs                                                second reading
+// More connections than there may be files, and the front refuses everybody from then on.
+//   try     (ulimit -n 30; in_one_file --port 8003 --api 9999) & sleep 1
+//           curl -sZ --parallel-immediate --parallel-max 60 "http://localhost:9999/api?key=[1-60]"
+//   cure    http/server/listener.rs                                                second reading
+// A node that ends leaves its callers without an answer.
+//   try     get Bob & sleep 0.05; kill %3
+//   cure    HttpServer::shutdown in http/server/mod.rs                             first reading
+//
+// THOSE WHO RUN IT
+// Everybody on the network reads all values: no token, no TLS.
+//   try     curl http://localhost:8001/_geecache/scores/Tom
+//   cure    http/server/routes.rs; http/client/transport.rs                        first; second
+// Nothing is counted, and there is only the log.
+//   try     to find out the hit ratio
+//   cure    stats.rs, metrics.rs                                                   second reading

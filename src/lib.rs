@@ -71,19 +71,13 @@
 //! # Ok::<(), geecache::Error>(())
 //! ```
 //!
-//! # In an async program
+//! # The guide
 //!
-//! [`Group::get_cached`] never waits, so hits are answered on the spot. All else may wait and goes to
-//! a thread that may block, as by tokio's `spawn_blocking`: [`get`](Group::get) after a miss,
-//! [`get_many`](Group::get_many), [`remove`](Group::remove), [`HttpServer::shutdown`]. A getter over an
-//! async client keeps a `tokio::runtime::Handle` and calls `Handle::block_on`, so the runtime has to
-//! end after the server. `examples/axum` is such a service, and the README lists what it shows.
-//!
-//! # Safety
+//! [`guide`] has short pages for those who run it: in an async program, when the origin is slow or down,
+//! when nodes come and go, who may ask, in tests, the protocol between nodes, and what was measured.
 //!
 //! The peer port belongs on a private network: whoever reaches it can read and remove every key, and
-//! nothing bounds the connections or the header of a request in memory. The README says more, also
-//! of tokens and TLS.
+//! nothing bounds the connections or the header of a request in memory. [`guide::access`] says more.
 //!
 //! # Reading order
 //!
@@ -133,53 +127,6 @@
 //! A comment on each `Mutex` names what it guards. Counters and single flags are atomics. No two locks
 //! are held at once, but where a comment gives their order, and no getter, no I/O, no log line and no drop
 //! of a value happens under one.
-//!
-//! # Between nodes
-//!
-//! The base path is `/_geecache/`; `{group}` and `{key}` are percent-encoded, every byte but
-//! RFC 3986's unreserved ones. A bare `+` is read as a space, since Go's GeeCache sends that.
-//! With the default ring, Rust nodes and Go GeeCache nodes (the version that sends raw bytes)
-//! agree on every owner and can stand in one cluster.
-//!
-//! | Request | Answer | The asking node |
-//! |---|---|---|
-//! | `GET {base}{group}/{key}` | `200`, `application/octet-stream`, the bytes; `Geecache-Ttl-Ms: n` if the value expires in n ms; `Geecache-Cache: miss` if it was loaded for this question | has the value |
-//! | | the same with `Geecache-Ttl-Ms: 0`, `Geecache-Stale: 1`: past its time, since the owner's load failed | has the value, keeps no copy |
-//! | | `404` with `Geecache-Result: absent` | "no such key", final |
-//! | | `404` without it: no such group there (`Geecache-Error: no-group`), or a stranger | falls back |
-//! | | `502` with `Geecache-Error: load-failed` and the error's text: the owner's own load failed | falls back, logs the text; or returns it, see `retry_failed_loads` |
-//! | | `503` with `Retry-After`: overloaded or shutting down | falls back |
-//! | | `400`, `401`, `405`, `500`, `502` without it, anything else, a timeout, too large a value | falls back |
-//! | `GET {base}{group}/{key}` with `Cache-Control: only-if-cached`, from the key's new owner | `200` as above if it is in a cache; else `404` with `Geecache-Result: not-cached` | has the value; loads it |
-//! | `POST {base}{group}` | `200`, `application/x-geecache-batch`: an answer for each key of the question | has them; asks singly for those marked "not here" |
-//! | | with `Cache-Control: only-if-cached`: no key waits for the origin; with `Geecache-Hand-Over` too: the new owner asks | |
-//! | | `400` malformed, `413` over a MiB; from one that knows no batches `404`, `405`, `500`, … | asks singly, and for a minute sends no more batches |
-//! | `DELETE {base}{group}/{key}`, `DELETE {base}{group}` | `204`: this node's own copies of the key, or of the group, are gone; `404` with `Geecache-Error: no-group`: it never had any | counts it as done |
-//! | `GET /healthz` | `200`, `ok` | |
-//! | `GET /metrics` | `200`, the counters in the Prometheus text format | |
-//! | any, with the header `Origin` | `403`: it comes from a page in a browser | |
-//! | any, with `Upgrade` | as without; `501` if its body comes in chunks | |
-//!
-//! A batch is a question of up to 1,024 keys, and its answer one frame for each:
-//!
-//! | bytes of the question | what |
-//! |---|---|
-//! | 4, big-endian | the number of keys |
-//! | 2, big-endian, and as many | the length of the first key, and the key; and so on |
-//!
-//! | first byte of a frame | then |
-//! |---|---|
-//! | 0: a value | 8: the milliseconds it still lives, all ones for ever; 4: its length; the value |
-//! | | 0 milliseconds in an answer with the header `Geecache-Stale: 1`: it is past its time |
-//! | 1: absent | |
-//! | 2: the owner's load failed | 2: the length of the text; the text |
-//! | 3: not here, ask singly | |
-//!
-//! Where a token is set, peers send `Authorization: Bearer …`, and the server answers `401`
-//! without it. With the feature `tls`, peers whose URLs begin with `https://` are asked over TLS;
-//! to serve it is left to a proxy.
-//!
-//! How large each of these can be is a table of the README, *Limits*.
 //!
 //! # What fails, and what then happens
 //!
@@ -270,6 +217,31 @@ pub use peer::{PeerGetter, PeerPicker};
 pub use ring::{Ring, RingHash};
 pub use stats::{Histogram, PeerStats, Stats};
 pub use tiny_http;
+
+/// For those who run it: a page for each question. There is no code in here.
+#[cfg(any(doc, doctest))]
+pub mod guide {
+    #[doc = include_str!("guide/async_program.md")]
+    pub mod async_program {}
+
+    #[doc = include_str!("guide/origin.md")]
+    pub mod origin {}
+
+    #[doc = include_str!("guide/nodes.md")]
+    pub mod nodes {}
+
+    #[doc = include_str!("guide/access.md")]
+    pub mod access {}
+
+    #[doc = include_str!("guide/testing.md")]
+    pub mod testing {}
+
+    #[doc = include_str!("guide/protocol.md")]
+    pub mod protocol {}
+
+    #[doc = include_str!("guide/measured.md")]
+    pub mod measured {}
+}
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,13 +1,14 @@
 //! Nodes that find each other by a name, while what the name leads to changes.
 //!
 //! The name is in a hosts file that the nodes alone have, each in a mount namespace of its own. That
-//! takes the rights of root; without them there is nothing to test here but the unit tests of
-//! `src/http/discovery.rs`, and a line says so.
+//! takes the rights of root, or a system on which any user may be root in a namespace. Elsewhere there
+//! is nothing to test here but the unit tests of `src/http/discovery.rs`, and a line says so.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
 use geecache::{Ring, RingHash};
+use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::node::{Folder, Process, counted, program};
 use crate::support::*;
@@ -18,18 +19,23 @@ const NAME: &str = "cache.geecache.test";
 struct Hosts {
     file: String,
     port: u16,
+    /// What `unshare` is to part from.
+    namespaces: &'static [&'static str],
 }
 
 impl Hosts {
     /// `None` if this user may not have a mount namespace of its own.
     fn new(folder: &Folder) -> Option<Self> {
-        let hosts = Self { file: folder.path("hosts"), port: free_port() };
+        let mut hosts = Self { file: folder.path("hosts"), port: free_port(), namespaces: &[] };
         hosts.lead_to(&[]);
-        let can = hosts.in_namespace(Command::new("true")).output().ok()?.status.success();
-        if !can {
-            eprintln!("skipped: a mount namespace takes the rights of root");
+        for namespaces in [&["--mount"][..], &["--user", "--map-root-user", "--mount"]] {
+            hosts.namespaces = namespaces;
+            if hosts.in_namespace(Command::new("true")).output().ok()?.status.success() {
+                return Some(hosts);
+            }
         }
-        can.then_some(hosts)
+        eprintln!("skipped: this user may not have a mount namespace");
+        None
     }
 
     /// Lets the name lead there. In place, since the nodes have this very file.
@@ -41,7 +47,8 @@ impl Hosts {
     fn in_namespace(&self, command: Command) -> Command {
         let mut unshare = Command::new("unshare");
         let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-        unshare.args(["--mount", "sh", "-c", script, &self.file]).arg(command.get_program());
+        unshare.args(self.namespaces).args(["sh", "-c", script, &self.file]);
+        unshare.arg(command.get_program());
         unshare.args(command.get_args()).env_remove("GEECACHE_TOKEN");
         unshare
     }
@@ -129,11 +136,42 @@ fn a_node_that_could_not_be_found_says_why() {
         (&["--self-url", "http://127.77.0.9:8001", "--peers", "x", "--peers-dns", "c:1"], "used"),
         (&["--self-url", "http://127.77.0.9:8001"], "--peers"),
     ] {
-        let (mut child, lines) =
-            Process::spawn(&[arguments, &["--db", &folder.database()]].concat(), &[]);
+        // Whatever port its URL names, it listens on a free one.
+        let others = ["--listen", "127.0.0.1:0", "--db", &folder.database()];
+        let (mut child, lines) = Process::spawn(&[arguments, &others].concat(), &[]);
         let status = ended(&mut child);
         let lines = lines.rest();
         assert_eq!((status.code(), lines.len()), (Some(2), 1), "{lines:?}");
         assert!(lines[0].starts_with("node: ") && lines[0].contains(gist), "{lines:?}");
     }
+}
+
+/// What stands in `yaml` under these names, one within the other.
+fn at<'y>(yaml: &'y Yaml, path: &[&str]) -> &'y Yaml {
+    path.iter().fold(yaml, |yaml, name| &yaml[*name])
+}
+
+#[test]
+fn the_manifest_for_kubernetes_starts_nodes_that_find_each_other() {
+    let manifest = include_str!("../../examples/kubernetes.yaml");
+    let manifest = YamlLoader::load_from_str(manifest).unwrap();
+    let [service, deployment] = &manifest[..] else { panic!("{manifest:?}") };
+    let pod = at(deployment, &["spec", "template"]);
+    let container = &at(pod, &["spec", "containers"])[0];
+    let port = at(service, &["spec", "ports"])[0]["port"].as_i64().unwrap();
+    assert_eq!(at(service, &["spec", "clusterIP"]).as_str(), Some("None"), "headless");
+    assert_eq!(at(service, &["spec", "selector"]), at(pod, &["metadata", "labels"]));
+    for probe in ["readinessProbe", "livenessProbe"] {
+        assert_eq!(at(container, &[probe, "httpGet", "port"]).as_i64(), Some(port));
+        assert_eq!(at(container, &[probe, "httpGet", "path"]).as_str(), Some("/healthz"));
+    }
+    let seconds = |path: &[&str], yaml| at(yaml, path).as_i64().unwrap();
+    let sleep = seconds(&["lifecycle", "preStop", "sleep", "seconds"], container);
+    let grace = seconds(&["spec", "terminationGracePeriodSeconds"], pod);
+    assert!(grace > sleep + 5, "the node has its own grace of 5 s after the sleep");
+
+    // With `--help` last, the node looks at the other options and does nothing.
+    let arguments = container["args"].as_vec().unwrap().iter().map(|text| text.as_str().unwrap());
+    let mut node = program();
+    assert!(node.args(arguments).arg("--help").output().unwrap().status.success());
 }

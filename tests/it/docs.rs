@@ -1,7 +1,7 @@
 //! What the docs say of the tests and of the files is true, and where they say it twice they agree.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The text of the module of that name: here, or a binary of its own.
 fn source_of(module: &str) -> String {
@@ -37,6 +37,10 @@ fn docs_of_the_crate() -> String {
 
 const README: &str = include_str!("../../README.md");
 
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 /// What stands from `first` on, up to `last`.
 fn part<'t>(text: &'t str, first: &str, last: &str) -> &'t str {
     let from = &text[text.find(first).unwrap_or_else(|| panic!("{first}"))..];
@@ -44,16 +48,15 @@ fn part<'t>(text: &'t str, first: &str, last: &str) -> &'t str {
 }
 
 #[test]
-fn the_reading_order_names_each_file_once_and_is_the_same_in_both_places() {
+fn the_reading_order_names_each_file_once() {
     let docs = docs_of_the_crate();
     let order = part(&docs, "Two readings.", "\n\nArrows go down");
-    assert_eq!(part(README, "Two readings.", "\n\nThen `examples/axum/`"), order);
     let quoted = order.split('`').skip(1).step_by(2);
     let is_of_src = |name: &&str| name.ends_with(".rs") && !name.starts_with("examples/");
     let mut named: Vec<_> = quoted.filter(is_of_src).map(String::from).collect();
     named.sort();
     let mut files = Vec::new();
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
+    let src = repository().join("src");
     let mut folders = vec![src.clone()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -72,7 +75,7 @@ fn the_reading_order_names_each_file_once_and_is_the_same_in_both_places() {
 }
 
 #[test]
-fn the_picture_of_a_get_and_the_protocol_are_the_same_wherever_they_stand() {
+fn the_picture_of_a_get_is_the_same_wherever_it_stands() {
     let docs = docs_of_the_crate();
     let lines = |text: &str| -> Vec<String> {
         let picture = part(text, "get(key) ── main cache?", "keep ─▶ value");
@@ -80,6 +83,61 @@ fn the_picture_of_a_get_and_the_protocol_are_the_same_wherever_they_stand() {
     };
     assert_eq!(lines(README), lines(&docs));
     assert_eq!(lines(include_str!("../../src/group/mod.rs")), lines(&docs));
-    let table = |text: &str| part(text, "| Request | Answer |", "\n\n").to_string();
-    assert_eq!(table(README), table(&docs));
+}
+
+/// The pages of the guide, each with its file's name and its text.
+fn pages() -> Vec<(String, String)> {
+    let files = fs::read_dir(repository().join("src/guide")).unwrap();
+    let paths = files.map(|file| file.unwrap().path());
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
+    paths.map(|path| (name(&path), fs::read_to_string(path).unwrap())).collect()
+}
+
+#[test]
+fn each_page_of_the_guide_says_for_whom_it_is_and_is_shown() {
+    let modules = include_str!("../../src/lib.rs");
+    let pages = pages();
+    assert!(pages.len() > 5, "the pages were found");
+    for (file, page) in pages {
+        let mut lines = page.lines();
+        let title = lines.next().unwrap().strip_prefix("# ").expect(&file);
+        assert!(lines.nth(1).unwrap().starts_with("*For those who"), "{file}");
+        assert!(README.contains(&format!("[{title}](src/guide/{file})")), "{file} in README");
+        assert!(modules.contains(&format!("include_str!(\"guide/{file}\")")), "{file} in lib.rs");
+    }
+}
+
+#[test]
+fn readme_is_for_ten_minutes() {
+    let (lines, words) = (README.lines().count(), README.split_whitespace().count());
+    assert!(lines <= 250 && words <= 2_500, "{lines} lines, {words} words");
+}
+
+/// In backticks or as the aim of a link.
+fn paths_in(text: &str) -> impl Iterator<Item = &str> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    let linked = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let is_path = |path: &&str| {
+        let is_plain = !path.contains([' ', '<', '\n']) && !path.contains("://");
+        is_plain && ["src/", "examples/", "tests/"].iter().any(|folder| path.starts_with(folder))
+    };
+    quoted.chain(linked).filter(is_path)
+}
+
+#[test]
+fn the_files_and_targets_that_readme_and_the_guide_name_are_there() {
+    let makefile = include_str!("../../Makefile");
+    let mut named = 0;
+    for (file, text) in pages().into_iter().chain([("README.md".into(), README.into())]) {
+        for path in paths_in(&text) {
+            named += 1;
+            assert!(repository().join(path).exists(), "{path} in {file}");
+        }
+        for target in text.split("`make ").skip(1) {
+            let target =
+                target.split(|c: char| !c.is_ascii_lowercase() && c != '-').next().unwrap();
+            assert!(makefile.contains(&format!("\n{target}: ")), "make {target} in {file}");
+        }
+    }
+    assert!(named > 20, "the names were found");
 }

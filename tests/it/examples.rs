@@ -57,15 +57,23 @@ fn typed_prints_what_its_header_says() {
 }
 
 #[test]
-fn the_one_file_has_nothing_of_the_library_and_names_files_that_are_there() {
+fn the_one_file_has_nothing_of_the_library_and_names_cures_that_are_there() {
     let source = source_of("in_one_file");
     assert!(!source.contains("geecache::"));
-    let (_, table) = source.split_once("// try ").unwrap();
-    let files: Vec<_> = table.split_whitespace().filter(|word| word.ends_with(".rs")).collect();
-    assert!(files.len() > 20, "the table was found");
-    for file in files {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src").join(file);
-        assert!(path.exists(), "{file}");
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
+    let cures = source.lines().filter_map(|line| line.strip_prefix("//   cure "));
+    let cures: Vec<_> = cures.collect();
+    assert!(cures.len() > 15, "the table was found");
+    for cure in cures {
+        let words: Vec<_> = cure.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
+        let texts = words.iter().filter(|word| word.ends_with(".rs"));
+        let texts: Vec<_> =
+            texts.map(|file| fs::read_to_string(src.join(file)).expect(file)).collect();
+        for (_, function) in words.iter().filter_map(|word| word.split_once("::")) {
+            let is_there = |text: &String| text.contains(&format!("fn {function}"));
+            assert!(texts.iter().any(is_there), "{function} in{cure}");
+        }
+        assert!(!texts.is_empty() && cure.contains("first") | cure.contains("second"), "{cure}");
     }
 }
 
@@ -142,6 +150,18 @@ fn three_nodes_of_the_one_file_answer_every_key_and_only_its_owner_searches() {
         expected.sort();
         assert_eq!(node.searched(), expected);
     }
+}
+
+#[test]
+fn callers_of_the_same_key_of_the_one_file_share_one_search() {
+    let [url, api] = urls("127.0.0.73");
+    let node = OneFile::start(&url, &api, &[&url]);
+    // The node has eight workers.
+    let answers = together(8, |_| node.get("kkk"));
+    assert!(answers.iter().all(|(status, _)| *status == 500));
+    // An absent key is not kept: a caller that comes after the end of a search begins another one.
+    let searched = node.searched();
+    assert!(searched.len() < 8, "{searched:?}");
 }
 
 #[test]

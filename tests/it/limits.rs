@@ -1,4 +1,4 @@
-//! What the README's table of limits says: each just reached, and by one exceeded.
+//! What the guide's table of limits says (`src/guide/access.md`): each just reached, and by one exceeded.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use geecache::{
 
 use crate::support::*;
 
-/// As the README has them.
+/// As the table has them.
 const MAX_TOKEN_BYTES: usize = 4_096;
 const MAX_URL_BYTES: usize = 1_024;
 const MAX_HEADER_BYTES: usize = 64 << 10;

@@ -1,12 +1,16 @@
 //! `/metrics`: what an operator sees, and that it adds up.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use geecache::BoxError;
+use serde_json::{Value, json};
+use yaml_rust2::{Yaml, YamlLoader};
 
+use crate::node::Folder;
 use crate::support::*;
 
 const NAMES: [&str; 24] = [
@@ -175,15 +179,104 @@ fn a_peer_that_cools_down_is_not_up() {
     assert!(questions.sum > Duration::ZERO && questions.count() <= stats.peer_loads);
 }
 
+const ALERTS: &str = include_str!("../../examples/monitoring/alerts.yml");
+const TESTS_OF_ALERTS: &str = include_str!("../../examples/monitoring/alerts.test.yml");
+const DASHBOARD: &str = include_str!("../../examples/monitoring/dashboard.json");
+
+/// The metrics that a text names.
+fn names_in(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("geecache_")).collect()
+}
+
+fn queries_of(panels: &[Value]) -> impl Iterator<Item = &str> {
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    targets.map(|target| target["expr"].as_str().unwrap())
+}
+
+#[test]
+fn the_alerts_the_dashboard_and_the_guide_name_only_metrics_that_are_there() {
+    let (nodes, _) = nodes_that_have_seen_much();
+    let metrics = metrics_of(&nodes[0]);
+    // Those of events that have not come about have their head alone.
+    let there = names_in(&metrics);
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let queries = queries_of(panels);
+    let guide = include_str!("../../src/guide/origin.md");
+    let queries: Vec<_> = queries.chain([ALERTS, TESTS_OF_ALERTS, guide]).collect();
+    assert!(queries.len() > 20, "the panels were found");
+    for query in queries {
+        let named = names_in(query);
+        assert!(!named.is_empty() && named.is_subset(&there), "{query}");
+    }
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64()).collect();
+    assert_eq!(ids.len(), panels.len(), "each panel has an id of its own");
+}
+
+fn yaml(text: &str) -> Yaml {
+    YamlLoader::load_from_str(text).unwrap().remove(0)
+}
+
+fn list<'y>(yaml: &'y Yaml, name: &str) -> &'y [Yaml] {
+    yaml[name].as_vec().unwrap_or_else(|| panic!("{name} in {yaml:?}"))
+}
+
+#[test]
+fn each_alert_has_a_test_in_which_it_fires() {
+    let (alerts, tests) = (yaml(ALERTS), yaml(TESTS_OF_ALERTS));
+    let rules = list(&alerts, "groups").iter().flat_map(|group| list(group, "rules"));
+    let mut alerts: Vec<_> = rules.map(|rule| rule["alert"].as_str().unwrap()).collect();
+    let cases = list(&tests, "tests").iter().flat_map(|test| list(test, "alert_rule_test"));
+    let fires = cases.filter(|case| !list(case, "exp_alerts").is_empty());
+    let mut fires: Vec<_> = fires.map(|case| case["alertname"].as_str().unwrap()).collect();
+    alerts.sort();
+    fires.sort();
+    assert_eq!(alerts, fires);
+}
+
+/// What promtool says of files in `examples/monitoring` and of `input`.
+fn promtool(arguments: &[&str], input: &str) -> (Output, String) {
+    let mut promtool = Command::new("promtool");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/monitoring");
+    promtool.args(arguments).current_dir(folder).stdin(Stdio::piped());
+    promtool.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.spawn().expect("promtool is installed");
+    promtool.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+    let said = said.concat();
+    (output, said)
+}
+
 #[test]
 #[ignore = "needs promtool; `make test-metrics` installs it"]
 fn promtool_finds_nothing_to_complain_of() {
     let (nodes, _) = nodes_that_have_seen_much();
-    let mut promtool = Command::new("promtool");
-    let promtool = promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
-    let mut promtool = promtool.stdout(Stdio::piped()).spawn().expect("promtool is installed");
-    promtool.stdin.take().unwrap().write_all(metrics_of(&nodes[0]).as_bytes()).unwrap();
-    let output = promtool.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
+    let (output, said) = promtool(&["check", "metrics"], &metrics_of(&nodes[0]));
     assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+#[ignore = "needs promtool; `make test-metrics` installs it"]
+fn promtool_finds_that_each_alert_fires_when_it_should_and_only_then() {
+    for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]] {
+        let (output, said) = promtool(&arguments, "");
+        assert!(output.status.success(), "{said}");
+    }
+}
+
+#[test]
+#[ignore = "needs promtool; `make test-metrics` installs it"]
+fn promtool_understands_each_query_of_the_dashboard() {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let queries = queries_of(dashboard["panels"].as_array().unwrap());
+    let rules = queries.enumerate().map(|(i, query)| {
+        json!({ "record": format!("query:{i}"), "expr": query.replace("$__rate_interval", "5m") })
+    });
+    let rules = json!({ "groups": [{ "name": "queries", "rules": Vec::from_iter(rules) }] });
+    let folder = Folder::new("dashboard");
+    let file = folder.file("queries.yml", &rules.to_string(), 0o600);
+    let (output, said) = promtool(&["check", "rules", &file], "");
+    assert!(output.status.success(), "{said}");
 }
