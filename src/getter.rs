@@ -55,16 +55,6 @@ pub trait Getter: Send + Sync {
     fn get_many(&self, keys: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
         Ok(keys.iter().map(|key| self.get(key)).collect())
     }
-
-    /// Whether [`get_many`](Self::get_many) takes about as long for many keys as for one. Then values
-    /// that are to be [renewed](crate::GroupBuilder::refresh_ahead) at the same time, up to 256, are
-    /// loaded by one call of it. Default: `false`, each is loaded by itself.
-    ///
-    /// Do not say so of a getter that loads one key after the other: a get whose value expires while
-    /// it is renewed waits for the whole call.
-    fn batches(&self) -> bool {
-        false
-    }
 }
 
 impl<F, V, E> Getter for F

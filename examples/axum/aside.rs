@@ -29,7 +29,8 @@ use crate::origin::{DEADLINE, Origin};
 #[derive(Clone)]
 pub(crate) enum Store {
     Moka(Cache<String, Bytes>),
-    Redis(MultiplexedConnection, Duration),
+    /// With how long values live there, and what its keys begin with.
+    Redis(MultiplexedConnection, Duration, &'static str),
 }
 
 impl Store {
@@ -42,7 +43,8 @@ impl Store {
     async fn get(&self, ids: &[String]) -> Result<Vec<Option<Bytes>>, BoxError> {
         Ok(match self {
             Self::Moka(cache) => join_all(ids.iter().map(|id| cache.get(id))).await,
-            Self::Redis(redis, _) => {
+            Self::Redis(redis, _, prefix) => {
+                let ids: Vec<_> = ids.iter().map(|id| format!("{prefix}{id}")).collect();
                 let users: Vec<Option<Vec<u8>>> = redis.clone().mget(ids).await?;
                 users.into_iter().map(|user| user.map(Bytes::from)).collect()
             }
@@ -56,9 +58,10 @@ impl Store {
                     cache.insert(id.clone(), user.clone()).await;
                 }
             }
-            Self::Redis(redis, ttl) => {
+            Self::Redis(redis, ttl, prefix) => {
                 let mut commands = redis::pipe();
                 for (id, user) in users {
+                    let id = format!("{prefix}{id}");
                     commands.pset_ex(id, &user[..], ttl.as_millis() as u64).ignore();
                 }
                 commands.exec_async(&mut redis.clone()).await?;
@@ -71,7 +74,7 @@ impl Store {
     async fn remove(&self, id: &str) -> Result<(), BoxError> {
         match self {
             Self::Moka(cache) => cache.invalidate(id).await,
-            Self::Redis(redis, _) => redis.clone().del(id).await?,
+            Self::Redis(redis, _, prefix) => redis.clone().del(format!("{prefix}{id}")).await?,
         }
         Ok(())
     }
@@ -80,6 +83,8 @@ impl Store {
 #[derive(Clone)]
 pub(crate) struct Aside {
     pub(crate) store: Store,
+    /// Where the last value of each key is kept for longer, for when the database fails.
+    pub(crate) last: Option<Store>,
     pub(crate) origin: Origin,
 }
 
@@ -108,8 +113,24 @@ impl Aside {
         Ok(found)
     }
 
-    /// Those of them that there are.
+    /// From the database, or the last values if that fails and there are all.
     async fn load(&self, ids: Vec<String>) -> Result<Vec<(String, Bytes)>, BoxError> {
+        let loaded = self.query(ids.clone()).await;
+        let Some(last) = &self.last else { return loaded };
+        match loaded {
+            Ok(users) => last.set(&users).await.map(|()| users),
+            Err(error) => {
+                let users = last.get(&ids).await?.into_iter();
+                zip(ids, users)
+                    .map(|(id, user)| Some((id, user?)))
+                    .collect::<Option<_>>()
+                    .ok_or(error)
+            }
+        }
+    }
+
+    /// Those of them that there are.
+    async fn query(&self, ids: Vec<String>) -> Result<Vec<(String, Bytes)>, BoxError> {
         let names: Vec<_> = ids.iter().map(String::as_str).collect();
         let rows = timeout(DEADLINE, self.origin.read_many(&names)).await??;
         Ok(zip(ids, rows).filter_map(|(id, row)| Some((id, row?.value.into()))).collect())
@@ -148,7 +169,9 @@ async fn update(
     user: Bytes,
 ) -> Result<StatusCode, Failure> {
     aside.origin.write(&id, user).await.map_err(failure)?;
-    aside.store.remove(&id).await.map_err(failure)?;
+    for store in [Some(&aside.store), aside.last.as_ref()].into_iter().flatten() {
+        store.remove(&id).await.map_err(failure)?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -180,7 +203,11 @@ impl Redis {
     }
 
     /// Over a connection of its own.
-    pub(crate) async fn store(&self, ttl: Duration) -> Result<Store, BoxError> {
-        Ok(Store::Redis(self.client.get_multiplexed_async_connection().await?, ttl))
+    pub(crate) async fn store(
+        &self,
+        ttl: Duration,
+        prefix: &'static str,
+    ) -> Result<Store, BoxError> {
+        Ok(Store::Redis(self.client.get_multiplexed_async_connection().await?, ttl, prefix))
     }
 }

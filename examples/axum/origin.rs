@@ -52,10 +52,6 @@ impl Getter for OriginGetter {
     fn get_many(&self, ids: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
         Ok(self.wait(self.origin.read_many(ids))??.into_iter().map(Ok).collect())
     }
-
-    fn batches(&self) -> bool {
-        true
-    }
 }
 
 #[derive(Clone)]

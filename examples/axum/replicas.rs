@@ -22,19 +22,24 @@ use crate::origin::{self, Origin};
 pub(crate) const REPLICAS: usize = 3;
 pub(crate) const KEYS: usize = 5_000;
 
-pub(crate) const SYSTEMS: [(System, &str); 4] = [
-    (System::Geecache, "geecache"),
-    (System::Options, "geecache with options"),
-    (System::Moka, "moka in each replica"),
-    (System::Redis, "Redis"),
+/// Each as it is, and with what it has for a database that fails.
+pub(crate) const SYSTEMS: [(System, &str); 6] = [
+    (System::Geecache { options: false }, "geecache"),
+    (System::Geecache { options: true }, "geecache with options"),
+    (System::Moka { keeps_last: false }, "moka in each replica"),
+    (System::Moka { keeps_last: true }, "moka, last values kept"),
+    (System::Redis { keeps_last: false }, "Redis"),
+    (System::Redis { keeps_last: true }, "Redis, last values kept"),
 ];
+
+/// How long values past their time may answer while the database fails.
+const GRACE: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum System {
-    Geecache,
-    Options,
-    Moka,
-    Redis,
+    Geecache { options: bool },
+    Moka { keeps_last: bool },
+    Redis { keeps_last: bool },
 }
 
 /// Counts what the database is asked, and makes it hang.
@@ -80,7 +85,7 @@ pub(crate) async fn start(system: System, ttl: Duration) -> Result<Option<Servic
     let table = table.layer(from_fn_with_state(gate.clone(), Gate::pass));
     let origin = Origin::at(spawn(table).await?);
     let mut services = Services { gate, fronts: Vec::new(), nodes: Vec::new(), redis: None };
-    if system == System::Redis {
+    if let System::Redis { .. } = system {
         services.redis = Redis::start().await?;
         if services.redis.is_none() {
             return Ok(None);
@@ -91,17 +96,20 @@ pub(crate) async fn start(system: System, ttl: Duration) -> Result<Option<Servic
     let url = |listener: &StdListener| Ok(format!("http://{}", listener.local_addr()?));
     let urls: Vec<_> = listeners.iter().map(url).collect::<io::Result<_>>()?;
     let set = |users: GroupBuilder| match system {
-        System::Options => users
-            .ttl(ttl)
-            .refresh_ahead(0.2)
-            .stale_if_error(Duration::from_secs(3600))
-            .retry_failed_loads(false),
+        System::Geecache { options: true } => {
+            users.ttl(ttl).refresh_ahead(0.2).stale_if_error(GRACE).retry_failed_loads(false)
+        }
         _ => users.ttl(ttl),
     };
     for (own, listener) in listeners.into_iter().enumerate() {
-        let store = match (system, &services.redis) {
-            (_, Some(redis)) => redis.store(ttl).await?,
-            (System::Moka, _) => Store::moka(ttl),
+        let (store, last) = match (system, &services.redis) {
+            (System::Redis { keeps_last }, Some(redis)) => {
+                let last = if keeps_last { Some(redis.store(GRACE, "last ").await?) } else { None };
+                (redis.store(ttl, "").await?, last)
+            }
+            (System::Moka { keeps_last }, _) => {
+                (Store::moka(ttl), keeps_last.then(|| Store::moka(GRACE)))
+            }
             _ => {
                 let node = replica(listener, &urls, own, &origin, set)?;
                 services.fronts.push(Origin::at(spawn(node.clone().router()).await?));
@@ -109,7 +117,7 @@ pub(crate) async fn start(system: System, ttl: Duration) -> Result<Option<Servic
                 continue;
             }
         };
-        let aside = Aside { store, origin: origin.clone() };
+        let aside = Aside { store, last, origin: origin.clone() };
         services.fronts.push(Origin::at(spawn(aside.router()).await?));
     }
     Ok(Some(services))

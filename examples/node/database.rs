@@ -69,10 +69,6 @@ impl Getter for Database {
             Ok(names.iter().map(score).collect())
         })?)
     }
-
-    fn batches(&self) -> bool {
-        true
-    }
 }
 
 fn score_of(connection: &Connection, name: &str) -> Result<Option<Loaded>> {

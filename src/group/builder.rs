@@ -88,8 +88,8 @@ impl Group {
 }
 
 /// The threads of a group, and the jobs that may wait for them.
-const MOST_THREADS: usize = 4;
-const MOST_JOBS: usize = 256;
+pub(super) const MOST_THREADS: usize = 4;
+pub(super) const MOST_JOBS: usize = 256;
 
 /// What a group does when the list of nodes has changed.
 fn on_change(group: Weak<Group>) -> Arc<dyn Fn() + Send + Sync> {
@@ -97,6 +97,8 @@ fn on_change(group: Weak<Group>) -> Arc<dyn Fn() + Send + Sync> {
         if let Some(group) = group.upgrade() {
             group.disown();
             group.repeat_removals();
+            // Counters of peers that left long ago go, whether anybody reads the others or not.
+            drop(group.stats());
         }
     })
 }

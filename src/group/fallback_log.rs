@@ -15,6 +15,8 @@ use crate::PeerError;
 
 /// At most one line for each peer and kind of error in this time.
 const EVERY: Duration = Duration::from_secs(10);
+/// From so many peers and kinds on, those that were not logged lately are forgotten.
+const MOST: usize = 256;
 /// The most characters of a key in a log line.
 const KEY_CHARS: usize = 100;
 
@@ -62,6 +64,9 @@ impl FallbackLog {
         now: Duration,
     ) -> Option<(u64, Duration)> {
         let mut logged = self.logged.lock().unwrap();
+        if logged.len() >= MOST {
+            logged.retain(|_, last| last.at.is_some_and(|at| now < at + EVERY));
+        }
         let last = logged.entry((peer.into(), kind)).or_default();
         if last.at.is_some_and(|at| now < at + EVERY) {
             last.silent += 1;
@@ -110,6 +115,15 @@ mod tests {
         assert_eq!(at("b", &timeout, 10).unwrap(), line);
         let line = "peer b: no answer within the deadline; \"Tom\" falls back";
         assert_eq!(at("b", &timeout, 30).unwrap(), line);
+    }
+
+    #[test]
+    fn peers_that_fail_no_more_are_forgotten() {
+        let log = FallbackLog::default();
+        for i in 0..1_000 {
+            log.line(&i.to_string(), "Tom", &PeerError::Timeout, Duration::from_secs(i));
+        }
+        assert!(log.logged.lock().unwrap().len() <= MOST);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Both options by a clock moved by hand and an origin that says what it is told to.
 
+use super::super::builder::{MOST_JOBS, MOST_THREADS};
 use super::*;
 use crate::stats::Stats;
 use crate::{BoxError, Clock, GroupBuilder, Loaded, PeerError, PeerPicker};
@@ -292,178 +293,15 @@ fn what_more_keys_than_there_is_room_for_need_is_left_to_their_end() {
     origin.clock.advance(ms(8_001));
     let open = origin.close();
     let ask = |keys: &[String]| keys.iter().for_each(|key| drop(group.get(key).unwrap()));
-    ask(&keys[..Crew::MOST_THREADS]);
-    eventually(|| origin.calls() == 300 + Crew::MOST_THREADS);
+    ask(&keys[..MOST_THREADS]);
+    eventually(|| origin.calls() == 300 + MOST_THREADS);
     ask(&keys);
-    {
-        let work = group.refresh.crew.work.lock().unwrap();
-        assert_eq!((work.threads, work.jobs.len()), (Crew::MOST_THREADS, Crew::MOST_JOBS));
-    }
     drop(open);
-    let renewed = (Crew::MOST_THREADS + Crew::MOST_JOBS) as u64;
+    let renewed = (MOST_THREADS + MOST_JOBS) as u64;
     eventually(|| refreshes(&group) == (renewed, 0));
     ask(&keys[299..]);
     eventually(|| refreshes(&group) == (renewed + 1, 0));
     assert_eq!(group.stats().misses, 300, "all have been hits");
-}
-
-/// A getter that loads many keys at once, and tells which; its values are numbers of versions. With a
-/// gate each call waits for it.
-struct Batches {
-    version: AtomicUsize,
-    fails: AtomicUsize,
-    calls: Sender<Vec<String>>,
-    gate: Mutex<Option<Receiver<()>>>,
-}
-
-impl crate::Getter for Arc<Batches> {
-    fn get(&self, _key: &str) -> Result<Option<Loaded>, BoxError> {
-        Ok(Some(Loaded::from(self.version.load(Ordering::SeqCst).to_string())))
-    }
-
-    fn get_many(&self, keys: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
-        let answers = keys.iter().map(|key| self.get(key)).collect();
-        let fails = self.fails.load(Ordering::SeqCst);
-        self.calls.send(keys.iter().map(|&key| key.into()).collect()).unwrap();
-        let gate = self.gate.lock().unwrap().clone();
-        if let Some(gate) = gate {
-            let _ = gate.recv_timeout(LONG);
-        }
-        match fails {
-            0 => Ok(answers),
-            1 => Err("disk full".into()),
-            2 => Ok(Vec::new()),
-            _ => std::panic::resume_unwind(Box::new("on purpose")),
-        }
-    }
-
-    fn batches(&self) -> bool {
-        true
-    }
-}
-
-struct Batched {
-    group: Arc<Group>,
-    getter: Arc<Batches>,
-    calls: Receiver<Vec<String>>,
-    clock: Clock,
-}
-
-impl Batched {
-    const KEYS: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
-
-    /// All keys were loaded as version 0, live for 10 s and are due. Four threads wait at the gate,
-    /// which is opened when the sender is dropped, each with one of the first four keys; the last six
-    /// wait for a thread.
-    fn new() -> (Self, Sender<()>) {
-        let (sender, calls) = unbounded();
-        let getter = Arc::new(Batches {
-            version: 0.into(),
-            fails: 0.into(),
-            calls: sender,
-            gate: Mutex::default(),
-        });
-        let clock = Clock::by_hand();
-        let builder = Group::builder("scores", getter.clone()).ttl(ms(10_000));
-        let builder = builder.clock(clock.clone()).refresh_ahead(0.2);
-        let this = Self { group: builder.build().unwrap(), getter, calls, clock };
-        assert_eq!(this.get_all(), ["0"; 10]);
-        assert_eq!(this.call(), Self::KEYS);
-        let (open, gate) = bounded(0);
-        *this.getter.gate.lock().unwrap() = Some(gate);
-        this.clock.advance(ms(9_000));
-        for key in &Self::KEYS[..Crew::MOST_THREADS] {
-            assert_eq!(this.group.get(key).unwrap().unwrap(), "0");
-            assert_eq!(this.call(), [*key]);
-        }
-        assert_eq!(this.get_all(), ["0"; 10]);
-        (this, open)
-    }
-
-    fn get_all(&self) -> Vec<String> {
-        let answers = self.group.get_many(&Self::KEYS).into_iter();
-        answers.map(|a| a.map_or("-".into(), |v| v.unwrap().to_string())).collect()
-    }
-
-    /// The keys of the next call.
-    fn call(&self) -> Vec<String> {
-        self.calls.recv_timeout(LONG).unwrap()
-    }
-}
-
-#[test]
-fn values_that_are_due_together_are_renewed_by_one_call_of_a_getter_that_has_batches() {
-    let (this, open) = Batched::new();
-    this.getter.version.store(1, Ordering::SeqCst);
-    open.send_timeout((), LONG).unwrap();
-    assert_eq!(this.call(), Batched::KEYS[4..]);
-    // They expire meanwhile, and whoever asks waits for that call.
-    this.clock.advance(ms(1_000));
-    thread::scope(|scope| {
-        let late = scope.spawn(|| this.group.get("j").unwrap().unwrap().to_string());
-        eventually(|| this.group.stats().shared == 1);
-        drop(open);
-        assert_eq!(late.join().unwrap(), "1");
-    });
-    eventually(|| refreshes(&this.group) == (10, 0));
-    assert_eq!(this.get_all(), ["0", "0", "0", "0", "1", "1", "1", "1", "1", "1"]);
-    assert!(this.calls.is_empty());
-    check_identities(&this.group.stats());
-}
-
-#[test]
-fn a_removal_beats_the_renewal_of_a_batch_for_its_key_alone() {
-    let (this, open) = Batched::new();
-    open.send_timeout((), LONG).unwrap();
-    assert_eq!(this.call().len(), 6);
-    this.getter.version.store(1, Ordering::SeqCst);
-    this.group.remove("j").unwrap();
-    drop(open);
-    eventually(|| refreshes(&this.group) == (10, 0));
-    let mut expected = ["0"; 10];
-    expected[9] = "1";
-    assert_eq!(this.get_all(), expected);
-    // The removal also ended the lease of a key that shares one of the 64 counters with "j", if there is
-    // one under way: it is still due, and may be renewed again first.
-    while this.call() != ["j"] {}
-}
-
-#[test]
-fn a_call_that_fails_for_a_batch_leaves_each_value_until_its_end() {
-    for fails in 1..=3 {
-        let (this, open) = Batched::new();
-        this.getter.fails.store(fails, Ordering::SeqCst);
-        open.send_timeout((), LONG).unwrap();
-        assert_eq!(this.call().len(), 6);
-        drop(open);
-        eventually(|| refreshes(&this.group) == (10, 6));
-        this.getter.fails.store(0, Ordering::SeqCst);
-        this.clock.advance(ms(999));
-        assert_eq!(this.get_all(), ["0"; 10]);
-        assert!(this.calls.is_empty(), "each rests for a second");
-        this.clock.advance(ms(1));
-        this.getter.version.store(1, Ordering::SeqCst);
-        assert_eq!(this.get_all()[4..], ["1"; 6], "they ended 10 s after they were loaded");
-        check_identities(&this.group.stats());
-    }
-}
-
-#[test]
-fn the_threads_end_with_the_group_and_when_there_is_nothing_to_do() {
-    let (group, origin) = refreshing();
-    get(&group);
-    origin.clock.advance(ms(8_001));
-    get(&group);
-    eventually(|| refreshes(&group) == (1, 0));
-    let crew = Arc::downgrade(&group.refresh.crew);
-    drop(group);
-    eventually(|| crew.strong_count() == 0);
-
-    let crew = Crew { idle: ms(1), ..Crew::default() };
-    crew.work.lock().unwrap().threads = 1;
-    assert!(crew.next().is_none());
-    let work = crew.work.lock().unwrap();
-    assert_eq!((work.threads, work.idle), (0, 0));
 }
 
 #[test]
@@ -761,56 +599,6 @@ fn a_copy_is_renewed_by_asking_the_owner() {
     check_identities(&group.stats());
 }
 
-/// The owner of the keys that begin with its name. It tells which keys it is asked for in a batch, and
-/// forgets those that end with `0`.
-struct Part(&'static str, Sender<Vec<String>>);
-
-impl PeerGetter for Part {
-    fn name(&self) -> &str {
-        self.0
-    }
-
-    fn get(&self, _group: &str, _key: &str) -> Result<Option<Loaded>, PeerError> {
-        lives("old", 10_000)
-    }
-
-    fn get_many(&self, _: &str, keys: &[&str]) -> Vec<Result<Option<Loaded>, PeerError>> {
-        self.1.send(keys.iter().map(|&key| key.into()).collect()).unwrap();
-        let keys = keys.iter().filter(|key| !key.ends_with('0'));
-        keys.map(|_| lives("new", 10_000)).collect()
-    }
-}
-
-struct Parts([Arc<Part>; 2]);
-
-impl PeerPicker for Parts {
-    fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
-        let part = self.0.iter().find(|part| key.starts_with(part.0))?;
-        Some(part.clone())
-    }
-}
-
-#[test]
-fn copies_are_renewed_by_one_question_to_each_owner() {
-    let (sender, questions) = unbounded();
-    let parts = Parts(["a", "b"].map(|name| Arc::new(Part(name, sender.clone()))));
-    let (group, origin) = group(|builder| builder.refresh_ahead(0.2).peers(parts));
-    let keys = ["a1", "b0", "a2", "b1", "gone"];
-    keys[..4].iter().cycle().take(8).for_each(|key| drop(group.get(key)));
-    assert_eq!(group.stats().hot.entries, 4);
-    origin.clock.advance(ms(8_001));
-    let job = |key: &str| Job { key: key.into(), tier: Tier::Hot, joins: true };
-    group.renew_now(&keys.map(job));
-    let mut asked: Vec<_> = questions.try_iter().collect();
-    asked.sort();
-    assert_eq!(asked, [["a1", "a2"], ["b0", "b1"]]);
-    assert_eq!(refreshes(&group), (4, 2), "one answer for two keys is none for either");
-    let values = ["a1", "a2", "b0", "b1"].map(|key| group.get(key).unwrap().unwrap().to_string());
-    assert_eq!(values, ["new", "new", "old", "old"]);
-    assert_eq!(origin.calls(), 0);
-    check_identities(&group.stats());
-}
-
 #[test]
 fn an_owner_that_does_not_answer_or_is_stale_leaves_the_copy_until_its_end() {
     let stale = Loaded { stale: true, ..Loaded::from("old").ttl(Duration::ZERO) };
@@ -886,7 +674,7 @@ fn a_copy_stands_in_where_neither_the_owner_nor_the_origin_answers() {
 fn the_table_of_attempts_forgets_what_is_over() {
     let mut attempts = Attempts::default();
     for key in 0..100_000 {
-        attempts.failed(key, ms(key), String::new());
+        attempts.end(key, ms(key)).failure = Some(String::new());
     }
     let remembered = (REST + REMEMBERED).as_millis() as usize;
     assert!(attempts.by_key.len() <= 2 * remembered, "{}", attempts.by_key.len());
