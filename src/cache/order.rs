@@ -1,5 +1,6 @@
 //! `Order`: which entry of a shard is evicted next.
 
+use super::record::Record;
 use super::s3fifo::S3Fifo;
 use super::slab::{List, Slab};
 
@@ -53,6 +54,17 @@ impl Order {
         }
     }
 
+    /// A new record for an entry, which becomes the newest; returns the old one.
+    pub(crate) fn replace(&mut self, slab: &mut Slab, slot: u32, record: Record) -> Record {
+        match self {
+            Self::S3Fifo(order) => order.replace(slab, slot, record),
+            Self::Lru(_) => {
+                self.touch(slab, slot);
+                slab.replace(slot, record)
+            }
+        }
+    }
+
     /// An entry that leaves, for whatever reason.
     pub(crate) fn remove(&mut self, slab: &mut Slab, slot: u32) {
         match self {
@@ -69,11 +81,16 @@ impl Order {
         }
     }
 
-    /// The entry to evict; it is still in the order. Never the newest entry, unless it is the only
-    /// one, or this is an LRU whose other entries were all hit since.
-    pub(crate) fn victim(&mut self, slab: &mut Slab) -> Option<u32> {
+    /// The entry to evict; it is still in the order. One that has expired is the first that is met at
+    /// the end of a queue. Never the newest entry, unless it is the only one, or has expired, or this is
+    /// an LRU whose other entries were all hit since.
+    pub(crate) fn victim(
+        &mut self,
+        slab: &mut Slab,
+        has_expired: impl Fn(&Record) -> bool,
+    ) -> Option<u32> {
         match self {
-            Self::S3Fifo(order) => order.victim(slab),
+            Self::S3Fifo(order) => order.victim(slab, has_expired),
             Self::Lru(list) => list.oldest(),
         }
     }

@@ -157,9 +157,6 @@ impl Pair {
         assert_eq!(is_due, found && entry.due.is_some_and(|at| at <= now));
         if !has_expired {
             self.use_now(key);
-        } else if entry.expires.is_some_and(|at| at + self.cache.grace <= now) {
-            self.forget(key);
-            self.counts.expirations += 1;
         }
         if self.is_exact() {
             assert_eq!(found, self.model.contains_key(&key) && !has_expired);
@@ -171,9 +168,7 @@ impl Pair {
         // The number of the step, so that no value is like another.
         let value = [&self.steps.to_le_bytes()[..], &vec![0; length][..]].concat();
         let value = (!absent).then_some(value);
-        // And no two expire at the same time.
-        let step = Duration::from_millis(self.steps as u64);
-        let expires = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl) + step);
+        let expires = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl));
         let half = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl) / 2);
         let (record, due) = match (&value, half, expires) {
             (Some(value), Some(half), Some(expires)) if renewed => {
@@ -186,6 +181,7 @@ impl Pair {
         self.cache.insert(&self.key(key), record, lease);
         if entry.cost > self.counts.max_bytes {
             self.counts.rejected += 1;
+            self.forget(key);
             return;
         }
         let held = self.cache.peek(&self.key(key));
@@ -200,17 +196,12 @@ impl Pair {
 
     fn make_room(&mut self) {
         while self.bytes() > self.counts.max_bytes {
-            let ends = self.model.iter().filter_map(|(&key, entry)| Some((entry.expires?, key)));
-            match ends.min().filter(|&(at, _)| at <= self.clock.now()) {
-                Some((_, expired)) => {
-                    self.forget(expired);
-                    self.counts.expirations += 1;
-                }
-                None => {
-                    self.forget(self.uses[0]);
-                    self.counts.evictions += 1;
-                }
+            let oldest = self.uses[0];
+            match self.has_expired(&self.model[&oldest]) {
+                true => self.counts.expirations += 1,
+                false => self.counts.evictions += 1,
             }
+            self.forget(oldest);
         }
     }
 

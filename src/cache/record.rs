@@ -40,9 +40,6 @@ const ABSENT: u64 = 1 << 63;
 /// small entries.
 pub(crate) const OVERHEAD: usize = 80;
 
-/// What an entry that expires is charged in addition: its place in the order of expiry.
-pub(crate) const EXPIRY_OVERHEAD: usize = 32;
-
 /// A key with its value, or with the knowledge that it has none. Immutable; clones share it.
 #[derive(Clone)]
 pub(crate) struct Record(Arc<[u8]>);
@@ -145,8 +142,7 @@ impl Record {
 
     /// The bytes that the entry is charged in a cache's budget.
     pub(crate) fn cost(&self) -> usize {
-        let expiry = if self.expires().is_some() { EXPIRY_OVERHEAD } else { 0 };
-        self.0.len() - HEAD + OVERHEAD + expiry
+        self.0.len() - HEAD + OVERHEAD
     }
 
     #[inline]
@@ -185,10 +181,9 @@ mod tests {
         for (key, value) in [("Tom", "630"), ("é", ""), (&*"k".repeat(16_384), "v")] {
             for expires in [None, Some(Duration::ZERO), Some(Duration::from_millis(1 << 45))] {
                 let record = Record::new(key, Some(value.as_bytes()), expires);
-                let overhead = OVERHEAD + if expires.is_some() { EXPIRY_OVERHEAD } else { 0 };
                 assert_eq!(record.key(), key);
                 assert_eq!(record.expires(), expires);
-                assert_eq!(record.cost(), key.len() + value.len() + overhead);
+                assert_eq!(record.cost(), key.len() + value.len() + OVERHEAD);
                 assert_eq!(record.into_value().unwrap(), value);
             }
         }

@@ -8,7 +8,7 @@
 //! - A new entry goes into the *small* queue. At its end, if it was hit at least twice there, it
 //!   moves to the *main* queue; else it is evicted and leaves a ghost.
 //! - At the end of the main queue an entry that was hit goes round again, with its counter one
-//!   lower; else it is evicted.
+//!   lower; else it is evicted. One that has expired is evicted from either queue, whatever its hits.
 //! - A key that comes back while it is a ghost of the small queue goes straight to main.
 //!
 //! In the paper the small queue has a tenth of the space. If popularity drifts, that is too
@@ -20,6 +20,7 @@
 //! has to earn its growth: each hit in the small queue buys one step.
 
 use super::ghosts::Ghosts;
+use super::record::Record;
 use super::slab::{Entry, List, NONE, Slab};
 
 pub(crate) struct S3Fifo {
@@ -107,6 +108,16 @@ impl S3Fifo {
         }
     }
 
+    /// The entry keeps its place and its hits.
+    pub(crate) fn replace(&mut self, slab: &mut Slab, slot: u32, record: Record) -> Record {
+        let fifo = self.fifo_of(&slab[slot]);
+        fifo.bytes += record.cost();
+        let replaced = slab.replace(slot, record);
+        fifo.bytes -= replaced.cost();
+        self.last = slot;
+        replaced
+    }
+
     pub(crate) fn remove(&mut self, slab: &mut Slab, slot: u32) {
         self.dequeue(slab, slot);
         self.entries -= 1;
@@ -122,13 +133,20 @@ impl S3Fifo {
         }
     }
 
-    pub(crate) fn victim(&mut self, slab: &mut Slab) -> Option<u32> {
+    pub(crate) fn victim(
+        &mut self,
+        slab: &mut Slab,
+        has_expired: impl Fn(&Record) -> bool,
+    ) -> Option<u32> {
         loop {
             let queue = self.queue_to_take_from()?;
             let slot = match queue {
                 Queue::Small => self.small.list.oldest()?,
                 Queue::Main => self.main.list.oldest()?,
             };
+            if has_expired(slab.record(slot)) {
+                return Some(slot);
+            }
             let hits = slab[slot].flags() & HITS;
             let is_spared = slot == self.last && self.entries > 1;
             match queue {

@@ -100,6 +100,11 @@ impl Slab {
         slot
     }
 
+    /// Puts another record into a filled slot; returns the one before.
+    pub(crate) fn replace(&mut self, slot: u32, record: Record) -> Record {
+        self[slot].record.replace(record).expect("a filled slot")
+    }
+
     /// Takes the record out of a filled slot. If another entry has moved into the slot, the slot where
     /// it was is returned as well: the links to that one are to be set anew.
     pub(crate) fn vacate(&mut self, slot: u32) -> (Record, Option<u32>) {

@@ -102,8 +102,8 @@ fn on_change(group: Weak<Group>) -> Arc<dyn Fn() + Send + Sync> {
 }
 
 impl GroupBuilder {
-    /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry, or
-    /// 112 if it expires, or 120 if it is [renewed ahead](Self::refresh_ahead). Default: 64 MiB.
+    /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry. Default:
+    /// 64 MiB.
     ///
     /// The process takes a few percent more. After a change from small to large values it can be half
     /// as much again, in gaps that the allocator keeps: the README says how to avoid that.
