@@ -93,7 +93,7 @@ pub(crate) async fn start(system: System, ttl: Duration) -> Result<Option<Servic
     let set = |users: GroupBuilder| match system {
         System::Options => users
             .ttl(ttl)
-            .refresh_ahead(0.2)
+            .refresh_ahead(ttl / 5)
             .stale_if_error(Duration::from_secs(3600))
             .retry_failed_loads(false),
         _ => users.ttl(ttl),

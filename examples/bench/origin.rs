@@ -25,7 +25,7 @@ const CALLERS: usize = 16;
 const PAUSE: Duration = Duration::from_millis(1);
 const ORIGIN: Duration = Duration::from_millis(50);
 const TTL: Duration = Duration::from_secs(2);
-const FRACTION: f64 = 0.25;
+const AHEAD: Duration = Duration::from_millis(500);
 /// Two lives, until the values do not expire together any more.
 const WARM_UP: Duration = Duration::from_secs(4);
 
@@ -109,12 +109,12 @@ type Start = fn(&Arc<Origin>) -> Box<Get>;
 
 const SYSTEMS: [(&str, Start); 6] = [
     ("geecache", |origin| geecache(origin, |builder| builder)),
-    ("geecache, refresh_ahead(0.25)", |origin| {
-        geecache(origin, |builder| builder.refresh_ahead(FRACTION))
+    ("geecache, refresh_ahead of 500 ms", |origin| {
+        geecache(origin, |builder| builder.refresh_ahead(AHEAD))
     }),
     ("the same, a getter with batches", |origin| {
         let group = Group::builder("origin", InBatches(origin.clone())).ttl(TTL);
-        of_group(group.refresh_ahead(FRACTION))
+        of_group(group.refresh_ahead(AHEAD))
     }),
     ("renewals without cost", without_cost),
     ("moka", moka),
@@ -125,7 +125,7 @@ const OPTIONS: [(&str, Options); 3] = [
     ("geecache", |builder| builder),
     ("geecache, stale_if_error", |builder| builder.stale_if_error(Duration::from_secs(3600))),
     ("geecache, both", |builder| {
-        builder.stale_if_error(Duration::from_secs(3600)).refresh_ahead(FRACTION)
+        builder.stale_if_error(Duration::from_secs(3600)).refresh_ahead(AHEAD)
     }),
 ];
 
@@ -204,7 +204,7 @@ fn without_cost(origin: &Arc<Origin>) -> Box<Get> {
     Box::new(move |key| {
         let mut loaded = loaded[key].lock().expect("no panic");
         match loaded.map(|at| at.elapsed()) {
-            Some(age) if age < TTL.mul_f64(1.0 - FRACTION) => return true,
+            Some(age) if age < TTL - AHEAD => return true,
             Some(age) if age < TTL => drop(origin.loads.fetch_add(1, Ordering::SeqCst)),
             _ => drop(origin.load(key)),
         }

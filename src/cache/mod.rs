@@ -47,7 +47,9 @@ pub(crate) struct Cache {
     eviction: Eviction,
     // How long after they have expired entries are found by `past`.
     grace: Duration,
-    // Called without locks at each hit that is due for renewal.
+    // How long before its end a value is due for renewal.
+    ahead: Duration,
+    // Called without locks at each hit on a value that is due.
     on_due: Option<Box<OnDue>>,
     clock: Clock,
 }
@@ -93,6 +95,7 @@ impl Cache {
             max_bytes,
             eviction,
             grace: Duration::ZERO,
+            ahead: Duration::ZERO,
             on_due: None,
             clock,
         }
@@ -103,9 +106,13 @@ impl Cache {
         Self { grace, ..self }
     }
 
-    /// The same cache, which calls this at each hit that is due for renewal.
-    pub(crate) fn with_on_due(self, on_due: impl Fn(&Key<'_>) + Send + Sync + 'static) -> Self {
-        Self { on_due: Some(Box::new(on_due)), ..self }
+    /// The same cache, which calls this at each hit on a value that expires within this time.
+    pub(crate) fn with_on_due(
+        self,
+        ahead: Duration,
+        on_due: impl Fn(&Key<'_>) + Send + Sync + 'static,
+    ) -> Self {
+        Self { ahead, on_due: Some(Box::new(on_due)), ..self }
     }
 
     #[inline]
@@ -115,14 +122,14 @@ impl Cache {
         }
         let mut is_due = false;
         let mut shard = self.shard(self.home(key)).lock().unwrap();
-        let found = shard.get(key, |record| {
+        let found = shard.get(key, |end| {
             let now = self.clock.now();
-            is_due = record.is_due(now);
-            !record.has_expired(now)
+            is_due = end <= now.saturating_add(self.ahead);
+            now < end
         });
         drop(shard);
         if is_due {
-            self.tell_due(key);
+            self.tell_due(key, found.as_ref()?);
         }
         found
     }
@@ -130,10 +137,16 @@ impl Cache {
     // Apart, so that other hits do not pay for it.
     #[cold]
     #[inline(never)]
-    fn tell_due(&self, key: &Key<'_>) {
-        if let Some(on_due) = &self.on_due {
+    fn tell_due(&self, key: &Key<'_>, hit: &Record) {
+        if let Some(on_due) = self.on_due.as_ref().filter(|_| !hit.is_absent()) {
             on_due(key);
         }
+    }
+
+    /// Whether a hit is to be renewed: a value that is near its end. Never one that is stale.
+    pub(crate) fn is_due(&self, hit: &Record) -> bool {
+        let is_near = |end| end <= self.clock.now().saturating_add(self.ahead);
+        !self.ahead.is_zero() && !hit.is_absent() && hit.expires().is_some_and(is_near)
     }
 
     /// Looks without using: no hit is counted, the order stays.

@@ -9,6 +9,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// How long before its end a value is due for renewal.
+const AHEAD: Duration = Duration::from_secs(5);
+
 /// What is done to the cache.
 #[derive(Clone, Debug)]
 enum Step {
@@ -19,8 +22,6 @@ enum Step {
         size: usize,
         absent: bool,
         ttl: Option<u64>,
-        /// To be renewed in the second half of its life.
-        renewed: bool,
     },
     /// A put whose key is removed between the lease and the insertion.
     PutLate(usize),
@@ -34,10 +35,10 @@ fn step() -> impl Strategy<Value = Step> {
     let ttl = proptest::option::weighted(0.3, 0..20_u64);
     // Most are small enough for many to fit in.
     let size = prop_oneof![8 => 0..150_usize, 1 => 0..1_200_usize];
-    let put = (key(), size, prop::bool::weighted(0.1), ttl, any::<bool>());
+    let put = (key(), size, prop::bool::weighted(0.1), ttl);
     prop_oneof![
         40 => key().prop_map(Step::Get),
-        40 => put.prop_map(|(key, size, absent, ttl, renewed)| Step::Put { key, size, absent, ttl, renewed }),
+        40 => put.prop_map(|(key, size, absent, ttl)| Step::Put { key, size, absent, ttl }),
         3 => key().prop_map(Step::PutLate),
         8 => key().prop_map(Step::Remove),
         1 => Just(Step::Clear),
@@ -63,7 +64,6 @@ const KEYS: [u64; 24] = {
 struct Entry {
     value: Option<Vec<u8>>,
     cost: usize,
-    due: Option<Duration>,
     expires: Option<Duration>,
 }
 
@@ -95,7 +95,7 @@ impl Pair {
         };
         let cache = Cache::new(max_bytes, eviction, clock.clone());
         Self {
-            cache: cache.with_grace(grace).with_on_due(on_due),
+            cache: cache.with_grace(grace).with_on_due(AHEAD, on_due),
             due,
             clock,
             eviction,
@@ -124,9 +124,7 @@ impl Pair {
         self.steps += 1;
         match *step {
             Step::Get(key) => self.get(key),
-            Step::Put { key, size, absent, ttl, renewed } => {
-                self.put(key, size, absent, ttl, renewed)
-            }
+            Step::Put { key, size, absent, ttl } => self.put(key, size, absent, ttl),
             Step::PutLate(key) => {
                 let lease = self.cache.lease(&self.key(key));
                 self.remove(key);
@@ -154,7 +152,8 @@ impl Pair {
         };
         let now = self.clock.now();
         let has_expired = self.has_expired(entry);
-        assert_eq!(is_due, found && entry.due.is_some_and(|at| at <= now));
+        let is_near = entry.expires.is_some_and(|at| at <= now + AHEAD);
+        assert_eq!(is_due, found && entry.value.is_some() && is_near);
         if !has_expired {
             self.use_now(key);
         }
@@ -163,20 +162,14 @@ impl Pair {
         }
     }
 
-    fn put(&mut self, key: usize, size: usize, absent: bool, ttl: Option<u64>, renewed: bool) {
+    fn put(&mut self, key: usize, size: usize, absent: bool, ttl: Option<u64>) {
         let length = self.counts.max_bytes * size / 1_000;
         // The number of the step, so that no value is like another.
         let value = [&self.steps.to_le_bytes()[..], &vec![0; length][..]].concat();
         let value = (!absent).then_some(value);
         let expires = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl));
-        let half = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl) / 2);
-        let (record, due) = match (&value, half, expires) {
-            (Some(value), Some(half), Some(expires)) if renewed => {
-                (Record::renewable(&self.texts[key], value, half, expires), Some(half))
-            }
-            _ => (Record::new(&self.texts[key], value.as_deref(), expires), None),
-        };
-        let entry = Entry { value, cost: record.cost(), due, expires };
+        let record = Record::new(&self.texts[key], value.as_deref(), expires);
+        let entry = Entry { value, cost: record.cost(), expires };
         let lease = self.cache.lease(&self.key(key));
         self.cache.insert(&self.key(key), record, lease);
         if entry.cost > self.counts.max_bytes {

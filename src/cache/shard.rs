@@ -58,16 +58,16 @@ impl Shard {
         self.table.len()
     }
 
-    /// Looks `key` up; `lives` is called only if the entry can expire. An entry that has expired stays:
+    /// Looks `key` up; `lives` is called if it expires, with its end. An entry that has expired stays:
     /// what is loaded for it now takes its slot, and it may be wanted as a [`past`](Self::past) one.
     #[inline]
     pub(crate) fn get(
         &mut self,
         key: &Key<'_>,
-        lives: impl FnOnce(&Record) -> bool,
+        lives: impl FnOnce(Duration) -> bool,
     ) -> Option<Record> {
         let (slot, record) = self.find(key)?;
-        if record.watched_from().is_some() && !lives(record) {
+        if record.expires().is_some_and(|end| !lives(end)) {
             return None;
         }
         let hit = record.clone();

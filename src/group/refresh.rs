@@ -4,8 +4,8 @@
 //! is down, every key fails as its life ends. Two options of a group help:
 //! [`refresh_ahead`](crate::GroupBuilder::refresh_ahead) and
 //! [`stale_if_error`](crate::GroupBuilder::stale_if_error). Both begin in the cache, see
-//! [`Record`]: from some time on a hit also says that the value is due, and what has expired is kept
-//! for the grace.
+//! [`Record`]: some time before the end of a value a hit also says that it is due, and a value that has
+//! expired is found for the grace.
 //!
 //! ```text
 //!  a hit that is due ── an attempt under way, or less than a second ago? ─ no ─▶ a renewing thread
@@ -58,8 +58,8 @@ const REST: Duration = Duration::from_secs(1);
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 pub(super) struct Refresh {
-    /// A value is due when less than this part of its life is left; 0: never.
-    fraction: f64,
+    /// Whether values are renewed.
+    pub(super) is_ahead: bool,
     /// How long values are kept after they have expired; zero: not at all.
     pub(super) grace: Duration,
     // Guards what is known of failed loads and of renewals, by the hash of the key.
@@ -68,23 +68,12 @@ pub(super) struct Refresh {
 }
 
 impl Refresh {
-    pub(super) fn new(fraction: f64, grace: Duration) -> Self {
-        Self { fraction, grace, attempts: Mutex::default(), crew: Arc::default() }
+    pub(super) fn new(is_ahead: bool, grace: Duration) -> Self {
+        Self { is_ahead, grace, attempts: Mutex::default(), crew: Arc::default() }
     }
 
     fn is_off(&self) -> bool {
-        self.fraction == 0.0 && self.grace.is_zero()
-    }
-
-    /// How long a value of that life lives before it is due; `None` if it never is.
-    pub(super) fn due(&self, ttl: Duration) -> Option<Duration> {
-        if self.fraction == 0.0 {
-            return None;
-        }
-        let before = Duration::try_from_secs_f64(ttl.as_secs_f64() * (1.0 - self.fraction)).ok()?;
-        // Less than the fraction is left from the next millisecond on.
-        let due = before.saturating_add(Duration::from_millis(1));
-        (due < ttl).then_some(due)
+        !self.is_ahead && self.grace.is_zero()
     }
 }
 
@@ -209,9 +198,12 @@ impl Group {
     }
 
     /// Whether a hit was due, and its renewal was not tried just before.
-    pub(super) fn is_renewed(&self, key: &Key<'_>, hit: &Record) -> bool {
-        let now = self.clock.now();
-        hit.is_due(now) && !self.refresh.attempts.lock().unwrap().is_resting(key.hash, now)
+    pub(super) fn is_renewed(&self, key: &Key<'_>, tier: Tier, hit: &Record) -> bool {
+        let is_resting = || {
+            let attempts = self.refresh.attempts.lock().unwrap();
+            attempts.is_resting(key.hash, self.clock.now())
+        };
+        self.cache(tier).is_due(hit) && !is_resting()
     }
 
     /// Renews values of one cache, on a thread of the crew.
@@ -220,7 +212,7 @@ impl Group {
         let mut by_owner: HashMap<String, (Arc<dyn PeerGetter>, Vec<&Key<'_>>)> = HashMap::new();
         let keys: Vec<_> = jobs.iter().map(|job| Key::new(&job.key, &self.hasher)).collect();
         for (key, &Job { tier, .. }) in keys.iter().zip(jobs) {
-            let is_due = |record: Record| record.is_due(self.clock.now());
+            let is_due = |record: Record| self.cache(tier).is_due(&record);
             match (tier, self.peers.pick(key.text)) {
                 // It waited until it expired, was removed, or was loaded anew.
                 _ if !self.cache(tier).peek(key).is_some_and(is_due) => self.leave(key),
@@ -237,8 +229,6 @@ impl Group {
     }
 
     fn renew_by_getter(&self, keys: &[&Key<'_>]) {
-        let is_due_or_over =
-            |record: &Record| record.watched_from().is_some_and(|at| at <= self.clock.now());
         let mut led = Vec::new();
         for &key in keys {
             match self.loading.join(key.text) {
@@ -248,7 +238,7 @@ impl Group {
                     let lease = self.main.lease(key);
                     match self.settled(key) {
                         // Another load has ended just now.
-                        Some((record, _)) if !is_due_or_over(&record) => {
+                        Some((record, _)) if !self.main.is_due(&record) => {
                             guard.finish(&Ok(record));
                             self.leave(key);
                         }
@@ -262,8 +252,9 @@ impl Group {
             // Gets that found the value expired meanwhile wait for the answer.
             match loaded {
                 Ok(loaded) => {
-                    guard.finish(&Ok(self.keep(Tier::Main, key, loaded, lease)));
-                    self.note_renewed(key);
+                    let record = self.keep(Tier::Main, key, loaded, lease);
+                    guard.finish(&Ok(record.clone()));
+                    self.note_renewed(key, Tier::Main, &record);
                 }
                 Err(error) => {
                     // Noted before the flight ends, so that later gets do not try again at once.
@@ -287,16 +278,18 @@ impl Group {
                 Err(error) => failed(key, &error),
                 Ok(Some(loaded)) if loaded.stale => failed(key, &"its value is stale"),
                 Ok(loaded) => {
-                    self.copy(key, loaded, asked_at, Some(lease));
-                    // The owner may have answered with what it renews just now. It is not asked in a loop.
-                    self.let_rest(key);
-                    self.note_renewed(key);
+                    let record = self.copy(key, loaded, asked_at, Some(lease));
+                    self.note_renewed(key, Tier::Hot, &record);
                 }
             }
         }
     }
 
-    fn note_renewed(&self, key: &Key<'_>) {
+    fn note_renewed(&self, key: &Key<'_>, tier: Tier, renewed: &Record) {
+        // Its life is short, or the owner of the copy renews it just now. That makes no loop.
+        if self.cache(tier).is_due(renewed) {
+            self.let_rest(key);
+        }
         debug!("[{}] {}: renewed", self.name, Shown(key.text));
         self.counters.refreshes.add_one();
     }

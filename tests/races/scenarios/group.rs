@@ -271,7 +271,7 @@ fn after(time: Duration) -> (Arc<Origin>, Arc<Group>) {
 fn aged(builder: GroupBuilder, way: usize, time: Duration) -> (Arc<Group>, Clock) {
     let clock = Clock::by_hand();
     let builder = builder.ttl(TTL).clock(clock.clone());
-    let group = builder.refresh_ahead(0.5).stale_if_error(LONG).build().unwrap();
+    let group = builder.refresh_ahead(TTL / 2).stale_if_error(LONG).build().unwrap();
     assert_eq!(ask(&group, way), 1);
     clock.advance(time);
     (group, clock)
