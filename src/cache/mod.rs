@@ -70,7 +70,8 @@ pub struct CacheStats {
     pub evictions: u64,
     /// Entries that had expired when they were replaced or evicted.
     pub expirations: u64,
-    /// Values not kept, because they are larger than the whole budget.
+    /// Values not kept because of their size: larger than the whole budget, or
+    /// [large](Eviction::S3Fifo) and loaded for the first time.
     pub rejected: u64,
     /// Entries held now, with those that have expired and are neither replaced nor evicted yet.
     pub entries: usize,
@@ -168,15 +169,18 @@ impl Cache {
     }
 
     /// Keeps `record`, if the lease still holds, and evicts others until the budget holds. A record
-    /// larger than the whole budget is not kept; neither is the one that it would have replaced.
+    /// larger than the whole budget is not kept; neither is the one that it would have replaced. Nor is
+    /// a [large](Eviction::S3Fifo) one of a new key, if the budget is used up.
     pub(crate) fn insert(&self, key: &Key<'_>, record: Record, lease: Lease) {
         let home = self.home(key);
-        if record.cost() > self.max_bytes {
+        let cost = record.cost();
+        if cost > self.max_bytes {
             drop(self.change(home, |shard| shard.reject(key)));
             return;
         }
+        let is_full = self.bytes.0.load(Ordering::Relaxed) + cost > self.max_bytes;
         let now = || self.clock.now();
-        drop(self.change(home, |shard| shard.insert(key, record, lease, now)));
+        drop(self.change(home, |shard| shard.insert(key, record, lease, is_full, now)));
         self.make_room(home);
     }
 
@@ -402,9 +406,48 @@ mod tests {
         for i in 0..1_000 {
             fixture.put(&i.to_string(), b"x");
         }
-        fixture.put("A", &vec![b'x'; (1 << 20) - OVERHEAD - 1]);
-        assert_eq!(fixture.get("A").map(|value| value.len()), Some((1 << 20) - OVERHEAD - 1));
+        let large = vec![b'x'; (1 << 20) - OVERHEAD - 1];
+        fixture.put("A", &large);
+        assert_eq!((fixture.held().as_str(), fixture.cache.stats().entries), ("", 1_000));
+        fixture.put("A", &large);
+        assert_eq!(fixture.get("A").map(|value| value.len()), Some(large.len()));
         assert_eq!(fixture.cache.stats().entries, 1);
+    }
+
+    #[test]
+    fn while_the_cache_is_full_a_large_value_is_kept_when_it_is_loaded_again() {
+        const LARGE: usize = 10_000;
+        let fill = |eviction, value: usize| {
+            let fixture = with_budget(60_000, eviction);
+            (0..1_000).for_each(|i| fixture.put(&i.to_string(), &vec![0; value]));
+            fixture
+        };
+        let rejected = |fixture: &Fixture| fixture.cache.stats().rejected;
+        let fixture = fill(Eviction::S3Fifo, 20);
+        (0..100).for_each(|i| fixture.put(&format!("large {i}"), &[0; LARGE]));
+        // Two keys of 32,768 look like the same ghost.
+        assert!((98..=100).contains(&rejected(&fixture)));
+        let before = rejected(&fixture);
+        fixture.put("A", &[0; LARGE]);
+        assert_eq!((fixture.held().as_str(), rejected(&fixture)), ("", before + 1));
+        fixture.put("A", &[0; LARGE]);
+        assert_eq!((fixture.held().as_str(), rejected(&fixture)), ("A", before + 1));
+        fixture.put("A", &[0; 2 * LARGE]);
+        assert_eq!(
+            (fixture.held().as_str(), rejected(&fixture)),
+            ("A", before + 1),
+            "it was there"
+        );
+
+        let fixture = with_budget(60_000, Eviction::S3Fifo);
+        ["A", "B", "C"].iter().for_each(|key| fixture.put(key, &[0; LARGE]));
+        assert_eq!(fixture.held(), "ABC", "there was room");
+        let fixture = fill(Eviction::S3Fifo, LARGE);
+        fixture.put("A", &[0; LARGE]);
+        assert_eq!(fixture.held(), "A", "it is no larger than others");
+        let fixture = fill(Eviction::Lru, 20);
+        fixture.put("A", &[0; LARGE]);
+        assert_eq!((fixture.held().as_str(), rejected(&fixture)), ("A", 0));
     }
 
     #[test]

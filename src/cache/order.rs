@@ -13,6 +13,11 @@ pub enum Eviction {
     /// S3-FIFO with an adaptive small queue: the default. New entries pass through a small
     /// queue, and only those that are hit twice there get into the main one, so that scans and keys
     /// that are used once push out nothing else. Right for nearly everything.
+    ///
+    /// While the cache is full, a value that takes more than a hundredth of the room (a tenth of the
+    /// small queue's), and that of ten others, is *large*: it is kept only when it is loaded for the second
+    /// time within as many evictions as there are entries. The first time it is returned, and counted as
+    /// [rejected](crate::CacheStats::rejected).
     #[default]
     S3Fifo,
     /// The least recently used first, as in groupcache. Right if the keys of the last moments are
@@ -31,6 +36,14 @@ impl Order {
         match eviction {
             Eviction::S3Fifo => Self::S3Fifo(S3Fifo::new()),
             Eviction::Lru => Self::Lru(List::new()),
+        }
+    }
+
+    /// Whether a new entry is kept while the cache is full.
+    pub(crate) fn admits(&mut self, hash: u32, cost: usize) -> bool {
+        match self {
+            Self::S3Fifo(order) => order.admits(hash, cost),
+            Self::Lru(_) => true,
         }
     }
 

@@ -170,13 +170,18 @@ impl Pair {
         let expires = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl));
         let record = Record::new(&self.texts[key], value.as_deref(), expires);
         let entry = Entry { value, cost: record.cost(), expires };
+        let room = self.counts.max_bytes - self.cache.bytes.0.load(Ordering::Relaxed);
+        let is_kept = self.cache.peek(&self.key(key)).is_some() || entry.cost <= room;
         let lease = self.cache.lease(&self.key(key));
         self.cache.insert(&self.key(key), record, lease);
-        if entry.cost > self.counts.max_bytes {
+        if self.cache.stats().rejected > self.counts.rejected {
+            let may_be_large = self.eviction == Eviction::S3Fifo && !is_kept;
+            assert!(entry.cost > self.counts.max_bytes || may_be_large);
             self.counts.rejected += 1;
             self.forget(key);
             return;
         }
+        assert!(entry.cost <= self.counts.max_bytes);
         let held = self.cache.peek(&self.key(key));
         assert!(held.is_some() || self.has_expired(&entry), "what fits is kept");
         let replaced = self.model.insert(key, entry);

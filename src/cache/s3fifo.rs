@@ -76,6 +76,26 @@ impl S3Fifo {
         }
     }
 
+    /// Whether a new entry is kept while the cache is full. A large one would push out many small ones,
+    /// and most likely nobody asks for it again: it is kept if it comes back soon, and else leaves a
+    /// ghost at once.
+    pub(crate) fn admits(&mut self, hash: u32, cost: usize) -> bool {
+        let age = self.ghosts[Queue::Small as usize].age(hash);
+        let is_back = age.is_some_and(|age| age <= self.entries);
+        if !is_back && self.is_large(cost) {
+            self.leave_ghost(Queue::Small, hash);
+            return false;
+        }
+        true
+    }
+
+    /// Whether an entry takes a tenth of the small queue's room, and the room of ten others.
+    fn is_large(&self, cost: usize) -> bool {
+        let bytes = self.small.bytes + self.main.bytes;
+        cost as f32 > 0.1 * self.small_share * bytes as f32
+            && cost.saturating_mul(self.entries) > bytes.saturating_mul(10)
+    }
+
     pub(crate) fn push(&mut self, slab: &mut Slab, slot: u32) {
         let (cost, hash) = (slab.record(slot).cost(), slab[slot].hash());
         let step = cost as f32 / (self.small.bytes + self.main.bytes + 1) as f32;
@@ -154,14 +174,18 @@ impl S3Fifo {
                 Queue::Main if hits > 0 => self.requeue(slab, slot, Queue::Main, hits - 1),
                 queue if is_spared => self.requeue(slab, slot, queue, hits),
                 queue => {
-                    // Ghosts of main count only while they are young: half as many are enough.
-                    self.ghosts[Queue::Small as usize].make_room(self.entries);
-                    self.ghosts[Queue::Main as usize].make_room(self.entries / 2);
-                    self.ghosts[queue as usize].remember(slab[slot].hash());
+                    self.leave_ghost(queue, slab[slot].hash());
                     return Some(slot);
                 }
             }
         }
+    }
+
+    fn leave_ghost(&mut self, queue: Queue, hash: u32) {
+        // Ghosts of main count only while they are young: half as many are enough.
+        self.ghosts[Queue::Small as usize].make_room(self.entries);
+        self.ghosts[Queue::Main as usize].make_room(self.entries / 2);
+        self.ghosts[queue as usize].remember(hash);
     }
 
     /// The small queue if it has more than its share, else main; but if possible not one that is

@@ -96,20 +96,26 @@ impl Shard {
 
     /// Inserts `record`, in the slot of the same key if there is one, so that it keeps its place in the
     /// order and its hits. Returns the record that is not kept: the one that it replaces, or `record`
-    /// itself if the lease has ended.
+    /// itself if the lease has ended or the order does not admit it to a cache that is full.
     pub(crate) fn insert(
         &mut self,
         key: &Key<'_>,
         record: Record,
         lease: Lease,
+        is_full: bool,
         now: impl FnOnce() -> Duration,
     ) -> Option<Record> {
         if self.lease(key) != lease {
             return Some(record);
         }
-        self.bytes += record.cost();
+        let (hash, cost) = (key.short_hash(), record.cost());
         let Some((slot, old)) = self.find(key) else {
-            let slot = self.table.insert(key.short_hash(), record);
+            if is_full && !self.order.admits(hash, cost) {
+                self.counts.rejected += 1;
+                return Some(record);
+            }
+            self.bytes += cost;
+            let slot = self.table.insert(hash, record);
             self.order.push(&mut self.table.slab, slot);
             return None;
         };
@@ -117,7 +123,7 @@ impl Shard {
             self.counts.expirations += 1;
         }
         let replaced = self.order.replace(&mut self.table.slab, slot, record);
-        self.bytes -= replaced.cost();
+        self.bytes = self.bytes + cost - replaced.cost();
         Some(replaced)
     }
 
