@@ -13,21 +13,19 @@
 //! | `shard.rs` | `Shard`: one lock's part of the entries; `Lease` |
 //! | `slab.rs` | `Slab`: the entries in slots; `List`: lists over them |
 //! | `table.rs` | `Table`: which slot has a key |
-//! | `order.rs` | [`Eviction`], `Order`: which entry is evicted next |
-//! | `s3fifo.rs` | `S3Fifo`: the default order, two queues |
+//! | `order.rs` | [`Eviction`], `Order`: which entry is evicted next, by two queues |
 //! | `ghosts.rs` | `Ghosts`: the keys that left a queue lately |
 
 mod ghosts;
 mod key;
 mod order;
 mod record;
-mod s3fifo;
 mod shard;
 mod slab;
 mod table;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -45,8 +43,6 @@ pub(crate) struct Cache {
     bytes: Padded<AtomicUsize>,
     max_bytes: usize,
     eviction: Eviction,
-    // How long after they have expired entries are found by `past`.
-    grace: Duration,
     // How long before its end a value is due for renewal.
     ahead: Duration,
     // Called without locks at each hit on a value that is due.
@@ -95,16 +91,10 @@ impl Cache {
             bytes: Padded(AtomicUsize::new(0)),
             max_bytes,
             eviction,
-            grace: Duration::ZERO,
             ahead: Duration::ZERO,
             on_due: None,
             clock,
         }
-    }
-
-    /// The same cache, which finds entries for so long after they have expired, by [`past`](Self::past).
-    pub(crate) fn with_grace(self, grace: Duration) -> Self {
-        Self { grace, ..self }
     }
 
     /// The same cache, which calls this at each hit on a value that expires within this time.
@@ -121,27 +111,38 @@ impl Cache {
         if self.max_bytes == 0 {
             return None; // as the hot cache of a group without peers
         }
-        let mut is_due = false;
-        let mut shard = self.shard(self.home(key)).lock().unwrap();
-        let found = shard.get(key, |end| {
-            let now = self.clock.now();
-            is_due = end <= now.saturating_add(self.ahead);
-            now < end
-        });
-        drop(shard);
-        if is_due {
-            self.tell_due(key, found.as_ref()?);
+        let mut shard = self.lock(key);
+        let (slot, record) = shard.find(key)?;
+        let record = record.clone();
+        if let Some(end) = record.expires() {
+            return self.get_before(end, key, shard, slot, record);
         }
-        found
+        shard.count_hit(slot);
+        Some(record)
     }
 
-    // Apart, so that other hits do not pay for it.
-    #[cold]
+    // Apart, so that hits on entries that do not expire do not pay for it.
     #[inline(never)]
-    fn tell_due(&self, key: &Key<'_>, hit: &Record) {
-        if let Some(on_due) = self.on_due.as_ref().filter(|_| !hit.is_absent()) {
-            on_due(key);
+    fn get_before(
+        &self,
+        end: Duration,
+        key: &Key<'_>,
+        mut shard: MutexGuard<'_, Shard>,
+        slot: u32,
+        record: Record,
+    ) -> Option<Record> {
+        let now = self.clock.now();
+        if end <= now {
+            return None; // it stays: what is loaded for it now takes its slot
         }
+        shard.count_hit(slot);
+        drop(shard);
+        if let Some(on_due) = &self.on_due {
+            if end <= now.saturating_add(self.ahead) && !record.is_absent() {
+                on_due(key);
+            }
+        }
+        Some(record)
     }
 
     /// Whether a hit is to be renewed: a value that is near its end. Never one that is stale.
@@ -152,20 +153,20 @@ impl Cache {
 
     /// Looks without using: no hit is counted, the order stays.
     pub(crate) fn peek(&self, key: &Key<'_>) -> Option<Record> {
-        if self.max_bytes == 0 {
-            return None;
-        }
-        self.shard(self.home(key)).lock().unwrap().peek(key, || self.clock.now())
+        let lives = |record: &Record| record.expires().is_none_or(|end| end > self.clock.now());
+        self.look(key).filter(lives)
     }
 
-    /// A record that has expired, but not for longer than the grace.
-    pub(crate) fn past(&self, key: &Key<'_>) -> Option<Record> {
-        self.shard(self.home(key)).lock().unwrap().past(key, self.grace, self.clock.now())
+    /// A record that has expired, but not for longer than `grace`, if it was not evicted since.
+    pub(crate) fn past(&self, key: &Key<'_>, grace: Duration) -> Option<Record> {
+        let record = self.look(key)?;
+        let (end, now) = (record.expires()?, self.clock.now());
+        (end <= now && now < end.saturating_add(grace)).then_some(record)
     }
 
     /// The right to keep what is loaded from now on, unless the key is removed meanwhile.
     pub(crate) fn lease(&self, key: &Key<'_>) -> Lease {
-        self.shard(self.home(key)).lock().unwrap().lease(key)
+        self.lock(key).lease(key)
     }
 
     /// Keeps `record`, if the lease still holds, and evicts others until the budget holds. A record
@@ -178,9 +179,15 @@ impl Cache {
             drop(self.change(home, |shard| shard.reject(key)));
             return;
         }
-        let is_full = self.bytes.0.load(Ordering::Relaxed) + cost > self.max_bytes;
         let now = || self.clock.now();
-        drop(self.change(home, |shard| shard.insert(key, record, lease, is_full, now)));
+        drop(self.change(home, |shard| {
+            let is_full = self.bytes.0.load(Ordering::Relaxed) + cost > self.max_bytes;
+            let not_kept = shard.insert(key, record, lease, is_full, now);
+            // Most often that makes the room, and under the same lock.
+            let can_give = is_full && shard.bytes() > self.fair_part() && shard.len() > 1;
+            let evicted = if not_kept.is_none() && can_give { shard.evict(now) } else { None };
+            (not_kept, evicted)
+        }));
         self.make_room(home);
     }
 
@@ -204,11 +211,11 @@ impl Cache {
     /// Changes a shard, and counts the bytes that come and go. Returns the records that have left, to
     /// be dropped outside of the lock.
     fn change<R>(&self, index: usize, change: impl FnOnce(&mut Shard) -> R) -> R {
-        let mut shard = self.shard(index).lock().unwrap();
-        let before = shard.bytes;
+        let mut shard = self.shards[index].0.lock().unwrap();
+        let before = shard.bytes();
         let left = change(&mut shard);
         // Under the lock, so that nobody subtracts what is not added yet.
-        self.bytes.0.fetch_add(shard.bytes.wrapping_sub(before), Ordering::Relaxed);
+        self.bytes.0.fetch_add(shard.bytes().wrapping_sub(before), Ordering::Relaxed);
         left
     }
 
@@ -221,7 +228,7 @@ impl Cache {
                 let index = (filled + i) & (self.shards.len() - 1);
                 let least_entries = if i == 0 { 2 } else { 1 };
                 let evict = |shard: &mut Shard| {
-                    let can_give = shard.bytes > part && shard.len() >= least_entries;
+                    let can_give = shard.bytes() > part && shard.len() >= least_entries;
                     can_give.then(|| shard.evict(|| self.clock.now()))
                 };
                 loop {
@@ -258,7 +265,7 @@ impl Cache {
             stats.expirations += shard.counts.expirations;
             stats.rejected += shard.counts.rejected;
             stats.entries += shard.len();
-            stats.bytes += shard.bytes;
+            stats.bytes += shard.bytes();
         }
         stats
     }
@@ -272,8 +279,17 @@ impl Cache {
         (key.hash >> 40) as usize & (self.shards.len() - 1)
     }
 
-    fn shard(&self, index: usize) -> &Mutex<Shard> {
-        &self.shards[index].0
+    /// The record of `key`, expired or not.
+    fn look(&self, key: &Key<'_>) -> Option<Record> {
+        if self.max_bytes == 0 {
+            return None;
+        }
+        self.lock(key).find(key).map(|(_, record)| record.clone())
+    }
+
+    #[inline(always)] // a call takes as long again as the lock
+    fn lock(&self, key: &Key<'_>) -> MutexGuard<'_, Shard> {
+        self.shards[self.home(key)].0.lock().unwrap()
     }
 }
 
@@ -468,21 +484,18 @@ mod tests {
 
     #[test]
     fn an_expired_entry_is_the_first_to_be_evicted_that_is_met_whatever_its_hits() {
-        for grace in [Duration::ZERO, Duration::from_secs(60)] {
-            let mut fixture = room_for_three(Eviction::S3Fifo);
-            fixture.cache = fixture.cache.with_grace(grace);
-            fixture.put_until("A", b"x", Some(Duration::from_secs(1)));
-            fixture.put("B", b"x");
-            fixture.put("C", b"x");
-            letters("AAABB").for_each(|key| assert!(fixture.get(key).is_some()));
-            fixture.clock.advance(Duration::from_secs(1));
-            fixture.put("D", b"x");
-            assert_eq!(fixture.held(), "BCD");
-            fixture.put("E", b"x");
-            assert_eq!(fixture.held(), "BDE");
-            let stats = fixture.cache.stats();
-            assert_eq!((stats.expirations, stats.evictions), (1, 1));
-        }
+        let fixture = room_for_three(Eviction::S3Fifo);
+        fixture.put_until("A", b"x", Some(Duration::from_secs(1)));
+        fixture.put("B", b"x");
+        fixture.put("C", b"x");
+        letters("AAABB").for_each(|key| assert!(fixture.get(key).is_some()));
+        fixture.clock.advance(Duration::from_secs(1));
+        fixture.put("D", b"x");
+        assert_eq!(fixture.held(), "BCD");
+        fixture.put("E", b"x");
+        assert_eq!(fixture.held(), "BDE");
+        let stats = fixture.cache.stats();
+        assert_eq!((stats.expirations, stats.evictions), (1, 1));
     }
 
     #[test]

@@ -74,6 +74,7 @@ struct Pair {
     due: Arc<AtomicUsize>,
     clock: Clock,
     eviction: Eviction,
+    grace: Duration,
     texts: Vec<String>,
     /// By key, the entry put in last; it may have been evicted, unless this is an LRU.
     model: HashMap<usize, Entry>,
@@ -95,10 +96,11 @@ impl Pair {
         };
         let cache = Cache::new(max_bytes, eviction, clock.clone());
         Self {
-            cache: cache.with_grace(grace).with_on_due(AHEAD, on_due),
+            cache: cache.with_on_due(AHEAD, on_due),
             due,
             clock,
             eviction,
+            grace,
             texts: (0..KEYS.len()).map(|key| format!("key {key}")).collect(),
             model: HashMap::new(),
             uses: Vec::new(),
@@ -238,9 +240,9 @@ impl Pair {
                 assert_eq!((record.cost(), record.expires()), (entry.cost, entry.expires));
                 assert_eq!(record.clone().into_value().as_deref(), entry.value.as_deref());
             }
-            let past = self.cache.past(&self.key(key));
+            let past = self.cache.past(&self.key(key), self.grace);
             let is_past =
-                |at: Duration| at <= self.clock.now() && self.clock.now() < at + self.cache.grace;
+                |at: Duration| at <= self.clock.now() && self.clock.now() < at + self.grace;
             let expected_past =
                 self.model.get(&key).filter(|entry| entry.expires.is_some_and(is_past));
             if let Some(past) = &past {

@@ -18,7 +18,6 @@ pub(crate) struct Shard {
     order: Order,
     // How often keys were removed; each counter serves some of the keys.
     removals: [u32; REMOVAL_COUNTERS],
-    pub(crate) bytes: usize,
 }
 
 /// Removals are counted in 64 buckets of keys, so that one removal ends few other leases.
@@ -50,7 +49,6 @@ impl Shard {
             table: Table::new(),
             order: Order::new(eviction),
             removals: [0; REMOVAL_COUNTERS],
-            bytes: 0,
         }
     }
 
@@ -58,35 +56,21 @@ impl Shard {
         self.table.len()
     }
 
-    /// Looks `key` up; `lives` is called if it expires, with its end. An entry that has expired stays:
-    /// what is loaded for it now takes its slot, and it may be wanted as a [`past`](Self::past) one.
+    pub(crate) fn bytes(&self) -> usize {
+        self.order.bytes()
+    }
+
+    /// The slot and the record of `key`, expired or not.
     #[inline]
-    pub(crate) fn get(
-        &mut self,
-        key: &Key<'_>,
-        lives: impl FnOnce(Duration) -> bool,
-    ) -> Option<Record> {
-        let (slot, record) = self.find(key)?;
-        if record.expires().is_some_and(|end| !lives(end)) {
-            return None;
-        }
-        let hit = record.clone();
+    pub(crate) fn find(&self, key: &Key<'_>) -> Option<(u32, &Record)> {
+        self.table.find(key.short_hash(), key.text.as_bytes())
+    }
+
+    /// The entry in a slot was hit.
+    #[inline]
+    pub(crate) fn count_hit(&mut self, slot: u32) {
         self.counts.hits += 1;
         self.order.touch(&mut self.table.slab, slot);
-        Some(hit)
-    }
-
-    /// A record that has expired, whose `grace` has not ended yet.
-    pub(crate) fn past(&self, key: &Key<'_>, grace: Duration, now: Duration) -> Option<Record> {
-        let (_, record) = self.find(key)?;
-        let end = record.expires()?;
-        (end <= now && now < end.saturating_add(grace)).then(|| record.clone())
-    }
-
-    /// What [`get`](Self::get) would find; counts no hit and leaves the order as it is.
-    pub(crate) fn peek(&self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Option<Record> {
-        let (_, record) = self.find(key)?;
-        record.expires().is_none_or(|at| at > now()).then(|| record.clone())
     }
 
     /// A lease on `key`, to be taken before the origin or the owner is asked.
@@ -108,13 +92,12 @@ impl Shard {
         if self.lease(key) != lease {
             return Some(record);
         }
-        let (hash, cost) = (key.short_hash(), record.cost());
+        let hash = key.short_hash();
         let Some((slot, old)) = self.find(key) else {
-            if is_full && !self.order.admits(hash, cost) {
+            if is_full && !self.order.admits(hash, record.cost()) {
                 self.counts.rejected += 1;
                 return Some(record);
             }
-            self.bytes += cost;
             let slot = self.table.insert(hash, record);
             self.order.push(&mut self.table.slab, slot);
             return None;
@@ -122,9 +105,7 @@ impl Shard {
         if old.expires().is_some_and(|at| at <= now()) {
             self.counts.expirations += 1;
         }
-        let replaced = self.order.replace(&mut self.table.slab, slot, record);
-        self.bytes = self.bytes + cost - replaced.cost();
-        Some(replaced)
+        Some(self.order.replace(&mut self.table.slab, slot, record))
     }
 
     /// Counts a record that is too large, and takes out the one that it would have replaced.
@@ -188,13 +169,7 @@ impl Shard {
         if let Some(from) = moved_from {
             self.order.relink(&mut self.table.slab, from, slot);
         }
-        self.bytes -= record.cost();
         record
-    }
-
-    #[inline]
-    fn find(&self, key: &Key<'_>) -> Option<(u32, &Record)> {
-        self.table.find(key.short_hash(), key.text.as_bytes())
     }
 
     /// How many records the longest chain of the table has.
@@ -212,7 +187,7 @@ impl Shard {
         ordered.sort_unstable();
         assert_eq!(ordered, filled, "each record is in the order once");
         let records = || filled.iter().map(|&slot| (slot, slab.record(slot)));
-        assert_eq!(self.bytes, records().map(|(_, record)| record.cost()).sum::<usize>());
+        assert_eq!(self.bytes(), records().map(|(_, record)| record.cost()).sum::<usize>());
         for (slot, record) in records() {
             let found = self.table.find(slab[slot].hash(), record.key().as_bytes());
             assert_eq!(found.map(|(slot, _)| slot), Some(slot));

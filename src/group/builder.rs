@@ -246,11 +246,8 @@ impl GroupBuilder {
             )));
         };
         let hasher = Hasher::default();
-        let cache =
-            |bytes, grace| Cache::new(bytes, self.eviction, self.clock.clone()).with_grace(grace);
-        let main = cache(main_bytes, self.stale_if_error);
-        // A copy that no removal has reached must not come back much later.
-        let hot = cache(hot_bytes, self.stale_if_error.min(self.hot_ttl));
+        let cache = |bytes| Cache::new(bytes, self.eviction, self.clock.clone());
+        let (main, hot) = (cache(main_bytes), cache(hot_bytes));
         let ahead = self.refresh_ahead;
         let group = Arc::new_cyclic(|own| Group {
             main: main.with_on_due(ahead, refresh::on_due(own, Tier::Main)),

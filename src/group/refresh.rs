@@ -409,7 +409,10 @@ impl Group {
 
     /// The value past its time, marked as such.
     fn past(&self, key: &Key<'_>) -> Option<Record> {
-        let past = [self.main.past(key), self.hot.past(key)].into_iter().flatten();
+        let grace = self.refresh.grace;
+        // A copy that no removal has reached must not come back much later.
+        let copies = grace.min(self.hot_ttl);
+        let past = [self.main.past(key, grace), self.hot.past(key, copies)].into_iter().flatten();
         let newest = past.filter(|record| !record.is_absent()).max_by_key(Record::expires);
         newest.map(|record| record.stale())
     }
