@@ -497,7 +497,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 //   change  in `main` `2 << 10` to `64`; in `search_slow_db` the two lines after `scores` to
 //           `let (_, score) = scores[2];`
 //   try     get Sam; get Sam; curl -s "http://localhost:9999/api?key=k[1-60]"; get Sam
-//   cure    cache/s3fifo.rs                                                        second reading
+//   cure    cache/order.rs                                                         second reading
 // One lock: threads that find what they look for take turns.
 //   try     nothing here shows it, since a request takes a hundred times as long as the lock is held
 //   cure    cache/shard.rs                                                         first reading

@@ -45,20 +45,43 @@ impl Clock {
         }
     }
 
-    /// Moves a clock made [`by_hand`](Self::by_hand).
+    /// Moves a clock made [`by_hand`](Self::by_hand), up to 584 years in all: there it stands still.
     ///
     /// # Panics
     /// If this is a real clock.
     pub fn advance(&self, by: Duration) {
         match &self.0 {
             Source::Real(_) => panic!("only a clock made by_hand can be moved"),
-            Source::ByHand(nanos) => nanos.fetch_add(by.as_nanos() as u64, Ordering::SeqCst),
-        };
+            Source::ByHand(nanos) => {
+                let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+                let sum = |nanos: u64| Some(nanos.saturating_add(by));
+                // Never fails, since there is always a sum.
+                let _ = nanos.fetch_update(Ordering::SeqCst, Ordering::SeqCst, sum);
+            }
+        }
     }
 }
 
 impl Default for Clock {
     fn default() -> Self {
         Self::real()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_moved_too_far_stands_at_its_end_and_never_goes_back() {
+        let end = Duration::from_nanos(u64::MAX);
+        for too_far in
+            [end, Duration::from_nanos(u64::MAX) + Duration::from_nanos(1), Duration::MAX]
+        {
+            let clock = Clock::by_hand();
+            clock.advance(Duration::from_secs(1));
+            clock.advance(too_far);
+            assert_eq!(clock.now(), end);
+        }
     }
 }

@@ -106,7 +106,7 @@
 //! |---|---|
 //! | `lib.rs`, `error.rs`, `clock.rs`, `elastic.rs`, `stats.rs`, `metrics.rs` | this story; errors; the time, moved by hand in tests; threads for what takes long; what is counted; the same for Prometheus |
 //! | `cache/key.rs`, `cache/slab.rs`, `cache/table.rs` | a key and its hash; slots and the lists over them; slots by key |
-//! | `cache/order.rs`, `cache/s3fifo.rs`, `cache/ghosts.rs` | which entry goes first |
+//! | `cache/order.rs`, `cache/ghosts.rs` | which entry goes first |
 //! | `group/batch.rs`, `group/remove.rs`, `group/trace.rs` | many keys at once; removals; how a get was answered |
 //! | `group/doorkeeper.rs`, `group/fallback_log.rs` | which copies are kept; a log that one can read |
 //! | `group/refresh.rs`, `group/handover.rs`, `http/discovery.rs` | a slow or failing origin; a list of nodes that changes; nodes found by a name |

@@ -76,14 +76,21 @@ struct Point {
     node: u32,
 }
 
+/// The most points per node: a ring keeps the points of all nodes in memory.
+pub(crate) const MAX_POINTS: usize = 10_000;
+
 impl Ring {
     /// A ring of `nodes` with `points_per_node` points each. Names given twice count once.
+    ///
+    /// # Panics
+    /// If `points_per_node` is more than 10,000.
     #[doc(alias = "replicas")]
     pub fn new<N: Into<String>>(
         nodes: impl IntoIterator<Item = N>,
         points_per_node: usize,
         hash: RingHash,
     ) -> Self {
+        assert!(points_per_node <= MAX_POINTS, "a node has up to {MAX_POINTS} points on a ring");
         let nodes: BTreeSet<String> = nodes.into_iter().map(Into::into).collect();
         let nodes: Box<[String]> = nodes.into_iter().collect();
         let mut points = Vec::with_capacity(nodes.len() * points_per_node);
@@ -223,6 +230,19 @@ mod tests {
         for key in (0..10_000).map(|i| i.to_string()) {
             let owner = three.owner(&key).unwrap();
             assert!(owner == "c" || two.owner(&key) == Some(owner));
+        }
+    }
+
+    #[test]
+    fn a_node_has_up_to_ten_thousand_points() {
+        assert!(Ring::new(["a"], MAX_POINTS, RingHash::Crc32).points().len() > MAX_POINTS * 9 / 10);
+        for too_many in [MAX_POINTS + 1, usize::MAX] {
+            let panic =
+                std::panic::catch_unwind(|| Ring::new(["a", "b"], too_many, RingHash::Crc32));
+            assert_eq!(
+                panic.unwrap_err().downcast_ref::<String>().map(String::as_str),
+                Some("a node has up to 10000 points on a ring")
+            );
         }
     }
 

@@ -79,7 +79,9 @@ pub(crate) fn run(quick: bool) -> Result<(), BoxError> {
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     rows.iter().for_each(|row| println!("{row}"));
-    println!("options: refresh_ahead(0.2), stale_if_error of an hour, retry_failed_loads(false)");
+    println!(
+        "options: refresh_ahead of a fifth of the life, stale_if_error of an hour, retry_failed_loads(false)"
+    );
     Ok(())
 }
 

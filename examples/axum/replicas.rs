@@ -97,7 +97,7 @@ pub(crate) async fn start(system: System, ttl: Duration) -> Result<Option<Servic
     let urls: Vec<_> = listeners.iter().map(url).collect::<io::Result<_>>()?;
     let set = |users: GroupBuilder| match system {
         System::Geecache { options: true } => {
-            users.ttl(ttl).refresh_ahead(0.2).stale_if_error(GRACE).retry_failed_loads(false)
+            users.ttl(ttl).refresh_ahead(ttl / 5).stale_if_error(GRACE).retry_failed_loads(false)
         }
         _ => users.ttl(ttl),
     };

@@ -33,6 +33,7 @@ mod fetch;
 mod handover;
 mod hits;
 mod hot;
+mod large;
 mod measure;
 mod memory;
 mod network;

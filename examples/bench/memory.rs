@@ -105,7 +105,8 @@ fn change() {
     };
     let group = Group::builder("changed", load).max_bytes(BUDGET).build().expect("a group");
     let small = (0..SIZE.entries).map(|i| format!("small{i:011}"));
-    let large = (0..4 * BUDGET / LARGE).map(|i| format!("large{i:011}"));
+    // A large value is kept when it is loaded for the second time.
+    let large = (0..4 * BUDGET / LARGE).flat_map(|i| [i, i]).map(|i| format!("large{i:011}"));
     for key in small.chain(large) {
         group.get(&key).expect("a value");
     }

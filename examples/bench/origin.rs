@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use geecache::{BoxError, Getter, Group, GroupBuilder, Loaded};
+use geecache::{Group, GroupBuilder};
 use hdrhistogram::Histogram;
 
 use crate::table::{Cell, Report, Table};
@@ -25,7 +25,7 @@ const CALLERS: usize = 16;
 const PAUSE: Duration = Duration::from_millis(1);
 const ORIGIN: Duration = Duration::from_millis(50);
 const TTL: Duration = Duration::from_secs(2);
-const FRACTION: f64 = 0.25;
+const AHEAD: Duration = Duration::from_millis(500);
 /// Two lives, until the values do not expire together any more.
 const WARM_UP: Duration = Duration::from_secs(4);
 
@@ -68,7 +68,7 @@ pub(crate) fn run(settings: &Settings) -> Report {
             bar.inc(1);
         }
         slow.note("waited: of 100 gets, those that took more than half of what the origin takes.");
-        slow.note("loads: keys that the origin was asked for, each by itself or in a batch.");
+        slow.note("loads: keys that the origin was asked for.");
         tables.push(slow);
     }
     let mut down = Table::new(
@@ -107,14 +107,10 @@ type Options = fn(GroupBuilder) -> GroupBuilder;
 
 type Start = fn(&Arc<Origin>) -> Box<Get>;
 
-const SYSTEMS: [(&str, Start); 6] = [
+const SYSTEMS: [(&str, Start); 5] = [
     ("geecache", |origin| geecache(origin, |builder| builder)),
-    ("geecache, refresh_ahead(0.25)", |origin| {
-        geecache(origin, |builder| builder.refresh_ahead(FRACTION))
-    }),
-    ("the same, a getter with batches", |origin| {
-        let group = Group::builder("origin", InBatches(origin.clone())).ttl(TTL);
-        of_group(group.refresh_ahead(FRACTION))
+    ("geecache, refresh_ahead of 500 ms", |origin| {
+        geecache(origin, |builder| builder.refresh_ahead(AHEAD))
     }),
     ("renewals without cost", without_cost),
     ("moka", moka),
@@ -125,7 +121,7 @@ const OPTIONS: [(&str, Options); 3] = [
     ("geecache", |builder| builder),
     ("geecache, stale_if_error", |builder| builder.stale_if_error(Duration::from_secs(3600))),
     ("geecache, both", |builder| {
-        builder.stale_if_error(Duration::from_secs(3600)).refresh_ahead(FRACTION)
+        builder.stale_if_error(Duration::from_secs(3600)).refresh_ahead(AHEAD)
     }),
 ];
 
@@ -176,25 +172,6 @@ fn of_group(builder: GroupBuilder) -> Box<Get> {
     Box::new(move |key| group.get(key).is_ok())
 }
 
-/// A getter that asks for many keys as fast as for one.
-struct InBatches(Arc<Origin>);
-
-impl Getter for InBatches {
-    fn get(&self, key: &str) -> Result<Option<Loaded>, BoxError> {
-        Ok(self.0.load(key)?.map(Loaded::from))
-    }
-
-    fn get_many(&self, keys: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
-        self.0.loads.fetch_add(keys.len(), Ordering::SeqCst);
-        thread::sleep(ORIGIN);
-        Ok(keys.iter().map(|&key| Ok(Some(key.into()))).collect())
-    }
-
-    fn batches(&self) -> bool {
-        true
-    }
-}
-
 /// Stands for a cache whose renewals take no time: a value that is asked for in the last part of its
 /// life is new at once. After that a get waits for the origin.
 fn without_cost(origin: &Arc<Origin>) -> Box<Get> {
@@ -204,7 +181,7 @@ fn without_cost(origin: &Arc<Origin>) -> Box<Get> {
     Box::new(move |key| {
         let mut loaded = loaded[key].lock().expect("no panic");
         match loaded.map(|at| at.elapsed()) {
-            Some(age) if age < TTL.mul_f64(1.0 - FRACTION) => return true,
+            Some(age) if age < TTL - AHEAD => return true,
             Some(age) if age < TTL => drop(origin.loads.fetch_add(1, Ordering::SeqCst)),
             _ => drop(origin.load(key)),
         }

@@ -12,6 +12,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 use rand::RngExt;
 
+use crate::large;
 use crate::systems::{self, Bound, Size, System};
 use crate::table::{Cell, Report, Table};
 use crate::workload::{Keys, ranks, rng, scattered, zipf};
@@ -114,7 +115,7 @@ pub(crate) fn run(settings: &Settings) -> Report {
         "LRU is geecache's; the `lru` crate differs by {:.1} % of the gets at the most.",
         100.0 * off
     ));
-    Report { topic: "ratio", tables: vec![table] }
+    Report { topic: "ratio", tables: vec![table, large::compare(settings)] }
 }
 
 impl Requests {

@@ -65,6 +65,35 @@ pub(crate) fn all_that_load_once(size: Size) -> Vec<Box<dyn System>> {
     ]
 }
 
+/// geecache, as LRU too, and others with a budget of bytes. All charge an entry for its key, its value
+/// and 80 bytes, as geecache does. The values of the keys from `first` on are large.
+pub(crate) fn all_with_large(
+    max_bytes: usize,
+    size: Size,
+    large: impl Fn() -> Large,
+) -> Vec<Box<dyn System>> {
+    let origin = || Origin { large: Some(large()), ..Origin::new(size) };
+    let settings = |group: GroupBuilder| group.max_bytes(max_bytes);
+    let weight = Charged;
+    let moka = moka::sync::Cache::builder().max_capacity(max_bytes as u64);
+    let moka = moka.weigher(|key: &Key, value: &Value| Charged.weight(key, value) as u32);
+    vec![
+        Box::new(Geecache::over(origin(), settings)),
+        Box::new(Geecache::over(origin(), |group| settings(group).eviction(Eviction::Lru))),
+        Box::new(Quick {
+            cache: quick_cache::sync::Cache::with_weighter(size.entries, max_bytes as u64, weight),
+            origin: origin(),
+        }),
+        Box::new(Moka { cache: moka.build(), prompt: true, origin: origin() }),
+    ]
+}
+
+/// The keys that have large values: those from `first` on.
+pub(crate) struct Large {
+    pub(crate) first: String,
+    pub(crate) value: Vec<u8>,
+}
+
 /// The names of [`all`].
 pub(crate) const NAMES: [&str; 4] = ["geecache", "quick_cache", "moka", "Mutex<lru>"];
 
@@ -133,17 +162,19 @@ impl Size {
 /// What every system loads from.
 struct Origin {
     value: Vec<u8>,
+    large: Option<Large>,
     loads: AtomicU64,
 }
 
 impl Origin {
     fn new(size: Size) -> Self {
-        Self { value: vec![b'v'; size.value_bytes], loads: AtomicU64::new(0) }
+        Self { value: vec![b'v'; size.value_bytes], large: None, loads: AtomicU64::new(0) }
     }
 
-    fn load<'o, V: From<&'o [u8]>>(&'o self) -> V {
+    fn load<'o, V: From<&'o [u8]>>(&'o self, key: &str) -> V {
         self.loads.fetch_add(1, Ordering::Relaxed);
-        V::from(&self.value)
+        let large = self.large.as_ref().filter(|large| key >= &*large.first);
+        V::from(large.map_or(&self.value, |large| &large.value))
     }
 
     fn loads(&self) -> u64 {
@@ -158,10 +189,14 @@ struct Geecache {
 
 impl Geecache {
     fn new(size: Size, settings: impl FnOnce(GroupBuilder) -> GroupBuilder) -> Self {
-        let origin = Arc::new(Origin::new(size));
+        Self::over(Origin::new(size), settings)
+    }
+
+    fn over(origin: Origin, settings: impl FnOnce(GroupBuilder) -> GroupBuilder) -> Self {
+        let origin = Arc::new(origin);
         let getter = {
             let origin = origin.clone();
-            move |_: &str| Ok::<_, Infallible>(Some(origin.load::<Vec<u8>>()))
+            move |key: &str| Ok::<_, Infallible>(Some(origin.load::<Vec<u8>>(key)))
         };
         let group = settings(Group::builder("bench", getter)).build().expect("a group");
         Self { group, origin }
@@ -204,6 +239,16 @@ impl<K: AsRef<str>> Weighter<K, Value> for Length {
     }
 }
 
+/// Weighs an entry as geecache does.
+#[derive(Clone)]
+struct Charged;
+
+impl Weighter<Key, Value> for Charged {
+    fn weight(&self, key: &Key, value: &Value) -> u64 {
+        Length.weight(key, value) + 80
+    }
+}
+
 impl<W: Weighter<Key, Value> + Clone + Send + Sync> System for Quick<W> {
     fn name(&self) -> &'static str {
         "quick_cache"
@@ -213,7 +258,7 @@ impl<W: Weighter<Key, Value> + Clone + Send + Sync> System for Quick<W> {
         for &key in sequence {
             let key = keys.get(key);
             let value = self.cache.get(key).unwrap_or_else(|| {
-                let value: Value = self.origin.load();
+                let value: Value = self.origin.load(key);
                 self.cache.insert(key.into(), value.clone());
                 value
             });
@@ -258,7 +303,7 @@ impl System for Moka {
         for &key in sequence {
             let key = keys.get(key);
             let value = self.cache.get(key).unwrap_or_else(|| {
-                let value: Value = self.origin.load();
+                let value: Value = self.origin.load(key);
                 self.cache.insert(key.into(), value.clone());
                 if self.prompt {
                     self.cache.run_pending_tasks();
@@ -292,8 +337,9 @@ impl System for QuickOnce {
 
     fn replay(&self, keys: &Keys, sequence: &[u32]) {
         for &key in sequence {
-            let load = || Ok::<_, Infallible>(self.origin.load());
-            let Ok(value) = self.cache.get_or_insert_with(keys.get(key), load);
+            let key = keys.get(key);
+            let load = || Ok::<_, Infallible>(self.origin.load(key));
+            let Ok(value) = self.cache.get_or_insert_with(key, load);
             black_box(value);
         }
     }
@@ -319,7 +365,8 @@ impl System for MokaOnce {
 
     fn replay(&self, keys: &Keys, sequence: &[u32]) {
         for &key in sequence {
-            black_box(self.cache.get_with_by_ref(keys.get(key), || self.origin.load()));
+            let key = keys.get(key);
+            black_box(self.cache.get_with_by_ref(key, || self.origin.load(key)));
         }
     }
 
@@ -349,7 +396,7 @@ impl System for Lru {
             let key = keys.get(key);
             let held = self.cache.lock().unwrap().get(key).cloned();
             let value = held.unwrap_or_else(|| {
-                let value: Value = self.origin.load();
+                let value: Value = self.origin.load(key);
                 // What is pushed out is dropped outside of the lock.
                 let evicted = self.cache.lock().unwrap().push(key.into(), value.clone());
                 drop(evicted);

@@ -57,7 +57,7 @@ impl Node {
         command.args(["--origin-delay", &options.origin_delay]).arg("--db");
         command.arg(database(options)?);
         if options.demo {
-            command.args(["--ttl", DEMO_TTL, "--refresh-ahead", "0.2", "--stale-if-error", "1h"]);
+            command.args(["--ttl", DEMO_TTL, "--refresh-ahead", "1s", "--stale-if-error", "1h"]);
         }
         let fronts = FRONTS.map(|front| format!("http://{front}"));
         command.args(["--api", front, "--fronts", &fronts.join(",")]);

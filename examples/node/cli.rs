@@ -65,10 +65,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) negative_ttl: Option<Duration>,
 
-    /// Search anew, in the background, what is asked for when less than this fraction of --ttl is left,
-    /// like 0.2 [default: values expire first]
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.0, hide_default_value = true)]
-    pub(crate) refresh_ahead: f64,
+    /// Search anew, in the background, what is asked for when it expires within this time, like 1min
+    /// [default: values expire first]
+    #[arg(long, value_name = "TIME", default_value = "0s", hide_default_value = true)]
+    #[arg(value_parser = humantime::parse_duration)]
+    pub(crate) refresh_ahead: Duration,
 
     /// How much longer than --ttl values are kept, to answer while the database fails, like 1h
     /// [default: not at all]

@@ -51,7 +51,7 @@ pub(crate) fn run(
         .ttl_jitter(0.1)
         .negative_ttl(TTL / 10)
         .hot_ttl(TTL / 5)
-        .refresh_ahead(0.3)
+        .refresh_ahead(TTL * 3 / 10)
         .stale_if_error(GRACE)
         .peers(pool.clone())
         .build()?;

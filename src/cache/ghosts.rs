@@ -37,15 +37,19 @@ impl Ghosts {
         self.ghosts[index] = u32::from(Self::fingerprint(hash)) << 16 | u32::from(self.now());
     }
 
-    /// Forgets the ghost of this hash; returns about how many keys have left since.
+    /// Forgets the ghost of this hash; returns its [age](Self::age).
     pub(crate) fn recall(&mut self, hash: u32) -> Option<usize> {
+        let age = self.age(hash)?;
         let index = self.index(hash);
-        let ghost = *self.ghosts.get(index)?;
-        if ghost >> 16 != u32::from(Self::fingerprint(hash)) {
-            return None;
-        }
         self.ghosts[index] = 0;
-        Some(usize::from(self.now().wrapping_sub(ghost as u16)) * self.unit())
+        Some(age)
+    }
+
+    /// About how many keys have left since the key of this hash did, if it has a ghost.
+    pub(crate) fn age(&self, hash: u32) -> Option<usize> {
+        let ghost = *self.ghosts.get(self.index(hash))?;
+        let is_it = ghost >> 16 == u32::from(Self::fingerprint(hash));
+        is_it.then(|| usize::from(self.now().wrapping_sub(ghost as u16)) * self.unit())
     }
 
     fn fingerprint(hash: u32) -> u16 {

@@ -7,14 +7,14 @@
 //! |---|---|
 //! | 40 and up | the shard |
 //! | 24 to 29 | the counter of removals, see [`Lease`](super::Lease) |
-//! | 3 to 31 | the short hash: the chain in the shard's table, and the ghosts |
+//! | 4 to 31 | the short hash: the chain in the shard's table, and the ghosts |
 
 use std::hash::{BuildHasher, Hasher as _};
 
 pub(crate) type Hasher = foldhash::fast::RandomState;
 
 /// The bits of a short hash.
-pub(crate) const SHORT_HASH_BITS: u32 = 29;
+pub(crate) const SHORT_HASH_BITS: u32 = 28;
 
 pub(crate) struct Key<'k> {
     pub(crate) text: &'k str,

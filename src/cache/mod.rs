@@ -13,20 +13,18 @@
 //! | `shard.rs` | `Shard`: one lock's part of the entries; `Lease` |
 //! | `slab.rs` | `Slab`: the entries in slots; `List`: lists over them |
 //! | `table.rs` | `Table`: which slot has a key |
-//! | `order.rs` | [`Eviction`], `Order`: which entry is evicted next |
-//! | `s3fifo.rs` | `S3Fifo`: the default order, two queues |
+//! | `order.rs` | [`Eviction`], `Order`: which entry is evicted next, by two queues |
 //! | `ghosts.rs` | `Ghosts`: the keys that left a queue lately |
 
 mod ghosts;
 mod key;
 mod order;
 mod record;
-mod s3fifo;
 mod shard;
 mod slab;
 mod table;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
@@ -36,7 +34,7 @@ pub(crate) use key::{Hasher, Key};
 pub use order::Eviction;
 pub(crate) use record::Record;
 pub(crate) use shard::Lease;
-use shard::{Found, Shard};
+use shard::Shard;
 
 pub(crate) struct Cache {
     // Each Mutex guards its shard; no two are held at once.
@@ -45,11 +43,10 @@ pub(crate) struct Cache {
     bytes: Padded<AtomicUsize>,
     max_bytes: usize,
     eviction: Eviction,
-    // How long entries are kept after they have expired, for `past`.
-    grace: Duration,
-    // Called without locks at each hit that is due for renewal.
+    // How long before its end a value is due for renewal.
+    ahead: Duration,
+    // Called without locks at each hit on a value that is due.
     on_due: Option<Box<OnDue>>,
-    rejected: AtomicU64,
     clock: Clock,
 }
 
@@ -59,8 +56,7 @@ type OnDue = dyn Fn(&Key<'_>) + Send + Sync;
 #[repr(align(128))]
 struct Padded<T>(T);
 
-/// A snapshot of a cache. The bytes of an entry are those of its key and its value, and 80 more, or
-/// 112 if it expires, or 120 if it is to be [renewed](crate::GroupBuilder::refresh_ahead) before.
+/// A snapshot of a cache. The bytes of an entry are those of its key and its value, and 80 more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStats {
@@ -68,11 +64,12 @@ pub struct CacheStats {
     pub hits: u64,
     /// Entries evicted to make room for others.
     pub evictions: u64,
-    /// Entries that were found expired.
+    /// Entries that had expired when they were replaced or evicted.
     pub expirations: u64,
-    /// Values not kept, because they are larger than the whole budget.
+    /// Values not kept because of their size: larger than the whole budget, or
+    /// [large](Eviction::S3Fifo) and loaded for the first time.
     pub rejected: u64,
-    /// Entries held now.
+    /// Entries held now, with those that have expired and are neither replaced nor evicted yet.
     pub entries: usize,
     /// Bytes held now.
     pub bytes: usize,
@@ -94,22 +91,19 @@ impl Cache {
             bytes: Padded(AtomicUsize::new(0)),
             max_bytes,
             eviction,
-            grace: Duration::ZERO,
+            ahead: Duration::ZERO,
             on_due: None,
-            rejected: AtomicU64::new(0),
             clock,
         }
     }
 
-    /// The same cache, which keeps entries for so long after they have expired. They are the first to
-    /// be evicted.
-    pub(crate) fn with_grace(self, grace: Duration) -> Self {
-        Self { grace, ..self }
-    }
-
-    /// The same cache, which calls this at each hit that is due for renewal.
-    pub(crate) fn with_on_due(self, on_due: impl Fn(&Key<'_>) + Send + Sync + 'static) -> Self {
-        Self { on_due: Some(Box::new(on_due)), ..self }
+    /// The same cache, which calls this at each hit on a value that expires within this time.
+    pub(crate) fn with_on_due(
+        self,
+        ahead: Duration,
+        on_due: impl Fn(&Key<'_>) + Send + Sync + 'static,
+    ) -> Self {
+        Self { ahead, on_due: Some(Box::new(on_due)), ..self }
     }
 
     #[inline]
@@ -117,110 +111,112 @@ impl Cache {
         if self.max_bytes == 0 {
             return None; // as the hot cache of a group without peers
         }
-        let mut shard = self.shard(self.home(key)).lock().unwrap();
-        match shard.get(key, || self.clock.now())? {
-            Ok(record) => Some(record),
-            Err(slot) => self.look_closer(key, shard, slot),
+        let mut shard = self.lock(key);
+        let (slot, record) = shard.find(key)?;
+        let record = record.clone();
+        if let Some(end) = record.expires() {
+            return self.get_before(end, key, shard, slot, record);
         }
+        shard.count_hit(slot);
+        Some(record)
     }
 
-    // Apart, so that other hits do not pay for it.
-    #[cold]
+    // Apart, so that hits on entries that do not expire do not pay for it.
     #[inline(never)]
-    fn look_closer(
+    fn get_before(
         &self,
+        end: Duration,
         key: &Key<'_>,
         mut shard: MutexGuard<'_, Shard>,
         slot: u32,
+        record: Record,
     ) -> Option<Record> {
-        let found = shard.look_closer(slot, self.grace, self.clock.now());
-        drop(shard);
-        match found {
-            Found::Due(record) => {
-                if let Some(on_due) = &self.on_due {
-                    on_due(key);
-                }
-                Some(record)
-            }
-            Found::Expired(record) => {
-                self.give_back(&record);
-                None
-            }
-            Found::Nothing => None,
+        let now = self.clock.now();
+        if end <= now {
+            return None; // it stays: what is loaded for it now takes its slot
         }
+        shard.count_hit(slot);
+        drop(shard);
+        if let Some(on_due) = &self.on_due {
+            if end <= now.saturating_add(self.ahead) && !record.is_absent() {
+                on_due(key);
+            }
+        }
+        Some(record)
+    }
+
+    /// Whether a hit is to be renewed: a value that is near its end. Never one that is stale.
+    pub(crate) fn is_due(&self, hit: &Record) -> bool {
+        let is_near = |end| end <= self.clock.now().saturating_add(self.ahead);
+        !self.ahead.is_zero() && !hit.is_absent() && hit.expires().is_some_and(is_near)
     }
 
     /// Looks without using: no hit is counted, the order stays.
     pub(crate) fn peek(&self, key: &Key<'_>) -> Option<Record> {
-        if self.max_bytes == 0 {
-            return None;
-        }
-        self.shard(self.home(key)).lock().unwrap().peek(key, || self.clock.now())
+        let lives = |record: &Record| record.expires().is_none_or(|end| end > self.clock.now());
+        self.look(key).filter(lives)
     }
 
-    /// A record that has expired, but not for longer than the grace.
-    pub(crate) fn past(&self, key: &Key<'_>) -> Option<Record> {
-        self.shard(self.home(key)).lock().unwrap().past(key, self.grace, self.clock.now())
+    /// A record that has expired, but not for longer than `grace`, if it was not evicted since.
+    pub(crate) fn past(&self, key: &Key<'_>, grace: Duration) -> Option<Record> {
+        let record = self.look(key)?;
+        let (end, now) = (record.expires()?, self.clock.now());
+        (end <= now && now < end.saturating_add(grace)).then_some(record)
     }
 
     /// The right to keep what is loaded from now on, unless the key is removed meanwhile.
     pub(crate) fn lease(&self, key: &Key<'_>) -> Lease {
-        self.shard(self.home(key)).lock().unwrap().lease(key)
+        self.lock(key).lease(key)
     }
 
     /// Keeps `record`, if the lease still holds, and evicts others until the budget holds. A record
-    /// larger than the whole budget is not kept.
+    /// larger than the whole budget is not kept; neither is the one that it would have replaced. Nor is
+    /// a [large](Eviction::S3Fifo) one of a new key, if the budget is used up.
     pub(crate) fn insert(&self, key: &Key<'_>, record: Record, lease: Lease) {
+        let home = self.home(key);
         let cost = record.cost();
         if cost > self.max_bytes {
-            self.rejected.fetch_add(1, Ordering::Relaxed);
+            drop(self.change(home, |shard| shard.reject(key)));
             return;
         }
-        let home = self.home(key);
-        let mut shard = self.shard(home).lock().unwrap();
-        let replaced = match shard.insert(key, record, lease, || self.clock.now()) {
-            Ok(replaced) => replaced,
-            Err(_refused) => {
-                drop(shard);
-                return;
-            }
-        };
-        let freed = replaced.as_ref().map_or(0, Record::cost);
-        // Under the lock, so that nobody subtracts what is not added yet.
-        self.bytes.0.fetch_add(cost.wrapping_sub(freed), Ordering::Relaxed);
-        drop(shard);
+        let now = || self.clock.now();
+        drop(self.change(home, |shard| {
+            let is_full = self.bytes.0.load(Ordering::Relaxed) + cost > self.max_bytes;
+            let not_kept = shard.insert(key, record, lease, is_full, now);
+            // Most often that makes the room, and under the same lock.
+            let can_give = is_full && shard.bytes() > self.fair_part() && shard.len() > 1;
+            let evicted = if not_kept.is_none() && can_give { shard.evict(now) } else { None };
+            (not_kept, evicted)
+        }));
         self.make_room(home);
     }
 
     /// Removes `key`, and ends its leases, so that what is being loaded for it now is not kept.
     pub(crate) fn remove(&self, key: &Key<'_>) {
-        let removed = self.shard(self.home(key)).lock().unwrap().remove(key);
-        if let Some(removed) = removed {
-            self.give_back(&removed);
-        }
+        drop(self.change(self.home(key), |shard| shard.remove(key)));
     }
 
     /// Takes `key` out, but ends no lease: what was kept is outdated, and not what is being loaded.
     pub(crate) fn drop_outdated(&self, key: &Key<'_>) {
-        let outdated = self.shard(self.home(key)).lock().unwrap().take_key(key);
-        if let Some(outdated) = outdated {
-            self.give_back(&outdated);
-        }
+        drop(self.change(self.home(key), |shard| shard.take_key(key)));
     }
 
     /// Removes all keys in the same way. Returns what they held, to be dropped: for a million entries
     /// that takes a tenth of a second.
     pub(crate) fn clear(&self) -> impl Send + use<> {
-        let clear = |Padded(shard): &Padded<Mutex<Shard>>| {
-            let cleared = shard.lock().unwrap().clear(self.eviction);
-            self.bytes.0.fetch_sub(cleared.bytes, Ordering::Relaxed);
-            cleared
-        };
-        self.shards.iter().map(clear).collect::<Vec<_>>()
+        let clear = |index| self.change(index, |shard| shard.clear(self.eviction));
+        (0..self.shards.len()).map(clear).collect::<Vec<_>>()
     }
 
-    fn give_back(&self, record: &Record) {
-        self.bytes.0.fetch_sub(record.cost(), Ordering::Relaxed);
+    /// Changes a shard, and counts the bytes that come and go. Returns the records that have left, to
+    /// be dropped outside of the lock.
+    fn change<R>(&self, index: usize, change: impl FnOnce(&mut Shard) -> R) -> R {
+        let mut shard = self.shards[index].0.lock().unwrap();
+        let before = shard.bytes();
+        let left = change(&mut shard);
+        // Under the lock, so that nobody subtracts what is not added yet.
+        self.bytes.0.fetch_add(shard.bytes().wrapping_sub(before), Ordering::Relaxed);
+        left
     }
 
     /// Evicts until the budget holds: first from shards above their fair part, beginning at the
@@ -231,18 +227,16 @@ impl Cache {
             for i in 0..self.shards.len() {
                 let index = (filled + i) & (self.shards.len() - 1);
                 let least_entries = if i == 0 { 2 } else { 1 };
+                let evict = |shard: &mut Shard| {
+                    let can_give = shard.bytes() > part && shard.len() >= least_entries;
+                    can_give.then(|| shard.evict(|| self.clock.now()))
+                };
                 loop {
                     if self.bytes.0.load(Ordering::Relaxed) <= self.max_bytes {
                         return;
                     }
-                    let mut shard = self.shard(index).lock().unwrap();
-                    if shard.bytes <= part || shard.len() < least_entries {
+                    if self.change(index, evict).is_none() {
                         break;
-                    }
-                    let evicted = shard.evict(|| self.clock.now());
-                    drop(shard);
-                    if let Some(evicted) = evicted {
-                        self.give_back(&evicted);
                     }
                 }
             }
@@ -263,18 +257,15 @@ impl Cache {
     }
 
     pub(crate) fn stats(&self) -> CacheStats {
-        let mut stats = CacheStats {
-            rejected: self.rejected.load(Ordering::Relaxed),
-            max_bytes: self.max_bytes,
-            ..CacheStats::default()
-        };
+        let mut stats = CacheStats { max_bytes: self.max_bytes, ..CacheStats::default() };
         for Padded(shard) in &self.shards {
             let shard = shard.lock().unwrap();
             stats.hits += shard.counts.hits;
             stats.evictions += shard.counts.evictions;
             stats.expirations += shard.counts.expirations;
+            stats.rejected += shard.counts.rejected;
             stats.entries += shard.len();
-            stats.bytes += shard.bytes;
+            stats.bytes += shard.bytes();
         }
         stats
     }
@@ -288,8 +279,17 @@ impl Cache {
         (key.hash >> 40) as usize & (self.shards.len() - 1)
     }
 
-    fn shard(&self, index: usize) -> &Mutex<Shard> {
-        &self.shards[index].0
+    /// The record of `key`, expired or not.
+    fn look(&self, key: &Key<'_>) -> Option<Record> {
+        if self.max_bytes == 0 {
+            return None;
+        }
+        self.lock(key).find(key).map(|(_, record)| record.clone())
+    }
+
+    #[inline(always)] // a call takes as long again as the lock
+    fn lock(&self, key: &Key<'_>) -> MutexGuard<'_, Shard> {
+        self.shards[self.home(key)].0.lock().unwrap()
     }
 }
 
@@ -298,7 +298,7 @@ mod properties;
 
 #[cfg(test)]
 mod tests {
-    use super::record::{EXPIRY_OVERHEAD, OVERHEAD};
+    use super::record::OVERHEAD;
     use super::*;
 
     struct Fixture {
@@ -345,15 +345,17 @@ mod tests {
     /// Asks for each key, puts it in where it is missing, and tells what is held after each.
     fn story(eviction: Eviction, keys: &str) -> Vec<String> {
         let fixture = room_for_three(eviction);
-        keys.split("")
-            .filter(|key| !key.is_empty())
-            .map(|key| {
-                if fixture.get(key).is_none() {
-                    fixture.put(key, b"x");
-                }
-                fixture.held()
-            })
-            .collect()
+        let ask = |key| {
+            if fixture.get(key).is_none() {
+                fixture.put(key, b"x");
+            }
+            fixture.held()
+        };
+        letters(keys).map(ask).collect()
+    }
+
+    fn letters(keys: &str) -> impl Iterator<Item = &str> {
+        keys.split("").filter(|key| !key.is_empty())
     }
 
     #[test]
@@ -401,13 +403,16 @@ mod tests {
     }
 
     #[test]
-    fn a_value_above_the_budget_is_not_kept_and_flushes_nothing() {
+    fn a_value_above_the_budget_is_not_kept_and_flushes_nothing_but_the_old_value_of_its_key() {
         let fixture = room_for_three(Eviction::S3Fifo);
         fixture.put("A", b"x");
         fixture.put("B", &vec![0; 3 * (OVERHEAD + 2)]);
         assert_eq!(fixture.held(), "A");
+        fixture.put("B", b"x");
+        fixture.put("A", &vec![0; 3 * (OVERHEAD + 2)]);
+        assert_eq!(fixture.held(), "B", "what A was is not its value any more");
         let stats = fixture.cache.stats();
-        assert_eq!((stats.rejected, stats.evictions), (1, 0));
+        assert_eq!((stats.rejected, stats.evictions, stats.bytes), (2, 0, OVERHEAD + 2));
     }
 
     #[test]
@@ -417,40 +422,116 @@ mod tests {
         for i in 0..1_000 {
             fixture.put(&i.to_string(), b"x");
         }
-        fixture.put("A", &vec![b'x'; (1 << 20) - OVERHEAD - 1]);
-        assert_eq!(fixture.get("A").map(|value| value.len()), Some((1 << 20) - OVERHEAD - 1));
+        let large = vec![b'x'; (1 << 20) - OVERHEAD - 1];
+        fixture.put("A", &large);
+        assert_eq!((fixture.held().as_str(), fixture.cache.stats().entries), ("", 1_000));
+        fixture.put("A", &large);
+        assert_eq!(fixture.get("A").map(|value| value.len()), Some(large.len()));
         assert_eq!(fixture.cache.stats().entries, 1);
     }
 
     #[test]
-    fn an_expired_entry_is_never_returned_and_its_bytes_are_given_back() {
+    fn while_the_cache_is_full_a_large_value_is_kept_when_it_is_loaded_again() {
+        const LARGE: usize = 10_000;
+        let fill = |eviction, value: usize| {
+            let fixture = with_budget(60_000, eviction);
+            (0..1_000).for_each(|i| fixture.put(&i.to_string(), &vec![0; value]));
+            fixture
+        };
+        let rejected = |fixture: &Fixture| fixture.cache.stats().rejected;
+        let fixture = fill(Eviction::S3Fifo, 20);
+        (0..100).for_each(|i| fixture.put(&format!("large {i}"), &[0; LARGE]));
+        // Two keys of 32,768 look like the same ghost.
+        assert!((98..=100).contains(&rejected(&fixture)));
+        let before = rejected(&fixture);
+        fixture.put("A", &[0; LARGE]);
+        assert_eq!((fixture.held().as_str(), rejected(&fixture)), ("", before + 1));
+        fixture.put("A", &[0; LARGE]);
+        assert_eq!((fixture.held().as_str(), rejected(&fixture)), ("A", before + 1));
+        fixture.put("A", &[0; 2 * LARGE]);
+        assert_eq!(
+            (fixture.held().as_str(), rejected(&fixture)),
+            ("A", before + 1),
+            "it was there"
+        );
+
+        let fixture = with_budget(60_000, Eviction::S3Fifo);
+        ["A", "B", "C"].iter().for_each(|key| fixture.put(key, &[0; LARGE]));
+        assert_eq!(fixture.held(), "ABC", "there was room");
+        let fixture = fill(Eviction::S3Fifo, LARGE);
+        fixture.put("A", &[0; LARGE]);
+        assert_eq!(fixture.held(), "A", "it is no larger than others");
+        let fixture = fill(Eviction::Lru, 20);
+        fixture.put("A", &[0; LARGE]);
+        assert_eq!((fixture.held().as_str(), rejected(&fixture)), ("A", 0));
+    }
+
+    #[test]
+    fn an_expired_entry_is_never_returned_and_the_next_value_takes_its_place() {
         let fixture = room_for_three(Eviction::S3Fifo);
         fixture.put_until("A", b"x", Some(Duration::from_millis(5)));
         fixture.clock.advance(Duration::from_millis(4));
         assert!(fixture.get("A").is_some());
         fixture.clock.advance(Duration::from_millis(1));
-        assert!(fixture.get("A").is_none());
+        assert!(fixture.get("A").is_none() && fixture.get("A").is_none());
         let stats = fixture.cache.stats();
-        assert_eq!((stats.expirations, stats.bytes, stats.hits), (1, 0, 1));
+        assert_eq!((stats.expirations, stats.entries, stats.hits), (0, 1, 1), "found, not counted");
+        fixture.put("A", b"y");
+        assert_eq!(fixture.get("A").unwrap(), "y");
+        let stats = fixture.cache.stats();
+        assert_eq!((stats.expirations, stats.entries, stats.bytes), (1, 1, OVERHEAD + 2));
     }
 
     #[test]
-    fn expired_entries_give_way_before_live_ones() {
-        let graces = [Duration::ZERO, Duration::from_secs(60)];
-        let cases = [Eviction::S3Fifo, Eviction::Lru].map(|e| graces.map(|grace| (e, grace)));
-        for (eviction, grace) in cases.into_iter().flatten() {
-            let mut fixture = with_budget(3 * (OVERHEAD + EXPIRY_OVERHEAD + 2), eviction);
-            fixture.cache = fixture.cache.with_grace(grace);
-            fixture.put("A", b"x");
-            fixture.put_until("B", b"x", Some(Duration::from_secs(2)));
-            fixture.put_until("C", b"x", Some(Duration::from_secs(1)));
-            assert!(fixture.get("B").is_some() && fixture.get("C").is_some());
-            fixture.clock.advance(Duration::from_secs(1));
-            fixture.put_until("D", b"x", Some(Duration::from_secs(9)));
-            assert_eq!(fixture.held(), "ABD", "{eviction:?}");
-            let stats = fixture.cache.stats();
-            assert_eq!((stats.expirations, stats.evictions), (1, 0));
+    fn an_expired_entry_is_the_first_to_be_evicted_that_is_met_whatever_its_hits() {
+        let fixture = room_for_three(Eviction::S3Fifo);
+        fixture.put_until("A", b"x", Some(Duration::from_secs(1)));
+        fixture.put("B", b"x");
+        fixture.put("C", b"x");
+        letters("AAABB").for_each(|key| assert!(fixture.get(key).is_some()));
+        fixture.clock.advance(Duration::from_secs(1));
+        fixture.put("D", b"x");
+        assert_eq!(fixture.held(), "BCD");
+        fixture.put("E", b"x");
+        assert_eq!(fixture.held(), "BDE");
+        let stats = fixture.cache.stats();
+        assert_eq!((stats.expirations, stats.evictions), (1, 1));
+    }
+
+    #[test]
+    fn an_lru_evicts_by_use_alone() {
+        let fixture = room_for_three(Eviction::Lru);
+        fixture.put("A", b"x");
+        fixture.put_until("B", b"x", Some(Duration::from_secs(1)));
+        fixture.put("C", b"x");
+        fixture.clock.advance(Duration::from_secs(1));
+        fixture.put("D", b"x");
+        assert_eq!(fixture.held(), "CD", "A went; B has expired");
+        fixture.put("E", b"x");
+        assert_eq!(fixture.held(), "CDE");
+        let stats = fixture.cache.stats();
+        assert_eq!((stats.expirations, stats.evictions), (1, 1));
+    }
+
+    #[test]
+    fn an_entry_that_is_replaced_keeps_its_place_and_its_hits() {
+        let life = Duration::from_secs(1);
+        for expires in [None, Some(life)] {
+            let fixture = room_for_three(Eviction::S3Fifo);
+            fixture.put_until("A", b"x", expires);
+            fixture.put("B", b"x");
+            letters("AA").for_each(|key| assert!(fixture.get(key).is_some()));
+            fixture.clock.advance(life);
+            fixture.put("A", b"y"); // renewed, or loaded again after its end
+            letters("CDE").for_each(|key| fixture.put(key, b"x"));
+            assert_eq!(fixture.held(), "ADE", "A was promoted, and B the oldest");
         }
+        let fixture = room_for_three(Eviction::S3Fifo);
+        letters("ABCAD").for_each(|key| fixture.put(key, b"x"));
+        assert_eq!(fixture.held(), "BCD", "A was still the oldest");
+        let fixture = room_for_three(Eviction::Lru);
+        letters("ABCAD").for_each(|key| fixture.put(key, b"x"));
+        assert_eq!(fixture.held(), "ACD", "in an LRU it has been used");
     }
 
     #[test]

@@ -9,6 +9,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// How long before its end a value is due for renewal.
+const AHEAD: Duration = Duration::from_secs(5);
+
 /// What is done to the cache.
 #[derive(Clone, Debug)]
 enum Step {
@@ -19,8 +22,6 @@ enum Step {
         size: usize,
         absent: bool,
         ttl: Option<u64>,
-        /// To be renewed in the second half of its life.
-        renewed: bool,
     },
     /// A put whose key is removed between the lease and the insertion.
     PutLate(usize),
@@ -34,10 +35,10 @@ fn step() -> impl Strategy<Value = Step> {
     let ttl = proptest::option::weighted(0.3, 0..20_u64);
     // Most are small enough for many to fit in.
     let size = prop_oneof![8 => 0..150_usize, 1 => 0..1_200_usize];
-    let put = (key(), size, prop::bool::weighted(0.1), ttl, any::<bool>());
+    let put = (key(), size, prop::bool::weighted(0.1), ttl);
     prop_oneof![
         40 => key().prop_map(Step::Get),
-        40 => put.prop_map(|(key, size, absent, ttl, renewed)| Step::Put { key, size, absent, ttl, renewed }),
+        40 => put.prop_map(|(key, size, absent, ttl)| Step::Put { key, size, absent, ttl }),
         3 => key().prop_map(Step::PutLate),
         8 => key().prop_map(Step::Remove),
         1 => Just(Step::Clear),
@@ -63,7 +64,6 @@ const KEYS: [u64; 24] = {
 struct Entry {
     value: Option<Vec<u8>>,
     cost: usize,
-    due: Option<Duration>,
     expires: Option<Duration>,
 }
 
@@ -74,6 +74,7 @@ struct Pair {
     due: Arc<AtomicUsize>,
     clock: Clock,
     eviction: Eviction,
+    grace: Duration,
     texts: Vec<String>,
     /// By key, the entry put in last; it may have been evicted, unless this is an LRU.
     model: HashMap<usize, Entry>,
@@ -95,10 +96,11 @@ impl Pair {
         };
         let cache = Cache::new(max_bytes, eviction, clock.clone());
         Self {
-            cache: cache.with_grace(grace).with_on_due(on_due),
+            cache: cache.with_on_due(AHEAD, on_due),
             due,
             clock,
             eviction,
+            grace,
             texts: (0..KEYS.len()).map(|key| format!("key {key}")).collect(),
             model: HashMap::new(),
             uses: Vec::new(),
@@ -124,9 +126,7 @@ impl Pair {
         self.steps += 1;
         match *step {
             Step::Get(key) => self.get(key),
-            Step::Put { key, size, absent, ttl, renewed } => {
-                self.put(key, size, absent, ttl, renewed)
-            }
+            Step::Put { key, size, absent, ttl } => self.put(key, size, absent, ttl),
             Step::PutLate(key) => {
                 let lease = self.cache.lease(&self.key(key));
                 self.remove(key);
@@ -154,40 +154,36 @@ impl Pair {
         };
         let now = self.clock.now();
         let has_expired = self.has_expired(entry);
-        assert_eq!(is_due, found && entry.due.is_some_and(|at| at <= now));
+        let is_near = entry.expires.is_some_and(|at| at <= now + AHEAD);
+        assert_eq!(is_due, found && entry.value.is_some() && is_near);
         if !has_expired {
             self.use_now(key);
-        } else if entry.expires.is_some_and(|at| at + self.cache.grace <= now) {
-            self.forget(key);
-            self.counts.expirations += 1;
         }
         if self.is_exact() {
             assert_eq!(found, self.model.contains_key(&key) && !has_expired);
         }
     }
 
-    fn put(&mut self, key: usize, size: usize, absent: bool, ttl: Option<u64>, renewed: bool) {
+    fn put(&mut self, key: usize, size: usize, absent: bool, ttl: Option<u64>) {
         let length = self.counts.max_bytes * size / 1_000;
         // The number of the step, so that no value is like another.
         let value = [&self.steps.to_le_bytes()[..], &vec![0; length][..]].concat();
         let value = (!absent).then_some(value);
-        // And no two expire at the same time.
-        let step = Duration::from_millis(self.steps as u64);
-        let expires = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl) + step);
-        let half = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl) / 2);
-        let (record, due) = match (&value, half, expires) {
-            (Some(value), Some(half), Some(expires)) if renewed => {
-                (Record::renewable(&self.texts[key], value, half, expires), Some(half))
-            }
-            _ => (Record::new(&self.texts[key], value.as_deref(), expires), None),
-        };
-        let entry = Entry { value, cost: record.cost(), due, expires };
+        let expires = ttl.map(|ttl| self.clock.now() + Duration::from_secs(ttl));
+        let record = Record::new(&self.texts[key], value.as_deref(), expires);
+        let entry = Entry { value, cost: record.cost(), expires };
+        let room = self.counts.max_bytes - self.cache.bytes.0.load(Ordering::Relaxed);
+        let is_kept = self.cache.peek(&self.key(key)).is_some() || entry.cost <= room;
         let lease = self.cache.lease(&self.key(key));
         self.cache.insert(&self.key(key), record, lease);
-        if entry.cost > self.counts.max_bytes {
+        if self.cache.stats().rejected > self.counts.rejected {
+            let may_be_large = self.eviction == Eviction::S3Fifo && !is_kept;
+            assert!(entry.cost > self.counts.max_bytes || may_be_large);
             self.counts.rejected += 1;
+            self.forget(key);
             return;
         }
+        assert!(entry.cost <= self.counts.max_bytes);
         let held = self.cache.peek(&self.key(key));
         assert!(held.is_some() || self.has_expired(&entry), "what fits is kept");
         let replaced = self.model.insert(key, entry);
@@ -200,17 +196,12 @@ impl Pair {
 
     fn make_room(&mut self) {
         while self.bytes() > self.counts.max_bytes {
-            let ends = self.model.iter().filter_map(|(&key, entry)| Some((entry.expires?, key)));
-            match ends.min().filter(|&(at, _)| at <= self.clock.now()) {
-                Some((_, expired)) => {
-                    self.forget(expired);
-                    self.counts.expirations += 1;
-                }
-                None => {
-                    self.forget(self.uses[0]);
-                    self.counts.evictions += 1;
-                }
+            let oldest = self.uses[0];
+            match self.has_expired(&self.model[&oldest]) {
+                true => self.counts.expirations += 1,
+                false => self.counts.evictions += 1,
             }
+            self.forget(oldest);
         }
     }
 
@@ -249,9 +240,9 @@ impl Pair {
                 assert_eq!((record.cost(), record.expires()), (entry.cost, entry.expires));
                 assert_eq!(record.clone().into_value().as_deref(), entry.value.as_deref());
             }
-            let past = self.cache.past(&self.key(key));
+            let past = self.cache.past(&self.key(key), self.grace);
             let is_past =
-                |at: Duration| at <= self.clock.now() && self.clock.now() < at + self.cache.grace;
+                |at: Duration| at <= self.clock.now() && self.clock.now() < at + self.grace;
             let expected_past =
                 self.model.get(&key).filter(|entry| entry.expires.is_some_and(is_past));
             if let Some(past) = &past {

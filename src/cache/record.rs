@@ -6,15 +6,10 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 6 | 46 bits: when a look-up has to look closer, in milliseconds of the group's [`Clock`](crate::Clock); a bit: whether another time follows the key |
+//! | 6 | when it expires, in milliseconds of the group's [`Clock`](crate::Clock) (46 bits) |
 //! | 2 | the length of the key (15 bits), and a bit for "no such key" |
 //! | … | the key |
-//! | 0 or 8 | when it expires, if that is later than the first time; or when it would have expired, if its life was limited |
 //! | … | the value |
-//!
-//! A record that is to be renewed ahead has two times: from the first on it is *due*, at the second
-//! it expires. A hit compares one of them with the clock, so that it pays for a second one only when it
-//! has to look at it.
 
 use std::iter::repeat_n;
 use std::sync::Arc;
@@ -29,8 +24,6 @@ const NEVER: u64 = TIME;
 /// In place of a time: the value was past its time when this record was made of it.
 const STALE: u64 = NEVER - 1;
 const LATEST: u64 = NEVER - 2;
-/// The second time is the record's end.
-const ENDS_LATER: u64 = 1 << 46;
 const KEY_LENGTH: u32 = 48;
 const ABSENT: u64 = 1 << 63;
 
@@ -40,9 +33,6 @@ const ABSENT: u64 = 1 << 63;
 /// small entries.
 pub(crate) const OVERHEAD: usize = 80;
 
-/// What an entry that expires is charged in addition: its place in the order of expiry.
-pub(crate) const EXPIRY_OVERHEAD: usize = 32;
-
 /// A key with its value, or with the knowledge that it has none. Immutable; clones share it.
 #[derive(Clone)]
 pub(crate) struct Record(Arc<[u8]>);
@@ -50,42 +40,28 @@ pub(crate) struct Record(Arc<[u8]>);
 impl Record {
     /// `key` must be no longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
     pub(crate) fn new(key: &str, value: Option<&[u8]>, expires: Option<Duration>) -> Self {
-        Self::build(key, value, millis(expires), None)
+        Self::build(key, value, millis(expires))
     }
 
-    /// A value that is to be renewed from `due` on and expires after that.
-    pub(crate) fn renewable(key: &str, value: &[u8], due: Duration, expires: Duration) -> Self {
-        Self::build(key, Some(value), millis(Some(due)), Some((ENDS_LATER, millis(Some(expires)))))
-    }
-
-    fn build(key: &str, value: Option<&[u8]>, time: u64, second: Option<(u64, u64)>) -> Self {
+    fn build(key: &str, value: Option<&[u8]>, time: u64) -> Self {
         debug_assert!(key.len() < 1 << 15, "the group checks keys");
         let absent = if value.is_none() { ABSENT } else { 0 };
-        let which = second.map_or(0, |(which, _)| which);
-        let second = second.map(|(_, time)| time.to_le_bytes());
-        let second = second.as_ref().map_or(&[][..], |second| second);
         let value = value.unwrap_or_default();
-        let length = HEAD + key.len() + second.len() + value.len();
+        let length = HEAD + key.len() + value.len();
         let mut bytes: Arc<[u8]> = repeat_n(0, length).collect();
         let (head, rest) = Arc::get_mut(&mut bytes).expect("not shared yet").split_at_mut(HEAD);
-        let bits = time | which | (key.len() as u64) << KEY_LENGTH | absent;
+        let bits = time | (key.len() as u64) << KEY_LENGTH | absent;
         head.copy_from_slice(&bits.to_le_bytes());
-        let (key_part, rest) = rest.split_at_mut(key.len());
+        let (key_part, value_part) = rest.split_at_mut(key.len());
         key_part.copy_from_slice(key.as_bytes());
-        let (second_part, value_part) = rest.split_at_mut(second.len());
-        second_part.copy_from_slice(second);
         value_part.copy_from_slice(value);
         Self(bytes)
     }
 
     /// The same key and value, as an answer that is past its time. Not for a cache.
     pub(crate) fn stale(&self) -> Self {
-        self.with_time(STALE)
-    }
-
-    fn with_time(&self, time: u64) -> Self {
         let value = self.clone().into_value();
-        Self::build(self.key(), value.as_deref(), time, None)
+        Self::build(self.key(), value.as_deref(), STALE)
     }
 
     /// Whether this is an answer that is [past its time](Self::stale).
@@ -93,30 +69,11 @@ impl Record {
         self.head() & TIME == STALE
     }
 
-    /// When a look-up has to look closer: the value is due, or expires.
-    #[inline]
-    pub(crate) fn watched_from(&self) -> Option<Duration> {
-        duration(self.head() & TIME)
-    }
-
     /// When the entry expires, in the group's time.
+    #[inline]
     pub(crate) fn expires(&self) -> Option<Duration> {
-        self.expires_millis().map(Duration::from_millis)
-    }
-
-    /// The same in milliseconds.
-    pub(crate) fn expires_millis(&self) -> Option<u64> {
-        let time = if self.head() & ENDS_LATER == 0 { self.head() & TIME } else { self.second() };
-        (time != NEVER).then_some(time)
-    }
-
-    pub(crate) fn has_expired(&self, now: Duration) -> bool {
-        self.expires().is_some_and(|at| at <= now)
-    }
-
-    /// Whether the value is to be renewed, and has not expired.
-    pub(crate) fn is_due(&self, now: Duration) -> bool {
-        self.watched_from().is_some_and(|at| at <= now) && !self.has_expired(now)
+        let time = self.head() & TIME;
+        (time != NEVER).then(|| Duration::from_millis(time))
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -129,6 +86,7 @@ impl Record {
         self.key_end() == HEAD + key.len() && self.0[HEAD..].starts_with(key)
     }
 
+    #[inline]
     pub(crate) fn is_absent(&self) -> bool {
         self.head() & ABSENT != 0
     }
@@ -136,27 +94,18 @@ impl Record {
     /// The value; `None` if the record says that there is none.
     #[inline]
     pub(crate) fn into_value(self) -> Option<ByteView> {
-        let head = self.head();
-        // 8 or 0, without a branch.
-        let has_second = head >> 46 & 1;
-        let start = self.key_end() + 8 * has_second as usize;
-        (head & ABSENT == 0).then(|| ByteView::tail(self.0, start))
+        let start = self.key_end();
+        (!self.is_absent()).then(|| ByteView::tail(self.0, start))
     }
 
     /// The bytes that the entry is charged in a cache's budget.
     pub(crate) fn cost(&self) -> usize {
-        let expiry = if self.expires().is_some() { EXPIRY_OVERHEAD } else { 0 };
-        self.0.len() - HEAD + OVERHEAD + expiry
+        self.0.len() - HEAD + OVERHEAD
     }
 
     #[inline]
     fn key_end(&self) -> usize {
         HEAD + ((self.head() & !ABSENT) >> KEY_LENGTH) as usize
-    }
-
-    /// The time that follows the key.
-    fn second(&self) -> u64 {
-        u64::from_le_bytes(*self.0[self.key_end()..].first_chunk().expect("it follows the key"))
     }
 
     #[inline]
@@ -171,11 +120,6 @@ fn millis(end: Option<Duration>) -> u64 {
     end.map_or(NEVER, millis)
 }
 
-#[inline]
-fn duration(millis: u64) -> Option<Duration> {
-    (millis != NEVER).then(|| Duration::from_millis(millis))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,33 +129,20 @@ mod tests {
         for (key, value) in [("Tom", "630"), ("é", ""), (&*"k".repeat(16_384), "v")] {
             for expires in [None, Some(Duration::ZERO), Some(Duration::from_millis(1 << 45))] {
                 let record = Record::new(key, Some(value.as_bytes()), expires);
-                let overhead = OVERHEAD + if expires.is_some() { EXPIRY_OVERHEAD } else { 0 };
                 assert_eq!(record.key(), key);
                 assert_eq!(record.expires(), expires);
-                assert_eq!(record.cost(), key.len() + value.len() + overhead);
+                assert_eq!(record.cost(), key.len() + value.len() + OVERHEAD);
                 assert_eq!(record.into_value().unwrap(), value);
             }
         }
     }
 
     #[test]
-    fn a_record_to_be_renewed_has_two_times_and_takes_8_bytes_more() {
-        let at = Duration::from_millis;
-        for (key, value) in [("Tom", "630"), ("é", ""), (&*"k".repeat(16_384), "v")] {
-            let record = Record::renewable(key, value.as_bytes(), at(80), at(100));
-            assert_eq!(record.key(), key);
-            assert!(record.has_key(key.as_bytes()) && !record.has_key(b"Jack"));
-            assert_eq!((record.watched_from(), record.expires()), (Some(at(80)), Some(at(100))));
-            let due = [79, 80, 99, 100].map(|now| record.is_due(at(now)));
-            assert_eq!(due, [false, true, true, false]);
-            assert_eq!(
-                record.cost(),
-                Record::new(key, Some(value.as_bytes()), Some(at(9))).cost() + 8
-            );
-            assert!(!record.is_stale() && record.stale().is_stale());
-            assert_eq!(record.stale().into_value().unwrap(), value);
-            assert_eq!(record.into_value().unwrap(), value);
-        }
+    fn a_stale_record_has_the_same_value_and_no_end() {
+        let record = Record::new("Tom", Some(b"630"), Some(Duration::from_secs(1)));
+        assert!(!record.is_stale() && record.stale().is_stale());
+        assert_eq!(record.stale().key(), "Tom");
+        assert_eq!(record.stale().into_value().unwrap(), "630");
     }
 
     #[test]

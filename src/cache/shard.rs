@@ -3,7 +3,7 @@
 //! The cache is cut into shards so that threads seldom meet at the same lock. A shard never
 //! drops a record itself: it returns what leaves, to be dropped outside of the lock.
 
-use std::collections::BTreeSet;
+use std::cell::LazyCell;
 use std::time::Duration;
 
 use super::key::Key;
@@ -16,12 +16,8 @@ pub(crate) struct Shard {
     pub(crate) counts: Counts,
     table: Table,
     order: Order,
-    // The slots of the entries that expire, the next one first, by milliseconds: a `Duration` would
-    // take half as much memory again.
-    expiries: BTreeSet<(u64, u32)>,
     // How often keys were removed; each counter serves some of the keys.
     removals: [u32; REMOVAL_COUNTERS],
-    pub(crate) bytes: usize,
 }
 
 /// Removals are counted in 64 buckets of keys, so that one removal ends few other leases.
@@ -43,15 +39,7 @@ pub(crate) struct Counts {
     pub(crate) hits: u64,
     pub(crate) evictions: u64,
     pub(crate) expirations: u64,
-}
-
-/// What a closer look finds.
-pub(crate) enum Found {
-    /// A hit; the value is to be renewed.
-    Due(Record),
-    /// There was an entry, but it had expired; it has been taken out.
-    Expired(Record),
-    Nothing,
+    pub(crate) rejected: u64,
 }
 
 impl Shard {
@@ -60,9 +48,7 @@ impl Shard {
             counts: Counts::default(),
             table: Table::new(),
             order: Order::new(eviction),
-            expiries: BTreeSet::new(),
             removals: [0; REMOVAL_COUNTERS],
-            bytes: 0,
         }
     }
 
@@ -70,52 +56,21 @@ impl Shard {
         self.table.len()
     }
 
-    /// Looks `key` up; `now` is called only if the entry can expire. The slot of an entry that is due
-    /// or has expired is left to [`look_closer`](Self::look_closer).
+    pub(crate) fn bytes(&self) -> usize {
+        self.order.bytes()
+    }
+
+    /// The slot and the record of `key`, expired or not.
     #[inline]
-    pub(crate) fn get(
-        &mut self,
-        key: &Key<'_>,
-        now: impl FnOnce() -> Duration,
-    ) -> Option<Result<Record, u32>> {
-        let (slot, record) = self.find(key)?;
-        if record.watched_from().is_some_and(|at| at <= now()) {
-            return Some(Err(slot));
-        }
-        let hit = record.clone();
+    pub(crate) fn find(&self, key: &Key<'_>) -> Option<(u32, &Record)> {
+        self.table.find(key.short_hash(), key.text.as_bytes())
+    }
+
+    /// The entry in a slot was hit.
+    #[inline]
+    pub(crate) fn count_hit(&mut self, slot: u32) {
         self.counts.hits += 1;
         self.order.touch(&mut self.table.slab, slot);
-        Some(Ok(hit))
-    }
-
-    /// What has expired for longer than `grace` is taken out.
-    pub(crate) fn look_closer(&mut self, slot: u32, grace: Duration, now: Duration) -> Found {
-        let record = self.table.slab.record(slot);
-        let end = record.expires().unwrap_or(Duration::MAX);
-        if now < end {
-            let hit = record.clone();
-            self.counts.hits += 1;
-            self.order.touch(&mut self.table.slab, slot);
-            return Found::Due(hit);
-        }
-        if now < end.saturating_add(grace) {
-            return Found::Nothing;
-        }
-        self.counts.expirations += 1;
-        Found::Expired(self.take(slot))
-    }
-
-    /// A record that has expired, whose `grace` has not ended yet.
-    pub(crate) fn past(&self, key: &Key<'_>, grace: Duration, now: Duration) -> Option<Record> {
-        let (_, record) = self.find(key)?;
-        let end = record.expires()?;
-        (end <= now && now < end.saturating_add(grace)).then(|| record.clone())
-    }
-
-    /// What [`get`](Self::get) would find; counts no hit and leaves the order as it is.
-    pub(crate) fn peek(&self, key: &Key<'_>, now: impl FnOnce() -> Duration) -> Option<Record> {
-        let (_, record) = self.find(key)?;
-        record.expires().is_none_or(|at| at > now()).then(|| record.clone())
     }
 
     /// A lease on `key`, to be taken before the origin or the owner is asked.
@@ -123,31 +78,40 @@ impl Shard {
         Lease(self.removals[Self::leased_as(key)])
     }
 
-    /// Inserts `record` as the newest, and returns the record of the same key that it replaces; if
-    /// the lease has ended, gives `record` back.
+    /// Inserts `record`, in the slot of the same key if there is one, so that it keeps its place in the
+    /// order and its hits. Returns the record that is not kept: the one that it replaces, or `record`
+    /// itself if the lease has ended or the order does not admit it to a cache that is full.
     pub(crate) fn insert(
         &mut self,
         key: &Key<'_>,
         record: Record,
         lease: Lease,
+        is_full: bool,
         now: impl FnOnce() -> Duration,
-    ) -> Result<Option<Record>, Record> {
+    ) -> Option<Record> {
         if self.lease(key) != lease {
-            return Err(record);
+            return Some(record);
         }
-        let replaced = self.take_key(key);
-        let end = replaced.as_ref().and_then(Record::expires);
-        if end.is_some_and(|at| at <= now()) {
+        let hash = key.short_hash();
+        let Some((slot, old)) = self.find(key) else {
+            if is_full && !self.order.admits(hash, record.cost()) {
+                self.counts.rejected += 1;
+                return Some(record);
+            }
+            let slot = self.table.insert(hash, record);
+            self.order.push(&mut self.table.slab, slot);
+            return None;
+        };
+        if old.expires().is_some_and(|at| at <= now()) {
             self.counts.expirations += 1;
         }
-        let (cost, expires) = (record.cost(), record.expires_millis());
-        let slot = self.table.insert(key.short_hash(), record);
-        self.bytes += cost;
-        self.order.push(&mut self.table.slab, slot);
-        if let Some(at) = expires {
-            self.expiries.insert((at, slot));
-        }
-        Ok(replaced)
+        Some(self.order.replace(&mut self.table.slab, slot, record))
+    }
+
+    /// Counts a record that is too large, and takes out the one that it would have replaced.
+    pub(crate) fn reject(&mut self, key: &Key<'_>) -> Option<Record> {
+        self.counts.rejected += 1;
+        self.take_key(key)
     }
 
     /// The records in some slots below `end`, which is set to the first of these slots. Entries move
@@ -185,41 +149,27 @@ impl Shard {
         (key.hash >> 24) as usize % REMOVAL_COUNTERS
     }
 
-    /// Takes out an entry that has expired, if there is one, or else the first in the order of
-    /// eviction.
+    /// Takes out the first entry in the order of eviction.
     #[doc(alias = "RemoveOldest")]
     pub(crate) fn evict(&mut self, now: impl FnOnce() -> Duration) -> Option<Record> {
-        if let Some(&(at, slot)) = self.expiries.first() {
-            if Duration::from_millis(at) <= now() {
-                self.counts.expirations += 1;
-                return Some(self.take(slot));
-            }
+        let now = LazyCell::new(now);
+        let has_expired = |record: &Record| record.expires().is_some_and(|at| at <= *now);
+        let slot = self.order.victim(&mut self.table.slab, has_expired)?;
+        let evicted = self.take(slot);
+        match has_expired(&evicted) {
+            true => self.counts.expirations += 1,
+            false => self.counts.evictions += 1,
         }
-        let slot = self.order.victim(&mut self.table.slab)?;
-        self.counts.evictions += 1;
-        Some(self.take(slot))
+        Some(evicted)
     }
 
     fn take(&mut self, slot: u32) -> Record {
         self.order.remove(&mut self.table.slab, slot);
         let (record, moved_from) = self.table.take(slot);
-        if let Some(at) = record.expires_millis() {
-            self.expiries.remove(&(at, slot));
-        }
         if let Some(from) = moved_from {
             self.order.relink(&mut self.table.slab, from, slot);
-            if let Some(at) = self.table.slab.record(slot).expires_millis() {
-                self.expiries.remove(&(at, from));
-                self.expiries.insert((at, slot));
-            }
         }
-        self.bytes -= record.cost();
         record
-    }
-
-    #[inline]
-    fn find(&self, key: &Key<'_>) -> Option<(u32, &Record)> {
-        self.table.find(key.short_hash(), key.text.as_bytes())
     }
 
     /// How many records the longest chain of the table has.
@@ -237,10 +187,7 @@ impl Shard {
         ordered.sort_unstable();
         assert_eq!(ordered, filled, "each record is in the order once");
         let records = || filled.iter().map(|&slot| (slot, slab.record(slot)));
-        assert_eq!(self.bytes, records().map(|(_, record)| record.cost()).sum::<usize>());
-        let expiries =
-            records().filter_map(|(slot, record)| Some((record.expires_millis()?, slot)));
-        assert_eq!(self.expiries, expiries.collect());
+        assert_eq!(self.bytes(), records().map(|(_, record)| record.cost()).sum::<usize>());
         for (slot, record) in records() {
             let found = self.table.find(slab[slot].hash(), record.key().as_bytes());
             assert_eq!(found.map(|(slot, _)| slot), Some(slot));

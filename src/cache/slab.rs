@@ -33,7 +33,7 @@ pub(crate) struct Slab {
 pub(crate) struct Entry {
     /// `None` in the vacant slot.
     pub(crate) record: Option<Record>,
-    // The short hash above three bits of flags.
+    // The short hash above four bits of flags.
     hash_and_flags: u32,
     /// The next slot in the chain of the table.
     pub(crate) next: u32,
@@ -42,12 +42,20 @@ pub(crate) struct Entry {
     pub(crate) older: u32,
 }
 
+/// The flags of the order of eviction.
 const FLAGS: u32 = 0b111;
+/// Whether the record expires, so that nobody has to read the record of an entry that does not.
+const EXPIRES: u32 = 0b1000;
 
 impl Entry {
     #[inline]
     pub(crate) fn hash(&self) -> u32 {
         self.hash_and_flags >> (u32::BITS - SHORT_HASH_BITS)
+    }
+
+    #[inline]
+    pub(crate) fn expires(&self) -> bool {
+        self.hash_and_flags & EXPIRES != 0
     }
 
     /// Three bits that belong to the order of eviction; 0 in a new entry.
@@ -67,6 +75,11 @@ impl Slab {
         Self { entries: Vec::new(), vacant: NONE }
     }
 
+    /// The number of filled slots.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len() - usize::from(self.vacant != NONE)
+    }
+
     /// The entry in `slot`; `None` for [`NONE`].
     #[inline]
     pub(crate) fn get(&self, slot: u32) -> Option<&Entry> {
@@ -79,9 +92,10 @@ impl Slab {
 
     /// Puts a record into a slot, which is returned; `next` is its link in the chain.
     pub(crate) fn fill(&mut self, hash: u32, record: Record, next: u32) -> u32 {
+        let expires = if record.expires().is_some() { EXPIRES } else { 0 };
         let entry = Entry {
             record: Some(record),
-            hash_and_flags: hash << (u32::BITS - SHORT_HASH_BITS),
+            hash_and_flags: hash << (u32::BITS - SHORT_HASH_BITS) | expires,
             next,
             newer: NONE,
             older: NONE,
@@ -98,6 +112,14 @@ impl Slab {
         let slot = slot.expect("fewer than 2^32 entries per shard");
         self.entries.push(entry);
         slot
+    }
+
+    /// Puts another record into a filled slot; returns the one before.
+    pub(crate) fn replace(&mut self, slot: u32, record: Record) -> Record {
+        let entry = &mut self[slot];
+        let expires = if record.expires().is_some() { EXPIRES } else { 0 };
+        entry.hash_and_flags = entry.hash_and_flags & !EXPIRES | expires;
+        entry.record.replace(record).expect("a filled slot")
     }
 
     /// Takes the record out of a filled slot. If another entry has moved into the slot, the slot where
@@ -153,6 +175,8 @@ impl Slab {
         let is_filled = |&slot: &u32| self[slot].record.is_some();
         let (filled, vacant): (Vec<u32>, Vec<u32>) =
             (0..self.entries.len() as u32).partition(is_filled);
+        let expires = |&slot: &u32| self.record(slot).expires().is_some();
+        assert!(filled.iter().all(|slot| self[*slot].expires() == expires(slot)));
         assert!(vacant.is_empty() && self.vacant == NONE || vacant == [self.vacant]);
         assert!(self.entries.capacity() <= 2 * (self.entries.len() + Self::spare(0)));
         filled

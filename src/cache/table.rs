@@ -15,16 +15,15 @@ pub(crate) struct Table {
     // The first slot of each chain; a power of two of them, and at least as many as records.
     heads: Vec<u32>,
     pub(crate) slab: Slab,
-    len: usize,
 }
 
 impl Table {
     pub(crate) fn new() -> Self {
-        Self { heads: vec![NONE; 16], slab: Slab::new(), len: 0 }
+        Self { heads: vec![NONE; 16], slab: Slab::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.slab.len()
     }
 
     /// The slot and the record of `key`.
@@ -44,13 +43,12 @@ impl Table {
 
     /// Adds a record whose key is not in the table; returns its slot.
     pub(crate) fn insert(&mut self, hash: u32, record: Record) -> u32 {
-        if self.len == self.heads.len() {
+        if self.len() == self.heads.len() {
             self.resize_heads(2 * self.heads.len());
         }
         let chain = self.chain(hash);
         let slot = self.slab.fill(hash, record, self.heads[chain]);
         self.heads[chain] = slot;
-        self.len += 1;
         slot
     }
 
@@ -61,8 +59,7 @@ impl Table {
         if let Some(from) = moved_from {
             self.relink(from, self.slab[slot].hash(), slot);
         }
-        self.len -= 1;
-        if self.len < self.heads.len() / 4 {
+        if self.len() < self.heads.len() / 4 {
             self.resize_heads(self.heads.len() / 2);
         }
         (record, moved_from)
@@ -99,9 +96,9 @@ impl Table {
         let mut slots = chains.concat();
         slots.sort_unstable();
         assert_eq!(slots, self.slab.slots());
-        assert_eq!(self.len, slots.len());
-        assert!(self.len <= self.heads.len() && self.heads.len().is_power_of_two());
-        assert!(self.heads.len() <= 4 * self.len.max(4));
+        assert_eq!(self.len(), slots.len());
+        assert!(self.len() <= self.heads.len() && self.heads.len().is_power_of_two());
+        assert!(self.heads.len() <= 4 * self.len().max(4));
         slots
     }
 

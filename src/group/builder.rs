@@ -32,7 +32,7 @@ pub struct GroupBuilder {
     hot_ttl: Duration,
     load_timeout: Duration,
     retry_failed_loads: bool,
-    refresh_ahead: f64,
+    refresh_ahead: Duration,
     stale_if_error: Duration,
     clock: Clock,
 }
@@ -80,7 +80,7 @@ impl Group {
             hot_ttl: Duration::from_secs(30),
             load_timeout: Duration::from_secs(60),
             retry_failed_loads: true,
-            refresh_ahead: 0.0,
+            refresh_ahead: Duration::ZERO,
             stale_if_error: Duration::ZERO,
             clock: Clock::real(),
         }
@@ -104,8 +104,8 @@ fn on_change(group: Weak<Group>) -> Arc<dyn Fn() + Send + Sync> {
 }
 
 impl GroupBuilder {
-    /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry, or
-    /// 112 if it expires, or 120 if it is [renewed ahead](Self::refresh_ahead). Default: 64 MiB.
+    /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry. Default:
+    /// 64 MiB.
     ///
     /// The process takes a few percent more. After a change from small to large values it can be half
     /// as much again, in gaps that the allocator keeps: the README says how to avoid that.
@@ -170,26 +170,29 @@ impl GroupBuilder {
         Self { retry_failed_loads, ..self }
     }
 
-    /// Renews values before they expire: a get that finds a value with less than this fraction (0 to 1)
-    /// of its time to live left is answered at once, and the value is loaded anew in the background,
-    /// once however many ask. Default: 0, values are not renewed.
+    /// Renews values before they expire: a get that finds a value with no more than this time left to
+    /// live is answered at once, and the value is loaded anew in the background, once however many ask.
+    /// Default: zero, values are not renewed.
+    ///
+    /// A fifth of [`ttl`](Self::ttl) is a good start; longer than a load takes, or gets wait for the end of
+    /// the renewal. A value whose whole life is no longer than this is renewed once a second. For copies
+    /// of other nodes' keys it is half of [`hot_ttl`](Self::hot_ttl) at the most.
     ///
     /// The owner of the key asks its getter, another process that has a copy asks the owner. Until the
     /// new value is there, gets see the old one, no longer than it lives. If the load fails, or the
     /// getter panics, they go on to see it, and one of them causes another try after a second. If the
     /// origin has no such key any more, the value goes. What is [removed](Group::remove) while it is
-    /// being renewed is not kept. A value that nobody asks for in that last part of its life expires.
+    /// being renewed is not kept. A value that nobody asks for in that time expires.
     ///
     /// Up to four threads do this for a group; they start when they are needed, and end when there is
-    /// nothing to do. Each renews one key at a time, or all that wait if the getter
-    /// [batches](Getter::batches); copies that wait are renewed by one question to each owner. Where
-    /// all threads are busy and 256 keys wait, values expire as without this.
-    pub fn refresh_ahead(self, fraction: f64) -> Self {
-        Self { refresh_ahead: fraction, ..self }
+    /// nothing to do. Each renews one key at a time. Where all threads are busy and 256 keys wait, values
+    /// expire as without this.
+    pub fn refresh_ahead(self, duration: Duration) -> Self {
+        Self { refresh_ahead: duration, ..self }
     }
 
-    /// Keeps values for so much longer than they live, as the first to be evicted, to answer gets
-    /// whose load fails: the getter's error or panic, or nothing from it for
+    /// Keeps values for so much longer than they live, while there is room, to answer gets whose load
+    /// fails: the getter's error or panic, or nothing from it for
     /// [`load_timeout`](Self::load_timeout), be it at the owner or in place of an owner that does not
     /// answer. Default: zero, values that expired are gone.
     ///
@@ -221,7 +224,7 @@ impl GroupBuilder {
     ///
     /// # Errors
     /// [`Error::Config`] if the name is empty or longer than [`MAX_GROUP_BYTES`], `hot_bytes` is more
-    /// than `max_bytes`, or `ttl_jitter` or `refresh_ahead` is not between 0 and 1.
+    /// than `max_bytes`, or `ttl_jitter` is not between 0 and 1.
     pub fn build(self) -> Result<Arc<Group>, Error> {
         if !(1..=MAX_GROUP_BYTES).contains(&self.name.len()) {
             return Err(Error::Config(format!(
@@ -229,11 +232,10 @@ impl GroupBuilder {
                 self.name.len()
             )));
         }
-        let fractions = [("ttl_jitter", self.ttl_jitter), ("refresh_ahead", self.refresh_ahead)];
-        if let Some((what, wrong)) = fractions.iter().find(|(_, f)| !(0.0..=1.0).contains(f)) {
+        if !(0.0..=1.0).contains(&self.ttl_jitter) {
             return Err(Error::Config(format!(
-                "group {}: {what} ({wrong}) is a fraction from 0 to 1",
-                self.name
+                "group {}: ttl_jitter ({}) is a fraction from 0 to 1",
+                self.name, self.ttl_jitter
             )));
         }
         let default_hot = if self.peers.is_some() { self.max_bytes / 8 } else { 0 };
@@ -245,14 +247,12 @@ impl GroupBuilder {
             )));
         };
         let hasher = Hasher::default();
-        let cache =
-            |bytes, grace| Cache::new(bytes, self.eviction, self.clock.clone()).with_grace(grace);
-        let main = cache(main_bytes, self.stale_if_error);
-        // A copy that no removal has reached must not come back much later.
-        let hot = cache(hot_bytes, self.stale_if_error.min(self.hot_ttl));
+        let cache = |bytes| Cache::new(bytes, self.eviction, self.clock.clone());
+        let (main, hot) = (cache(main_bytes), cache(hot_bytes));
+        let ahead = self.refresh_ahead;
         let group = Arc::new_cyclic(|own| Group {
-            main: main.with_on_due(refresh::on_due(own, Tier::Main)),
-            hot: hot.with_on_due(refresh::on_due(own, Tier::Hot)),
+            main: main.with_on_due(ahead, refresh::on_due(own, Tier::Main)),
+            hot: hot.with_on_due(ahead.min(self.hot_ttl / 2), refresh::on_due(own, Tier::Hot)),
             name: self.name,
             getter: self.getter,
             disowned: Disowned::new(),
@@ -268,7 +268,7 @@ impl GroupBuilder {
             hot_ttl: self.hot_ttl,
             load_timeout: self.load_timeout,
             retry_failed_loads: self.retry_failed_loads,
-            refresh: Refresh::new(self.refresh_ahead, self.stale_if_error),
+            refresh: Refresh::new(!ahead.is_zero(), self.stale_if_error),
             clock: self.clock,
             counters: Counters::default(),
             fallback_log: FallbackLog::default(),

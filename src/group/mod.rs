@@ -204,7 +204,7 @@ impl Group {
         };
         let (answer, trace) = match self.look_up(&key) {
             Some((record, tier)) => {
-                let renews = self.is_renewed(&key, &record);
+                let renews = self.is_renewed(&key, tier, &record);
                 (Ok(record), Trace { hit: Some(tier), renews, ..Trace::default() })
             }
             None => self.load_logged(&key),
@@ -557,15 +557,8 @@ impl Group {
             Tier::Hot => Some(ttl.map_or(self.hot_ttl, |ttl| ttl.min(self.hot_ttl))),
         };
         let value = loaded.map(|loaded| &*loaded.value);
-        let Some(ttl) = ttl else { return Record::new(key.text, value, None) };
-        let start = start();
-        let expires = start.saturating_add(ttl);
-        match (value, self.refresh.due(ttl)) {
-            (Some(value), Some(due)) => {
-                Record::renewable(key.text, value, start.saturating_add(due), expires)
-            }
-            (value, _) => Record::new(key.text, value, Some(expires)),
-        }
+        let expires = ttl.map(|ttl| start().saturating_add(ttl));
+        Record::new(key.text, value, expires)
     }
 
     /// `ttl`, shortened by a random part of it, up to `ttl_jitter`.

@@ -51,9 +51,9 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 
 pub(super) struct Refresh {
     /// Whether values are renewed.
-    is_ahead: bool,
+    pub(super) is_ahead: bool,
     /// How long values are kept after they have expired; zero: not at all.
-    grace: Duration,
+    pub(super) grace: Duration,
     // Guards what is known of failed loads and of renewals, by the hash of the key.
     attempts: Mutex<Attempts>,
 }

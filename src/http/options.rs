@@ -7,6 +7,7 @@ use ureq::http::Uri;
 
 use super::wire::DEFAULT_BASE_PATH;
 use crate::peer::LATELY;
+use crate::ring::MAX_POINTS;
 use crate::{Error, MAX_GROUP_BYTES, MAX_KEY_BYTES, RingHash};
 
 /// How an [`HttpPool`](crate::HttpPool) places and asks its peers.
@@ -54,8 +55,6 @@ pub struct PoolOptions {
     pub root_certificates: Option<Vec<u8>>,
 }
 
-/// The ring keeps the points of all nodes in memory.
-const MAX_POINTS: usize = 10_000;
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_TOKEN_BYTES: usize = 4 << 10;
 /// Neither a node's URL nor the base path is longer.

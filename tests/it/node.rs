@@ -549,7 +549,7 @@ fn values_and_absences_live_as_long_as_the_options_say() {
 fn while_the_database_is_broken_nodes_answer_what_they_had_and_then_recover_by_themselves() {
     let folder = Folder::new("broken");
     let (urls, database) = (urls::<2>("127.0.0.12"), folder.database());
-    let options = ["--ttl", "200ms", "--refresh-ahead", "0.2", "--stale-if-error", "1h"];
+    let options = ["--ttl", "200ms", "--refresh-ahead", "40ms", "--stale-if-error", "1h"];
     let start = |url| Process::start(url, &urls, &database, &options).wait_until_up();
     let nodes = [start(&urls[0]), start(&urls[1])];
     let keys: Vec<_> = (0..20).map(|user| format!("user:{user:08}")).collect();

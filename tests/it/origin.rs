@@ -43,7 +43,7 @@ impl Versions {
 fn nodes<const N: usize>(cluster: Cluster, clock: &Clock) -> [Node; N] {
     let clock = clock.clone();
     let settings = move |_, builder: geecache::GroupBuilder| {
-        let builder = builder.ttl(ms(10_000)).refresh_ahead(0.2).stale_if_error(ms(60_000));
+        let builder = builder.ttl(ms(10_000)).refresh_ahead(ms(2_000)).stale_if_error(ms(60_000));
         builder.clock(clock.clone())
     };
     cluster.settings(settings).start()

@@ -8,8 +8,6 @@ use crate::support::*;
 
 /// What each entry costs besides its key and value, as `max_bytes` documents it.
 const OVERHEAD: usize = 80;
-/// And besides for one that expires.
-const EXPIRY_OVERHEAD: usize = 32;
 
 /// A key names the length of its value: `owner's prefix/length`.
 fn by_length() -> Origin {
@@ -107,7 +105,7 @@ fn replacing_values_a_thousand_times_leaves_the_byte_count_exact() {
         let lengths = [(); 3].map(|()| asker.group().get(&key).unwrap().unwrap().len());
         let length = i * 37 % 1000;
         assert_eq!(lengths, [length; 3]);
-        let bytes = key.len() + length + OVERHEAD + EXPIRY_OVERHEAD;
+        let bytes = key.len() + length + OVERHEAD;
         let rest = stays.len() + OVERHEAD;
         let (main, hot) = (owner.stats().main, asker.stats().hot);
         assert_eq!((main.entries, main.bytes), (2, bytes + rest), "after {i} values");

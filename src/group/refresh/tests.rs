@@ -5,7 +5,9 @@ use super::*;
 use crate::stats::Stats;
 use crate::{BoxError, Clock, GroupBuilder, Loaded, PeerError, PeerPicker};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Instant;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -89,7 +91,7 @@ fn group(options: impl FnOnce(GroupBuilder) -> GroupBuilder) -> (Arc<Group>, Arc
 }
 
 fn refreshing() -> (Arc<Group>, Arc<Origin>) {
-    group(|builder| builder.refresh_ahead(0.2))
+    group(|builder| builder.refresh_ahead(ms(2_000)))
 }
 
 fn keeping_stale() -> (Arc<Group>, Arc<Origin>) {
@@ -127,7 +129,7 @@ fn a_value_is_renewed_once_and_answers_meanwhile() {
     eventually(|| refreshes(&group) == (1, 0));
     assert_eq!(get(&group), "2");
     // It lives from when it was renewed.
-    origin.clock.advance(ms(8_000));
+    origin.clock.advance(ms(7_999));
     assert_eq!(get(&group), "2");
     assert_eq!(origin.calls(), 2);
     let stats = group.stats();
@@ -137,24 +139,48 @@ fn a_value_is_renewed_once_and_answers_meanwhile() {
 }
 
 #[test]
-fn a_value_is_due_from_the_millisecond_on_from_which_less_than_the_fraction_is_left() {
-    for (fraction, due) in [(0.2, 8_001), (0.25, 7_501), (0.9999, 2), (1.0, 1)] {
-        let (group, origin) = group(|builder| builder.refresh_ahead(fraction));
+fn a_value_is_due_from_the_time_before_its_end_on_that_the_option_says() {
+    for (ahead, due) in [(2_000, 8_000), (2_500, 7_500), (9_999, 1), (1, 9_999)] {
+        let (group, origin) = group(|builder| builder.refresh_ahead(ms(ahead)));
         get(&group);
         origin.clock.advance(ms(due - 1));
-        assert!(!group.get_traced("Tom").1.renews, "{fraction}");
+        assert!(!group.get_traced("Tom").1.renews, "{ahead}");
         origin.clock.advance(ms(1));
         let (_, trace) = group.get_traced("Tom");
-        assert_eq!(trace.to_string(), "main hit, renewed in the background", "{fraction}");
+        assert_eq!(trace.to_string(), "main hit, renewed in the background", "{ahead}");
     }
-    for fraction in [0.0, 0.0001] {
-        let (group, origin) = group(|builder| builder.refresh_ahead(fraction));
+    let (group, origin) = group(|builder| builder.refresh_ahead(Duration::ZERO));
+    get(&group);
+    origin.clock.advance(ms(9_999));
+    assert!(!group.get_traced("Tom").1.renews);
+    origin.clock.advance(ms(1));
+    assert!(group.get_traced("Tom").1.loaded.is_some());
+}
+
+#[test]
+fn a_value_that_is_due_all_its_life_is_renewed_once_a_second() {
+    let (group, origin) = group(|builder| builder.refresh_ahead(Duration::MAX));
+    get(&group);
+    for renewed in 1..4 {
         get(&group);
-        origin.clock.advance(ms(9_999));
-        assert!(!group.get_traced("Tom").1.renews, "{fraction}");
-        origin.clock.advance(ms(1));
-        assert!(group.get_traced("Tom").1.loaded.is_some(), "{fraction}");
+        eventually(|| refreshes(&group) == (renewed, 0));
+        for _ in 0..10 {
+            origin.clock.advance(ms(99));
+            assert!(!group.get_traced("Tom").1.renews);
+        }
+        origin.clock.advance(ms(10));
     }
+    assert_eq!((origin.calls(), group.stats().misses), (4, 1));
+}
+
+#[test]
+fn no_such_key_is_not_renewed() {
+    let (group, origin) = group(|builder| builder.negative_ttl(ms(5_000)).refresh_ahead(ms(2_000)));
+    origin.says(Absent);
+    assert_eq!(group.get("Tom").unwrap(), None);
+    origin.clock.advance(ms(4_999));
+    assert!(!group.get_traced("Tom").1.renews);
+    assert_eq!((origin.calls(), refreshes(&group)), (1, (0, 0)));
 }
 
 #[test]
@@ -207,7 +233,7 @@ fn a_renewal_that_fails_leaves_the_value_until_its_end_and_is_tried_again_after_
 fn no_such_key_learned_by_a_renewal_replaces_the_value() {
     for remembered in [false, true] {
         let (group, origin) = group(|builder| {
-            let builder = builder.refresh_ahead(0.2).stale_if_error(ms(60_000));
+            let builder = builder.refresh_ahead(ms(2_000)).stale_if_error(ms(60_000));
             if remembered { builder.negative_ttl(ms(5_000)) } else { builder }
         });
         get(&group);
@@ -267,7 +293,7 @@ fn a_value_that_expires_while_it_is_renewed_is_waited_for_and_not_loaded_twice()
 
 #[test]
 fn a_ttl_shorter_than_the_renewal_takes_brings_values_that_are_right_for_their_time() {
-    let (group, origin) = group(|builder| builder.ttl(ms(5)).refresh_ahead(0.5));
+    let (group, origin) = group(|builder| builder.ttl(ms(5)).refresh_ahead(ms(2)));
     for life in 0..20 {
         origin.says(Value(["even", "odd"][life % 2]));
         let before = origin.calls();
@@ -435,7 +461,8 @@ fn a_load_that_does_not_end_is_a_failed_one_to_those_who_wait() {
 
 #[test]
 fn a_failed_renewal_is_a_failed_load_when_the_value_expires() {
-    let (group, origin) = group(|builder| builder.refresh_ahead(0.2).stale_if_error(ms(60_000)));
+    let (group, origin) =
+        group(|builder| builder.refresh_ahead(ms(2_000)).stale_if_error(ms(60_000)));
     get(&group);
     origin.says(Fails);
     origin.clock.advance(ms(9_500));
@@ -571,7 +598,7 @@ type Script = Sender<Result<Option<Loaded>, PeerError>>;
 fn asking() -> (Arc<Group>, Arc<Origin>, Script) {
     let (script, answers) = unbounded();
     let (group, origin) = group(|builder| {
-        let builder = builder.refresh_ahead(0.2).stale_if_error(ms(60_000));
+        let builder = builder.refresh_ahead(ms(2_000)).stale_if_error(ms(60_000));
         builder.peers(PickOwner(Arc::new(Owner(answers))))
     });
     (group, origin, script)

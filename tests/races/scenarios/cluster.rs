@@ -134,7 +134,7 @@ fn a_removal_beats_the_renewal_of_copies<const BY: usize, const ALL: bool>() {
     let (origin, clock, ttl) = (Origin::at(1), Clock::by_hand(), Duration::from_secs(10));
     let nodes = nodes_with(|own, members| {
         let builder = origin.group().peers(Peers { own, members });
-        builder.clock(clock.clone()).ttl(ttl).refresh_ahead(0.5)
+        builder.clock(clock.clone()).ttl(ttl).refresh_ahead(ttl / 2)
     });
     for node in nodes.iter().cycle().take(2 * NODES) {
         assert_eq!(ask(node, 0), 1);

@@ -31,8 +31,6 @@ pub(super) fn all() -> Vec<Trial> {
         many(a_removal_beats_a_renewal::<2, false>),
         many(a_removal_beats_a_renewal::<2, true>),
         many(a_removal_beats_a_renewal::<4, false>),
-        many(a_removal_beats_a_renewal_in_a_batch::<2>),
-        many(a_removal_beats_a_renewal_in_a_batch::<3>),
         many(a_value_is_renewed_once::<3>),
         many(a_value_that_expires_as_its_renewal_fails_answers_and_is_not_tried_again::<2>),
         many(a_value_that_expires_as_its_renewal_fails_answers_and_is_not_tried_again::<3>),
@@ -83,29 +81,8 @@ impl Origin {
 
     pub(super) fn group(self: &Arc<Self>) -> GroupBuilder {
         let origin = self.clone();
-        self.group_of(move |_: &str| origin.load())
-    }
-
-    fn group_of(&self, getter: impl Getter + 'static) -> GroupBuilder {
-        Group::builder("scores", getter).max_bytes(10_000).negative_ttl(LONG)
-    }
-}
-
-/// A getter that reads all keys of a batch at the same time.
-struct Batches(Arc<Origin>);
-
-impl Getter for Batches {
-    fn get(&self, _key: &str) -> Result<Option<Loaded>, BoxError> {
-        Ok(self.0.load()?.map(Loaded::from))
-    }
-
-    fn get_many(&self, keys: &[&str]) -> Result<Vec<Result<Option<Loaded>, BoxError>>, BoxError> {
-        let loaded = self.0.load()?.map(Loaded::from);
-        Ok(keys.iter().map(|_| Ok(loaded.clone())).collect())
-    }
-
-    fn batches(&self) -> bool {
-        true
+        let load = move |_: &str| origin.load();
+        Group::builder("scores", load).max_bytes(10_000).negative_ttl(LONG)
     }
 }
 
@@ -271,7 +248,7 @@ fn after(time: Duration) -> (Arc<Origin>, Arc<Group>) {
 fn aged(builder: GroupBuilder, way: usize, time: Duration) -> (Arc<Group>, Clock) {
     let clock = Clock::by_hand();
     let builder = builder.ttl(TTL).clock(clock.clone());
-    let group = builder.refresh_ahead(0.5).stale_if_error(LONG).build().unwrap();
+    let group = builder.refresh_ahead(TTL / 2).stale_if_error(LONG).build().unwrap();
     assert_eq!(ask(&group, way), 1);
     clock.advance(time);
     (group, clock)
@@ -294,26 +271,6 @@ fn a_removal_beats_a_renewal<const CALLERS: usize, const ALL: bool>() {
         assert_eq!(ask(&group, 0), 2, "while others ask");
     });
     assert_eq!(ask(&group, 0), 2, "was kept");
-}
-
-fn a_removal_beats_a_renewal_in_a_batch<const CALLERS: usize>() {
-    let origin = Origin::at(1);
-    let (group, _) = aged(origin.group_of(Batches(origin.clone())), 1, TTL * 3 / 4);
-    together(CALLERS, |i| {
-        // Two keys, so that a thread finds both, or one while another renews the other.
-        ask(&group, 1);
-        if i > 0 {
-            return;
-        }
-        origin.write(2);
-        group.remove("k").unwrap();
-        assert_eq!(ask(&group, 0), 2, "while others ask");
-    });
-    assert_eq!(ask(&group, 0), 2, "was kept");
-    assert!(
-        matches!(version(group.get("other").unwrap()), 1 | 2),
-        "the other key is as it was, or renewed"
-    );
 }
 
 fn a_value_is_renewed_once<const CALLERS: usize>() {
