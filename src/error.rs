@@ -129,8 +129,11 @@ impl From<std::io::Error> for Error {
 pub enum PeerError {
     /// No connection, a broken one, or something that is not HTTP.
     Transport(String),
-    /// The deadline of the whole exchange passed.
+    /// The deadline of the whole exchange passed, and the peer answered nobody meanwhile.
     Timeout,
+    /// The deadline of the whole exchange passed, though the peer answers others: most likely it waits
+    /// for the origin.
+    Slow,
     /// The caller's time ran out, but the peer had less than half of it to answer, or was not asked:
     /// the rest went into waiting for a request that other callers share, or for earlier keys of a
     /// batch that were asked for one by one.
@@ -161,7 +164,7 @@ pub enum PeerError {
 }
 
 impl PeerError {
-    /// Whether the peer could not be reached, or did not answer in time.
+    /// Whether the peer could not be reached, or answered nobody in time.
     pub fn is_transport(&self) -> bool {
         matches!(self, Self::Transport(_) | Self::Timeout)
     }
@@ -185,6 +188,7 @@ impl PeerError {
         match self {
             Self::Transport(_) => "connection",
             Self::Timeout => "timeout",
+            Self::Slow => "slow",
             Self::OutOfTime => "out_of_time",
             Self::CoolingDown => "cooling_down",
             Self::LoadFailed(_) => "load_failed",
@@ -204,6 +208,7 @@ impl fmt::Display for PeerError {
         match self {
             Self::Transport(what) => f.write_str(what),
             Self::Timeout => write!(f, "no answer within the deadline"),
+            Self::Slow => write!(f, "no answer within the deadline, though it answers others"),
             Self::OutOfTime => write!(f, "too little time was left to ask"),
             Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
             Self::LoadFailed(text) => write!(f, "its own load failed: {text}"),
@@ -235,7 +240,7 @@ mod tests {
     fn only_an_unreachable_peer_is_a_transport_error() {
         assert!(PeerError::Timeout.is_transport());
         assert!(PeerError::Transport("refused".into()).is_transport());
-        assert!(!PeerError::CoolingDown.is_transport());
+        assert!(!PeerError::CoolingDown.is_transport() && !PeerError::Slow.is_transport());
         assert!(!PeerError::Status { code: 503, text: String::new() }.is_transport());
         assert!(!PeerError::TooLarge { limit: 1 }.is_transport());
         assert!(PeerError::Status { code: 503, text: String::new() }.is_overload());

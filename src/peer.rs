@@ -57,12 +57,10 @@ pub trait PeerGetter: Send + Sync {
         keys.iter().map(|key| self.get(group, key)).collect()
     }
 
-    /// What the peer has in its caches of keys that it owned before this process, within `timeout`: see
-    /// [`Group::answer_handover`]. Default: nothing.
-    ///
-    /// [`Group::answer_handover`]: crate::Group::answer_handover
-    fn get_cached(&self, group: &str, keys: &[&str], timeout: Duration) -> Vec<Option<Loaded>> {
-        let _ = (group, timeout);
+    /// What the peer has in its caches of `keys`, within `patience`; it loads none of them. Default:
+    /// nothing.
+    fn get_cached(&self, group: &str, keys: &[&str], patience: Duration) -> Vec<Option<Loaded>> {
+        let _ = (group, patience);
         keys.iter().map(|_| None).collect()
     }
 

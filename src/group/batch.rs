@@ -259,7 +259,9 @@ impl Group {
                 return Ok(Told::NotCached);
             };
             self.counters.peer_requests.add_one();
-            Ok(self.tell(record))
+            // The key's new owner may ask. Others keep a copy no longer than theirs live.
+            let own_life = record.would_expire();
+            Ok(self.tell_until(record, own_life))
         };
         keys.iter().map(&mut answer).collect()
     }

@@ -31,7 +31,7 @@ use std::iter::zip;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Asked, Group, Tier, Told, at_once, timed};
+use super::{Asked, Group, Tier, at_once, timed};
 use crate::cache::{Key, Lease, Record};
 use crate::peer::LONGEST_HANDOVER;
 use crate::{ByteView, Error, Loaded, PeerGetter};
@@ -118,19 +118,6 @@ impl Group {
         let Some((record, _)) = self.peek(&self.key(key)?) else { return Ok(None) };
         let remaining = record.would_expire().map(|at| at.saturating_sub(self.clock.now()));
         Ok(record.into_value().map(|value| (value, remaining)))
-    }
-
-    /// The same for many keys, and only values that `fit`, which is given their lengths.
-    pub(crate) fn answer_handover_batch(
-        &self,
-        keys: &[&str],
-        mut fit: impl FnMut(usize) -> bool,
-    ) -> Vec<Result<Told, Error>> {
-        let mut answer = |text: &&str| match self.answer_handover(text)? {
-            Some((value, ttl)) if fit(value.len()) => Ok(Told::Value(value, ttl)),
-            _ => Ok(Told::NotCached),
-        };
-        keys.iter().map(&mut answer).collect()
     }
 }
 

@@ -403,8 +403,13 @@ impl Group {
     }
 
     fn tell(&self, record: Record) -> Told {
+        let expires = record.expires();
+        self.tell_until(record, expires)
+    }
+
+    fn tell_until(&self, record: Record, expires: Option<Duration>) -> Told {
         let is_stale = record.is_stale();
-        let remaining = record.expires().map(|at| at.saturating_sub(self.clock.now()));
+        let remaining = expires.map(|at| at.saturating_sub(self.clock.now()));
         match record.into_value() {
             Some(value) if is_stale => Told::Stale(value),
             Some(value) => Told::Value(value, remaining),

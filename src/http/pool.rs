@@ -168,8 +168,6 @@ impl HttpPool {
             return Ok(None);
         }
         let before = mem::replace(&mut nodes.list, list);
-        let getters = before.getters.values().chain(nodes.list.getters.values());
-        getters.for_each(|getter| getter.may_hand_over());
         let was_alone = before.getters.is_empty();
         let list = if was_alone { without_this } else { before };
         let until = Instant::now() + self.options.handover;
