@@ -362,9 +362,9 @@ mod tests {
         assert_eq!(peer.open(), BURST);
         // Five a second, for half a minute.
         for _ in 0..150 {
-            get();
             clock.advance(Duration::from_millis(200));
             exchange.sweep();
+            get();
         }
         let start = Instant::now();
         while peer.open() > 1 {

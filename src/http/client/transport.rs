@@ -17,9 +17,9 @@
 //! ureq's own resolver starts a thread for each request that has a deadline, for kept connections and
 //! numeric addresses too, and panics where none can be had.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::{fmt, io, mem};
+use std::{io, mem};
 
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -49,39 +49,41 @@ const MAX_IDLE: usize = 64;
 
 /// The connections to one peer.
 pub(super) struct Connections {
-    config: Config,
-    addresses: Addresses,
-    /// See [`Link`].
-    step: Duration,
-    // Guards the agent alone. Connections are closed outside of it.
-    current: Mutex<Generation>,
+    connect: Box<dyn Fn() -> Agent + Send + Sync>,
+    // Guards which connections are used. They are closed outside of it.
+    current: Mutex<Arc<Generation>>,
 }
 
-/// Connections that are trusted as long as none of them has failed.
-#[derive(Clone)]
+/// Connections that are used as long as none of them has failed.
 pub(super) struct Generation {
-    number: u64,
-    began: Duration,
     pub(super) agent: Agent,
+    began: Duration,
 }
 
 impl Connections {
     pub(super) fn new(options: &PoolOptions, addresses: Addresses, now: Duration) -> Self {
         let (config, step) = (config(options), options.timeout / 16 + Duration::from_nanos(1));
-        let agent = agent(&config, &addresses, step);
-        let current = Mutex::new(Generation { number: 0, began: now, agent });
-        Self { config, addresses, step, current }
+        let connect = move || {
+            let connector = ().chain(TcpConnector::default());
+            // Below the links, so that what is written together is one record, too.
+            #[cfg(feature = "tls")]
+            let connector = connector.chain(RustlsConnector::default());
+            let connector = connector.chain(Links { step });
+            Agent::with_parts(config.clone(), connector, addresses.clone())
+        };
+        let current = Mutex::new(Arc::new(Generation { agent: connect(), began: now }));
+        Self { connect: Box::new(connect), current }
     }
 
     /// The connections that a question may use.
-    pub(super) fn current(&self) -> Generation {
+    pub(super) fn current(&self) -> Arc<Generation> {
         self.current.lock().unwrap().clone()
     }
 
     /// A question that used these connections has failed: all of them are closed, those in use once
     /// their questions end.
-    pub(super) fn distrust(&self, failed: &Generation, now: Duration) {
-        self.replace(now, |current| current.number == failed.number);
+    pub(super) fn distrust(&self, failed: &Arc<Generation>, now: Duration) {
+        self.replace(now, |current| Arc::ptr_eq(current, failed));
     }
 
     /// Closes the connections if they are old.
@@ -89,24 +91,15 @@ impl Connections {
         self.replace(now, |current| now >= current.began + MAX_AGE);
     }
 
-    fn replace(&self, now: Duration, is_over: impl Fn(&Generation) -> bool) {
+    fn replace(&self, now: Duration, is_over: impl Fn(&Arc<Generation>) -> bool) {
         let mut current = self.current.lock().unwrap();
         if is_over(&current) {
-            let agent = agent(&self.config, &self.addresses, self.step);
-            let next = Generation { number: current.number + 1, began: now, agent };
+            let next = Arc::new(Generation { agent: (self.connect)(), began: now });
             let replaced = mem::replace(&mut *current, next);
             drop(current);
             drop(replaced);
         }
     }
-}
-
-fn agent(config: &Config, addresses: &Addresses, step: Duration) -> Agent {
-    let connector = ().chain(TcpConnector::default());
-    // Below the links, so that what is written together is one record, too.
-    #[cfg(feature = "tls")]
-    let connector = connector.chain(RustlsConnector::default());
-    Agent::with_parts(config.clone(), connector.chain(Links { step }), addresses.clone())
 }
 
 fn config(options: &PoolOptions) -> Config {
@@ -223,7 +216,7 @@ impl<T: Transport> Link<T> {
     fn failed(&self, error: Error) -> Error {
         match error {
             Error::Timeout(_) => error,
-            error if self.may_be_stale => Error::Other(Box::new(Stale(error))),
+            _ if self.may_be_stale => Error::ConnectionFailed,
             error => error,
         }
     }
@@ -255,15 +248,12 @@ impl<T: Transport> Transport for Link<T> {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let timeout = self.rounded(timeout);
-        let progress = match self.send_held(timeout).and_then(|()| self.inner.await_input(timeout))
-        {
-            Ok(false) if self.may_be_stale => {
-                Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
-            }
-            progress => progress,
-        };
+        let progress = self.send_held(timeout).and_then(|()| self.inner.await_input(timeout));
         let progress = progress.map_err(|error| self.failed(error))?;
-        self.may_be_stale &= !progress;
+        if self.may_be_stale && !progress {
+            return Err(Error::ConnectionFailed);
+        }
+        self.may_be_stale = false;
         self.last_use = Instant::now();
         Ok(progress)
     }
@@ -307,21 +297,10 @@ impl Resolver for Addresses {
     }
 }
 
-/// Why a question failed on a connection that had been used before, before a byte of the answer.
-#[derive(Debug)]
-struct Stale(Error);
-
-impl fmt::Display for Stale {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Stale {}
-
-/// Whether the error says something of an old connection alone, and nothing of the peer.
+/// Whether the error says something of an old connection alone, and nothing of the peer. ureq itself says
+/// so only of connectors that make no connection, and ours does.
 pub(super) fn is_stale(error: &Error) -> bool {
-    matches!(error, Error::Other(error) if error.is::<Stale>())
+    matches!(error, Error::ConnectionFailed)
 }
 
 #[cfg(test)]
