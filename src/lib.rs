@@ -112,7 +112,7 @@
 //! | `group/refresh.rs`, `group/handover.rs`, `http/discovery.rs` | a slow or failing origin; a list of nodes that changes; nodes found by a name |
 //! | `http/options.rs`, `http/frame.rs` | options, their limits and checks; a batch as bytes |
 //! | `http/client/combine.rs` | gets that share a request |
-//! | `http/client/addresses.rs`, `http/client/idle.rs`, `http/client/transport.rs` | where a name leads; connections that are kept; ureq |
+//! | `http/client/addresses.rs`, `http/client/transport.rs` | where a name leads; ureq, and the connections to a peer |
 //! | `http/server/queue.rs`, `http/server/intake.rs`, `http/server/turn.rs` | who is let in; who receives, and answers hits; whose turn that is |
 //! | `http/server/clients.rs`, `http/server/slow_clients.rs` | one request of a client at a time; threads that wait for clients |
 //! | `http/server/request.rs`, `http/server/reply.rs`, `http/server/listener.rs` | tiny_http's request and answer; its accepting side, with its flaws cured |
@@ -142,6 +142,9 @@
 //! | the network forgets connections | a question that fails on an old connection before a byte of the answer is sent once more on a new one; after silence one deadline is paid, and the other old connections are closed | `far::connections_that_are_reset_cost_no_get_anything`, `far::connections_that_fall_silent_cost_one_deadline_and_one_cool_down`, `far::no_question_is_sent_twice_on_new_connections`, `far::a_removal_reaches_the_owner_at_once_after_resets_and_at_the_second_attempt_after_silence` |
 //! | an owner is slow for some keys | those fall back; it is asked for all others, and a batch gets what the owner has | `far::slow_keys_do_not_make_their_owner_seem_dead`, `far::a_slow_key_in_a_batch_leaves_the_others_their_answers` |
 //! | an owner's address leads to a stranger | fall back, nothing of it is kept | `far::an_answer_that_no_node_writes_is_a_strangers` |
+//! | a proxy or a cache between nodes packs or keeps answers | those are a stranger's: fall back; no cache has an old value after a removal | `hops::an_answer_that_a_hop_has_packed_is_no_value`, `hops::after_a_removal_no_cache_on_the_way_has_the_old_value`, `hops::every_answer_says_that_no_cache_may_keep_it` |
+//! | a proxy refuses batches, or answers what it takes for a cache's question | each key is asked for by itself, for a minute | `hops::where_a_hop_refuses_batches_each_key_is_asked_for_by_itself`, `hops::a_hop_that_knows_only_if_cached_answers_nothing_in_the_owners_place` |
+//! | an owner's address leads to a node of another cluster | where its token is another one, it answers nothing and loses nothing | `protocol::a_node_of_another_cluster_with_another_token_gives_no_value_and_loses_none` |
 //! | an owner answers something that is no answer | fall back | `owners::what_is_not_http_falls_back_to_the_origin`, `owners::status_500_falls_back_to_the_origin`, `batches::an_owner_whose_answer_is_malformed_falls_back` |
 //! | lists of nodes disagree, or a node lists itself under another name | every get is answered; a list without the node itself is refused | `gets::two_nodes_that_each_take_the_other_for_the_owner_both_answer`, `gets::a_node_that_lists_itself_under_another_name_asks_itself_and_is_answered` |
 //! | a node comes or goes | its keys' new owner asks the one before for them, and the origin is not asked | `handover::a_node_that_joins_takes_over_what_it_owns_now_and_the_origin_is_not_asked`, `handover::a_node_that_has_left_hands_over_for_as_long_as_it_answers` |

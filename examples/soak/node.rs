@@ -29,12 +29,8 @@ pub(crate) fn run(
 ) -> Result<(), Box<dyn Error>> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut signals = Signals::new([SIGTERM])?;
-    let options = PoolOptions {
-        hash: RingHash::Crc32Mixed,
-        timeout: DEADLINE,
-        connect_timeout: DEADLINE / 4,
-        ..PoolOptions::default()
-    };
+    let options =
+        PoolOptions { hash: RingHash::Crc32Mixed, timeout: DEADLINE, ..PoolOptions::default() };
     let pool = HttpPool::with_options(url, options)?;
     pool.set_peers(peers)?;
 

@@ -15,10 +15,10 @@ pub(super) const MAX_KEYS: usize = 1024;
 pub(super) const MAX_QUESTION_BYTES: usize = 1 << 20;
 /// The most bytes of values in one answer; what does not fit is asked for singly.
 pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
-/// The most bytes of values in an answer from the caches alone, and of one value in it: small values
-/// do not wait for large ones.
+/// The most bytes of values in an answer from the caches alone, and of one value among several in it:
+/// small values do not wait for large ones.
 const MAX_CACHED_BYTES: usize = 256 << 10;
-const MAX_CACHED_VALUE_BYTES: usize = 16 << 10;
+const MAX_CACHED_VALUE_BYTES: usize = 64 << 10;
 /// The most bytes of an error's text; what is longer is cut.
 pub(super) const MAX_TEXT_BYTES: usize = 1 << 10;
 /// The longest body of an answer.
@@ -29,6 +29,19 @@ const VALUE: u8 = 0;
 const ABSENT: u8 = 1;
 const FAILED: u8 = 2;
 const NOT_HERE: u8 = 3;
+
+/// In the number of keys of a question: only what is cached is asked for. A node that does not know
+/// this bit takes it for too many keys, and refuses the question instead of loading the keys.
+const ONLY_CACHED: u32 = 1 << 31;
+
+/// For which of its keys a question is to be answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wanted {
+    /// For all.
+    All,
+    /// For those that the peer has in its caches: no load is waited for.
+    Cached,
+}
 
 /// What a peer says about one key.
 pub(super) type Answer = Result<Option<Loaded>, PeerError>;
@@ -48,15 +61,13 @@ pub(super) fn fitting(keys: &[&str]) -> usize {
     keys.iter().enumerate().take_while(fits).count().max(1)
 }
 
-/// Decides which values, by their lengths, fit into an answer from the caches alone. The others are
-/// asked for singly.
-pub(super) fn cached_budget() -> impl FnMut(usize) -> bool {
-    budget(MAX_CACHED_BYTES, MAX_CACHED_VALUE_BYTES)
-}
-
-/// The same for values that are handed over: the others are asked for by another batch.
-pub(super) fn hand_over_budget() -> impl FnMut(usize) -> bool {
-    budget(MAX_CACHED_BYTES, MAX_CACHED_BYTES)
+/// Decides which values, by their lengths, fit into an answer from the caches alone to a question for so
+/// many keys. The others are asked for singly, or by the next question.
+pub(super) fn cached_budget(keys: usize) -> impl FnMut(usize) -> bool {
+    match keys {
+        1 => budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES),
+        _ => budget(MAX_CACHED_BYTES, MAX_CACHED_VALUE_BYTES),
+    }
 }
 
 /// The same for a whole answer: what does not fit is asked for singly, too.
@@ -74,10 +85,11 @@ fn budget(mut room: usize, largest: usize) -> impl FnMut(usize) -> bool {
     }
 }
 
-pub(super) fn write_question(keys: &[impl AsRef<str>]) -> Vec<u8> {
+pub(super) fn write_question(keys: &[impl AsRef<str>], wanted: Wanted) -> Vec<u8> {
     let mut body =
         Vec::with_capacity(4 + keys.iter().map(|key| 2 + key.as_ref().len()).sum::<usize>());
-    body.extend((keys.len() as u32).to_be_bytes());
+    let only_cached = if wanted == Wanted::Cached { ONLY_CACHED } else { 0 };
+    body.extend((keys.len() as u32 | only_cached).to_be_bytes());
     for key in keys {
         let key = key.as_ref();
         body.extend((key.len() as u16).to_be_bytes());
@@ -86,9 +98,11 @@ pub(super) fn write_question(keys: &[impl AsRef<str>]) -> Vec<u8> {
     body
 }
 
-pub(super) fn read_question(body: &[u8]) -> Result<Vec<&str>, &'static str> {
+pub(super) fn read_question(body: &[u8]) -> Result<(Vec<&str>, Wanted), &'static str> {
     let mut rest = Rest(body);
-    let count = u32::from_be_bytes(rest.take()?) as usize;
+    let count = u32::from_be_bytes(rest.take()?);
+    let wanted = if count & ONLY_CACHED == 0 { Wanted::All } else { Wanted::Cached };
+    let count = (count & !ONLY_CACHED) as usize;
     // A key takes three bytes at the least.
     if count > MAX_KEYS || count > rest.0.len() / 3 {
         return Err("more keys than there can be");
@@ -105,7 +119,7 @@ pub(super) fn read_question(body: &[u8]) -> Result<Vec<&str>, &'static str> {
         })
         .collect();
     rest.end()?;
-    keys
+    Ok((keys?, wanted))
 }
 
 /// How many bytes [`write_answer`] writes.
@@ -209,7 +223,10 @@ mod tests {
     #[test]
     fn a_question_is_read_as_it_was_written() {
         for keys in [&[][..], &["Tom"], &["a/b", "键", "Tom", "Tom"]] {
-            assert_eq!(read_question(&write_question(keys)).unwrap(), keys);
+            for wanted in [Wanted::All, Wanted::Cached] {
+                let body = write_question(keys, wanted);
+                assert_eq!(read_question(&body).unwrap(), (keys.to_vec(), wanted));
+            }
         }
     }
 
@@ -246,10 +263,11 @@ mod tests {
 
     #[test]
     fn an_answer_from_the_caches_has_room_for_small_values() {
-        let mut fits = cached_budget();
+        let mut fits = cached_budget(2);
         assert!(!fits(MAX_CACHED_VALUE_BYTES + 1), "a large value makes small ones wait");
-        assert!((0..16).all(|_| fits(MAX_CACHED_VALUE_BYTES)));
+        assert!((0..4).all(|_| fits(MAX_CACHED_VALUE_BYTES)));
         assert!(!fits(1) && fits(0));
+        assert!(cached_budget(1)(MAX_VALUE_BYTES), "alone it makes nobody wait");
     }
 
     #[test]
@@ -283,7 +301,7 @@ mod tests {
         let long = "k".repeat(MAX_KEY_BYTES);
         let keys = vec![&*long; 100];
         let fits = fitting(&keys);
-        assert!(write_question(&keys[..fits]).len() <= MAX_QUESTION_BYTES);
-        assert!(write_question(&keys[..fits + 1]).len() > MAX_QUESTION_BYTES);
+        assert!(write_question(&keys[..fits], Wanted::All).len() <= MAX_QUESTION_BYTES);
+        assert!(write_question(&keys[..fits + 1], Wanted::All).len() > MAX_QUESTION_BYTES);
     }
 }

@@ -25,14 +25,10 @@ pub struct PoolOptions {
     /// Default: `None`, the [hash's own number](RingHash::default_points): 50.
     #[doc(alias = "replicas")]
     pub points_per_peer: Option<usize>,
-    /// How long connecting to a peer may take, TLS included. Default: 500 ms.
-    pub connect_timeout: Duration,
     /// How long a question to a peer may take from beginning to end; then this node loads by
-    /// itself. It should be longer than a load from the origin takes. Default: 3 s.
+    /// itself. It should be longer than a load from the origin takes. A sixth of it is for connecting,
+    /// TLS included. Default: 3 s.
     pub timeout: Duration,
-    /// How many idle connections to keep for each peer. Each is closed after 15 s in which no question
-    /// used it. Default: 64.
-    pub max_idle_connections: usize,
     /// The largest value that is taken from a peer, in bytes; above it this node loads by
     /// itself. Default: 16 MiB.
     pub max_value_bytes: u64,
@@ -67,9 +63,7 @@ impl Default for PoolOptions {
         Self {
             hash: RingHash::Crc32,
             points_per_peer: None,
-            connect_timeout: Duration::from_millis(500),
             timeout: Duration::from_secs(3),
-            max_idle_connections: 64,
             max_value_bytes: 16 << 20,
             handover: Duration::from_secs(30),
             combine: true,
@@ -92,8 +86,7 @@ impl PoolOptions {
         if self.handover > LATELY / 2 {
             return Err(Error::Config(format!("a hand-over lasts up to {:?}", LATELY / 2)));
         }
-        let is_wrong = |timeout: Duration| timeout.is_zero() || timeout > LONGEST_TIMEOUT;
-        if is_wrong(self.timeout) || is_wrong(self.connect_timeout) {
+        if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
             return Err(Error::Config("a timeout is more than zero and a day at the most".into()));
         }
         Ok(())
@@ -106,9 +99,7 @@ impl fmt::Debug for PoolOptions {
         f.debug_struct("PoolOptions")
             .field("hash", &self.hash)
             .field("points_per_peer", &self.points_per_peer)
-            .field("connect_timeout", &self.connect_timeout)
             .field("timeout", &self.timeout)
-            .field("max_idle_connections", &self.max_idle_connections)
             .field("max_value_bytes", &self.max_value_bytes)
             .field("handover", &self.handover)
             .field("combine", &self.combine)
@@ -325,9 +316,7 @@ mod tests {
     fn the_defaults_of_a_pool_are_those_of_the_docs() {
         let options = PoolOptions::default();
         assert_eq!((options.hash, options.points_per_peer), (RingHash::Crc32, None));
-        assert_eq!(options.connect_timeout, Duration::from_millis(500));
-        assert_eq!(options.timeout, Duration::from_secs(3));
-        assert_eq!((options.max_idle_connections, options.max_value_bytes), (64, 16 << 20));
+        assert_eq!((options.timeout, options.max_value_bytes), (Duration::from_secs(3), 16 << 20));
         assert_eq!(options.handover, Duration::from_secs(30));
         assert!(options.combine);
         assert_eq!((&*options.base_path, options.token), ("/_geecache/", None));

@@ -174,8 +174,6 @@ impl HttpPool {
             return Ok(None);
         }
         let before = mem::replace(&mut nodes.list, list.clone());
-        let getters = before.getters.values().chain(list.getters.values());
-        getters.for_each(|getter| getter.may_hand_over());
         let now = Instant::now();
         for (url, getter) in before.getters.iter().filter(|(url, _)| !list.has(url)) {
             nodes.left.insert(url.clone(), (getter.clone(), now + LATELY));

@@ -16,8 +16,6 @@ pub(crate) const DEFAULT_BASE_PATH: &str = "/_geecache/";
 /// Marks a `404` as "no such key": the origin was asked and has none.
 pub(crate) const RESULT: &str = "Geecache-Result";
 pub(crate) const ABSENT: &str = "absent";
-/// On another: the caches alone were asked, and do not have it.
-pub(crate) const NOT_CACHED: &str = "not-cached";
 
 /// Marks the errors that only a node can tell, not a proxy in front of it or a stranger at its address.
 pub(crate) const ERROR: &str = "Geecache-Error";
@@ -43,12 +41,6 @@ pub(crate) const VALUE_TYPE: &str = "application/octet-stream";
 
 /// The type of the body of a batch and of its answer.
 pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";
-
-/// In `Cache-Control` of a question: the peer answers from its caches alone. A question for one key that
-/// has it comes from the key's new owner, and the key is handed over.
-pub(crate) const ONLY_IF_CACHED: &str = "only-if-cached";
-/// On such a batch: its keys are to be handed over.
-pub(crate) const HAND_OVER: &str = "Geecache-Hand-Over";
 
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 

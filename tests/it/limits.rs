@@ -274,8 +274,6 @@ fn settings_reach_their_limits_and_not_beyond() {
     refused("1 to 10000 points", with(10_000), with(10_001));
     let with = |timeout| pool(PoolOptions { timeout, ..pools() });
     refused("a day", with(DAY), with(DAY + one));
-    let with = |connect_timeout| pool(PoolOptions { connect_timeout, ..pools() });
-    refused("a day", with(DAY), with(DAY + one));
     let with = |idle_timeout| server(ServerOptions { idle_timeout, ..servers() });
     refused("a day", with(DAY), with(DAY + one));
     refused("a second", with(SECOND), with(SECOND - one));

@@ -23,6 +23,7 @@
 //! | `processes` | a node that is killed, and an environment that names a proxy |
 //! | `tls` | peers behind `https://`, with the feature `tls` |
 //! | `far` | owners behind that relay: forgotten connections, slow keys, strangers |
+//! | `hops` | owners behind proxies and caches, which change questions and answers |
 //! | `network` | the relay that stands for a network between nodes |
 //! | `origin` | values renewed ahead, and values past their time while the origin is down |
 //! | `examples` | the programs of `examples` that are one file |
@@ -51,6 +52,7 @@ mod fresh;
 mod fuzz;
 mod gets;
 mod handover;
+mod hops;
 mod keys;
 mod limits;
 mod load;

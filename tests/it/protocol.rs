@@ -121,6 +121,24 @@ fn a_wrong_token_costs_the_peer_its_answers_and_nobody_a_get() {
     assert_eq!((asker.stats().fallbacks, owner.stats().gets), (1, 0));
 }
 
+#[test]
+fn a_node_of_another_cluster_with_another_token_gives_no_value_and_loses_none() {
+    let (ours, theirs) =
+        (Origin::of_all(), Origin::new(|_: &str| Ok::<_, BoxError>(Some("theirs"))));
+    // The same group at an address that one of our nodes had before.
+    let [other] = Cluster::over(&theirs).token("theirs").start();
+    let [node] = Cluster::over(&ours).token("ours").peer(&other.url).start();
+    let keys: Vec<_> = node.keys_of(&other.url).take(20).collect();
+    other.get_many(&keys);
+    for key in &keys[..10] {
+        assert_eq!(node.get(key), Some(value_of(key)));
+    }
+    let values: Vec<_> = keys.iter().map(|key| Some(value_of(key))).collect();
+    assert_eq!(node.get_many(&keys), values);
+    assert!(node.group().remove(&keys[0]).is_err() && node.group().clear().is_err());
+    assert_eq!((node.stats().peer_loads, other.stats().main.entries), (0, keys.len()));
+}
+
 type Running = (HttpServer, Arc<Group>, Arc<HttpPool>);
 
 /// First all nodes take both tokens, then all show the new one, then they take no other. A node
@@ -132,9 +150,7 @@ fn a_token_is_changed_node_by_node_without_a_fallback() {
     let urls = listeners.each_ref().map(|listener| url_of(listener.local_addr().unwrap()));
     let start = |i: usize, listener: TcpListener, shown: &str, taken: &[&str]| {
         let token = Some(shown.into());
-        // A connection that outlives its node would be a fallback of another kind.
-        let options =
-            PoolOptions { token, max_idle_connections: 0, timeout: LONG, ..Default::default() };
+        let options = PoolOptions { token, timeout: LONG, ..Default::default() };
         let pool = HttpPool::with_options(&urls[i], options).unwrap();
         pool.set_peers(&urls).unwrap();
         let group = Group::builder("scores", origin.clone()).peers(pool.clone()).build().unwrap();
@@ -150,6 +166,9 @@ fn a_token_is_changed_node_by_node_without_a_fallback() {
     let mut keys = (0..).map(|i| format!("key {i}"));
     let mut fallbacks = |nodes: &[Option<Running>]| {
         for node in nodes.iter().flatten() {
+            // A connection that outlives its node would be a fallback of another kind.
+            node.2.set_peers([node.2.self_url()]).unwrap();
+            node.2.set_peers(&urls).unwrap();
             for url in &urls {
                 let key = keys.find(|key| node.2.owner(key) == *url).unwrap();
                 assert_eq!(node.1.get(&key).unwrap().unwrap(), *value_of(&key));

@@ -18,8 +18,10 @@ use geecache::{
 };
 use percent_encoding::percent_decode_str;
 
+mod hop;
 mod relay;
 
+pub(crate) use hop::hop;
 pub(crate) use relay::{CutBy, Relay, Treatment};
 
 /// No wait in a test is longer; what is not there by then does not come.
@@ -170,12 +172,7 @@ impl Cluster {
         Self {
             origin: origin.clone(),
             host: "127.0.0.1",
-            pool: PoolOptions {
-                timeout: LONG,
-                connect_timeout: LONG,
-                handover: Duration::ZERO,
-                ..PoolOptions::default()
-            },
+            pool: PoolOptions { timeout: LONG, handover: Duration::ZERO, ..PoolOptions::default() },
             server: ServerOptions::default(),
             groups: vec!["scores".into()],
             strangers: Vec::new(),
@@ -185,7 +182,7 @@ impl Cluster {
 
     /// Peers have `timeout` to answer.
     pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
-        (self.pool.timeout, self.pool.connect_timeout) = (timeout, timeout);
+        self.pool.timeout = timeout;
         self
     }
 
@@ -270,6 +267,21 @@ impl Cluster {
         let relays = listeners.each_ref().map(|l| Relay::to(l.local_addr().unwrap()).unwrap());
         let urls = relays.each_ref().map(|relay| url_of(relay.address()));
         (self.start_as(listeners, urls), relays)
+    }
+
+    /// The same, with a [`hop`] in front of each node.
+    pub(crate) fn behind_hops<const N: usize>(
+        self,
+        treat: impl Fn(&Question, &dyn Fn(&Question) -> Answer) -> Vec<u8>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    ) -> ([Node; N], [Stub; N]) {
+        let listeners: [_; N] = self.listen();
+        let hops = listeners.each_ref().map(|l| hop(l.local_addr().unwrap(), treat.clone()));
+        let urls = hops.each_ref().map(|hop| hop.url.clone());
+        (self.start_as(listeners, urls), hops)
     }
 
     fn listen<const N: usize>(&self) -> [TcpListener; N] {
@@ -505,6 +517,26 @@ impl Question {
         self.head.starts_with("POST ")
     }
 
+    /// Method and path.
+    pub(crate) fn target(&self) -> &str {
+        let line = self.head.lines().next().unwrap_or_default();
+        line.rsplit_once(' ').map_or(line, |(target, _)| target)
+    }
+
+    /// The lines of the header.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &str> {
+        self.head.lines().skip(1).take_while(|line| !line.is_empty())
+    }
+
+    /// The same question without the headers of which that is so.
+    pub(crate) fn without(&self, is_dropped: impl Fn(&str) -> bool) -> Self {
+        let name = |line: &str| line.split(':').next().unwrap().to_lowercase();
+        let kept = self.headers().filter(|line| !is_dropped(&name(line)));
+        let kept: String = kept.map(|line| format!("{line}\r\n")).collect();
+        let first = self.head.lines().next().unwrap_or_default();
+        Self { head: format!("{first}\r\n{kept}\r\n"), body: self.body.clone() }
+    }
+
     pub(crate) fn path(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
@@ -527,18 +559,34 @@ impl Question {
             rest = after;
             String::from_utf8(key.into()).unwrap()
         };
-        (0..u32::from_be_bytes(*count)).map(|_| take()).collect()
+        (0..u32::from_be_bytes(*count) & !ONLY_CACHED).map(|_| take()).collect()
+    }
+
+    /// Whether it is a batch that asks for what is cached alone.
+    pub(crate) fn wants_only_cached(&self) -> bool {
+        let flags = self.body.first_chunk::<4>().map_or(0, |count| u32::from_be_bytes(*count));
+        self.is_batch() && flags & ONLY_CACHED != 0
     }
 }
 
 /// The type of the body of a batch and of its answer.
 pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";
 
+/// In the number of keys of a batch: only what is cached is asked for.
+const ONLY_CACHED: u32 = 1 << 31;
+
 /// The body of a batch that asks for `keys`.
 pub(crate) fn batch_of(keys: &[&str]) -> Vec<u8> {
     let frame = |key: &&str| [&(key.len() as u16).to_be_bytes(), key.as_bytes()].concat();
     let frames = keys.iter().flat_map(frame);
     (keys.len() as u32).to_be_bytes().into_iter().chain(frames).collect()
+}
+
+/// The same, for those of `keys` that are cached.
+pub(crate) fn cached_batch_of(keys: &[&str]) -> Vec<u8> {
+    let mut body = batch_of(keys);
+    body[..4].copy_from_slice(&(keys.len() as u32 | ONLY_CACHED).to_be_bytes());
+    body
 }
 
 /// A value that does not expire, as the answer to a batch has it.
@@ -687,6 +735,7 @@ impl Client {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     headers: HashMap<String, String>,

@@ -5,327 +5,181 @@
 //! this long ago and commit in groups: what arrives while a commit is under way leaves together
 //! in the next one.
 //!
-//! But a commit is short, and a round trip may be long. A get that waits for the return of a request
-//! that has just left takes up to twice as long as one that leaves at once. So a request holds back
-//! the next one for a moment only, the [*pause*](Pace::pause). Where requests queue up, because the
-//! processors of either end are busy, it is longer: there a get that waits loses nothing.
+//! But a commit is short, and a round trip may be long. So there are a few *lanes*, and no get waits
+//! longer than a moment for one:
 //!
-//! - A get leaves at once, as a plain request of its own, if the request that left last has returned or
-//!   has been out for the pause; or if there were no more than [`FEW`] gets at the same time lately.
-//! - Otherwise it gathers, and the first get of those that gather keeps the time. When the request
-//!   that left last returns, or the pause ends, one of them leads all into the next *batch*.
-//! - Callers are woken in this order: first those that have their answer, then the leader of the
-//!   next batch. A caller that asks again at once so comes along. The other way round there would be
-//!   two half batches in turns, each at the cost of a whole one.
-//! - No more than [`MOST_OUT`] batches are out at the same time.
+//! - A get leaves plainly, as a request of its own, while a lane is free and no gets gather.
+//! - Otherwise it gathers. The first of those that gather leads them into a *batch*, as soon as a lane
+//!   is free, and after [`PAUSE`] in any case: a few slow keys must not hold up the others.
+//! - There are [`LANES`] of them, but one after a batch of more keys than that: where so many gets
+//!   meet, the processors of either end are busy, and larger batches make them less so.
+//! - Those that have their answer are woken before the leader of the next batch, so that a caller that
+//!   asks again at once comes along. Otherwise there would be two half batches in turns, each at the
+//!   cost of a whole one.
 //!
-//! No get waits for another one's origin: a batch asks only for what the peer has in its caches, and
-//! those of its keys that are not there are asked for plainly after it, each by its own caller.
+//! No get waits for another one's origin: a batch asks only for what the peer has in its caches. A key
+//! that a batch does not bring is asked for plainly after it, by its own caller, and so takes two round
+//! trips. Groups that miss much are spared that: after each such get, the next [`PLAIN_AFTER_MISS`]
+//! leave plainly.
 
 use std::mem;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use crate::clock::Clock;
-
-/// The shortest pause: how long a request that is out holds back the next one at least.
+/// How long a get waits for a lane at the most.
 pub(super) const PAUSE: Duration = Duration::from_micros(100);
-/// And at most; in multiples of the shortest.
-const LONGEST_PAUSE: u32 = 10;
-/// For how long the shortest round trip, and the most gets at the same time, are remembered.
-const REMEMBERED: Duration = Duration::from_secs(1);
-/// Where there are so many gets at the same time, or fewer, each asks for itself: to share would save less
-/// than it takes to wait for each other.
-pub(super) const FEW: usize = 4;
-/// The most batches that are out at the same time. Beyond it gets gather until one returns.
-const MOST_OUT: usize = 16;
+/// As many requests may be out for the next get to leave plainly.
+pub(super) const LANES: usize = 4;
+/// So many gets leave plainly after one that the peer did not have in its caches.
+const PLAIN_AFTER_MISS: u32 = 25;
+/// And at the most, after many.
+const MOST_PLAIN: u32 = 1_000;
 
 pub(super) struct Combine<A> {
-    clock: Clock,
-    few: usize,
-    /// How many gets are under way, plain or in a batch.
-    under_way: AtomicUsize,
+    lanes: usize,
+    pause: Duration,
+    /// How many of the next gets leave plainly.
+    plain_left: AtomicU32,
     // Guards what is out and what gathers; nobody asks a peer under it. Locked before the lock of
     // a batch, never under it.
     state: Mutex<State<A>>,
+    /// Wakes the first of those that gather.
+    lane_is_free: Condvar,
 }
 
 struct State<A> {
+    /// How many requests are out.
+    out: usize,
+    lanes: usize,
     /// Keys that leave together. A batch stays here until its leader takes it out.
     gathering: Option<Arc<Batch<A>>>,
-    batches_out: usize,
-    /// The number of the request that left last, plain or a batch.
-    last: u64,
-    last_left_at: Duration,
-    last_is_back: bool,
-    pace: Pace,
-}
-
-/// How long requests take, and how many gets there are.
-struct Pace {
-    least_pause: Duration,
-    /// The most gets at the same time in this window of time, and in the one before.
-    most: [usize; 2],
-    /// The shortest round trip in these windows.
-    shortest: [Duration; 2],
-    window_ends: Duration,
-    /// For how long batches wait for a processor: a moving mean.
-    queued: Duration,
-}
-
-impl Pace {
-    fn new(least_pause: Duration) -> Self {
-        let shortest = [Duration::MAX; 2];
-        let (window_ends, queued) = (Duration::ZERO, Duration::ZERO);
-        Self { least_pause, most: [0; 2], shortest, window_ends, queued }
-    }
-
-    /// What a round trip takes beyond twice the shortest one it has spent waiting for a processor: a
-    /// get that leaves later only joins that queue later. A peer whose round trip is no longer than
-    /// two pauses is waited for in any case: that costs less than a request of its own.
-    fn pause(&self) -> Duration {
-        self.queued.max(self.least_pause).min(LONGEST_PAUSE * self.least_pause)
-    }
-
-    /// Notes that a request has returned.
-    fn note(&mut self, took: Duration, is_batch: bool, now: Duration) {
-        if now >= self.window_ends {
-            self.window_ends = now + REMEMBERED;
-            self.shortest = [Duration::MAX, self.shortest[0]];
-            self.most = [0, self.most[0]];
-        }
-        self.shortest[0] = self.shortest[0].min(took);
-        if is_batch {
-            let shortest = self.shortest[0].min(self.shortest[1]);
-            let is_near = shortest <= 2 * self.least_pause;
-            let queued = took.saturating_sub(if is_near { Duration::ZERO } else { 2 * shortest });
-            // One that was held up says little: many in a row must be slow.
-            let queued = queued.min(4 * self.queued + self.least_pause);
-            self.queued = self.queued - self.queued / 8 + queued / 8;
-        }
-    }
 }
 
 /// Keys that are asked for together, each by its own caller.
 struct Batch<A> {
-    // Guards which keys are in it and what becomes of them.
+    // Guards which keys are in it and what it has brought.
     inner: Mutex<Inner<A>>,
-    turned: Condvar,
+    is_back: Condvar,
 }
 
 struct Inner<A> {
     keys: Vec<String>,
     key_bytes: usize,
-    stage: Stage<A>,
-}
-
-enum Stage<A> {
-    Gathering,
-    /// It may leave: whichever caller sees this first leads it.
-    NeedsLeader,
-    /// It has a leader, which is about to take it out or has done so.
-    Led,
-    Back(Brought<A>),
+    brought: Option<Brought<A>>,
 }
 
 /// What a batch has brought.
 pub(super) enum Brought<A> {
-    /// An answer for each key, in their order; `None` for a key that is to be asked for plainly.
+    /// An answer for each key, in their order; `None` for a key that the peer has not cached.
     Each(Vec<Option<A>>),
     /// One answer for all keys: an error.
     All(A),
 }
 
 /// The part that a caller plays.
-enum Part<A> {
-    Plain(Departure),
-    /// Leads this batch, with the key at this index.
-    Lead(Arc<Batch<A>>, usize),
-    /// Has what the batch has brought for its key.
-    Follow(Option<A>),
-    TimedOut,
+enum Part<'c, A> {
+    Plain(Out<'c, A>),
+    /// Leads this batch; its own key is the first one.
+    Lead(Out<'c, A>, Arc<Batch<A>>),
+    /// Its key is in this batch, at this index.
+    Follow(Arc<Batch<A>>, usize),
 }
 
 impl<A: Clone> Combine<A> {
-    /// Up to `few` gets at the same time are not combined; `pause` is the shortest one.
-    pub(super) fn new(few: usize, pause: Duration, clock: Clock) -> Self {
-        let state = State {
-            gathering: None,
-            batches_out: 0,
-            last: 0,
-            last_left_at: Duration::ZERO,
-            last_is_back: true,
-            pace: Pace::new(pause),
-        };
-        Self { clock, few, under_way: AtomicUsize::new(0), state: Mutex::new(state) }
+    pub(super) fn new(lanes: usize, pause: Duration) -> Self {
+        let state = Mutex::new(State { out: 0, lanes, gathering: None });
+        let plain_left = AtomicU32::new(0);
+        Self { lanes, pause, plain_left, state, lane_is_free: Condvar::new() }
     }
 
-    /// Asks for `key` by `plain`, or together with others by `batch`. A batch takes as many keys as
-    /// `fit` into it, which is given their number and the sum of their bytes. `None` if nobody
-    /// answered within `patience`.
+    /// Asks for a key by `plain`, which also tells whether the peer had it in its caches, or together
+    /// with others by `batch`. A batch takes as many keys as `fit` into it, which is given their number
+    /// and the sum of their bytes. `None` if nobody answered within `patience`.
     pub(super) fn get(
         &self,
         key: &str,
         patience: Duration,
         fit: impl Fn(usize, usize) -> bool,
-        batch: impl Fn(&[String]) -> Brought<A>,
-        plain: impl FnOnce() -> A,
+        batch: impl FnOnce(&[String]) -> Brought<A>,
+        plain: impl FnOnce() -> (A, bool),
     ) -> Option<A> {
-        let _under_way = UnderWay::begin(&self.under_way);
-        let answer = match self.join(key, patience, fit) {
-            Part::Plain(departure) => {
-                let _out = Out { combine: self, departure, batch: None };
-                return Some(plain());
-            }
-            Part::Lead(led, index) => self.lead(&led, index, batch),
-            Part::Follow(answer) => answer,
-            Part::TimedOut => return None,
+        let one_less = |left: u32| left.checked_sub(1);
+        if self.plain_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
+            return Some(self.note(plain()));
+        }
+        let answer = match self.join(key, fit) {
+            Part::Plain(_out) => return Some(self.note(plain())),
+            Part::Lead(_out, led) => led.lead(batch),
+            Part::Follow(batch, index) => batch.wait(index, patience)?,
         };
-        Some(answer.unwrap_or_else(plain))
+        Some(answer.unwrap_or_else(|| self.note((plain().0, false))))
     }
 
-    /// Decides which part the caller plays. A follower plays it here: it waits for the batch.
-    fn join(&self, key: &str, patience: Duration, fit: impl Fn(usize, usize) -> bool) -> Part<A> {
+    /// Notes whether the peer had the key in its caches.
+    fn note(&self, (answer, was_cached): (A, bool)) -> A {
+        if !was_cached {
+            let more = |left: u32| Some((left + PLAIN_AFTER_MISS).min(MOST_PLAIN));
+            let _ = self.plain_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        }
+        answer
+    }
+
+    /// Decides which part the caller plays. The first of those that gather waits here for a lane.
+    fn join(&self, key: &str, fit: impl Fn(usize, usize) -> bool) -> Part<'_, A> {
         let mut state = self.state.lock().unwrap();
-        let most = &mut state.pace.most[0];
-        *most = self.under_way.load(Ordering::Relaxed).max(*most);
-        let may_leave = self.may_leave(&state);
-        let Some(batch) = state.gathering.clone() else {
-            if may_leave {
-                return Part::Plain(self.depart(&mut state));
-            }
-            let batch = Arc::new(Batch::new(key));
-            state.gathering = Some(batch.clone());
-            return self.keep_time(state, &batch, patience);
-        };
-        let mut inner = batch.inner.lock().unwrap();
-        if !fit(inner.keys.len() + 1, inner.key_bytes + key.len()) {
-            return Part::Plain(self.depart(&mut state));
-        }
-        let index = inner.add(key);
-        if may_leave && inner.claim_lead() {
-            drop(inner);
-            return Part::Lead(batch, index);
-        }
-        drop(state);
-        batch.wait(inner, index, patience)
-    }
-
-    /// Waits as the first of a batch: for no longer than the pause, unless too many are out.
-    fn keep_time(
-        &self,
-        state: MutexGuard<'_, State<A>>,
-        batch: &Arc<Batch<A>>,
-        patience: Duration,
-    ) -> Part<A> {
-        let pause = (state.last_left_at + state.pace.pause()).saturating_sub(self.clock.now());
-        // Where too many are out, the next one that returns calls for a leader.
-        let pause = if state.batches_out < MOST_OUT { pause } else { patience };
-        let inner = batch.inner.lock().unwrap();
-        drop(state);
-        let mut part = batch.wait(inner, 0, pause.min(patience));
-        if matches!(part, Part::TimedOut) && pause < patience {
-            let state = self.state.lock().unwrap();
+        if let Some(batch) = &state.gathering {
             let mut inner = batch.inner.lock().unwrap();
-            if state.batches_out < MOST_OUT && inner.claim_lead() {
-                return Part::Lead(batch.clone(), 0);
+            if fit(inner.keys.len() + 1, inner.key_bytes + key.len()) {
+                let index = inner.add(key);
+                return Part::Follow(batch.clone(), index);
             }
-            drop(state);
-            part = batch.wait(inner, 0, patience - pause);
+            drop(inner);
+            return Part::Plain(self.leave(state));
         }
-        if matches!(part, Part::TimedOut) {
-            // Nobody would keep the time for the others.
-            batch.call_for_leader();
+        if state.out < state.lanes {
+            return Part::Plain(self.leave(state));
         }
-        part
+        let led = Arc::new(Batch::new(key));
+        state.gathering = Some(led.clone());
+        let is_full = |state: &mut State<A>| state.out >= state.lanes;
+        let waited = self.lane_is_free.wait_timeout_while(state, self.pause, is_full);
+        let (mut state, _) = waited.unwrap();
+        // Nobody joins the batch from here on.
+        state.gathering = None;
+        let keys = led.inner.lock().unwrap().keys.len();
+        state.lanes = if keys > LANES { 1 } else { self.lanes };
+        Part::Lead(self.leave(state), led)
     }
 
-    fn lead(
-        &self,
-        led: &Arc<Batch<A>>,
-        index: usize,
-        batch: impl Fn(&[String]) -> Brought<A>,
-    ) -> Option<A> {
-        let (departure, keys) = {
-            let mut state = self.state.lock().unwrap();
-            // Nobody joins the batch from here on.
-            state.gathering = None;
-            state.batches_out += 1;
-            let departure = self.depart(&mut state);
-            (departure, mem::take(&mut led.inner.lock().unwrap().keys))
-        };
-        // When this is dropped, the next batch may leave: after all of this one were woken.
-        let _out = Out { combine: self, departure, batch: Some(led) };
-        let mut brought = batch(&keys);
-        let own = brought.take(index);
-        led.turn(Stage::Back(brought));
-        own
-    }
-
-    /// Whether nothing holds a request back.
-    fn may_leave(&self, state: &State<A>) -> bool {
-        // Not how many there are just now: while those of a batch wake up, they are always few.
-        let are_few = state.pace.most.into_iter().all(|most| most <= self.few);
-        state.batches_out < MOST_OUT
-            && (are_few
-                || state.last_is_back
-                || self.clock.now() >= state.last_left_at + state.pace.pause())
-    }
-
-    /// Notes that a request leaves.
-    fn depart(&self, state: &mut State<A>) -> Departure {
-        state.last += 1;
-        state.last_left_at = self.clock.now();
-        state.last_is_back = false;
-        Departure { number: state.last, at: state.last_left_at }
+    fn leave(&self, mut state: MutexGuard<'_, State<A>>) -> Out<'_, A> {
+        state.out += 1;
+        Out(self)
     }
 }
 
-impl<A> Batch<A> {
+impl<A: Clone> Batch<A> {
     fn new(key: &str) -> Self {
-        let mut inner = Inner { keys: vec![], key_bytes: 0, stage: Stage::Gathering };
+        let mut inner = Inner { keys: vec![], key_bytes: 0, brought: None };
         inner.add(key);
-        Self { inner: Mutex::new(inner), turned: Condvar::new() }
+        Self { inner: Mutex::new(inner), is_back: Condvar::new() }
     }
 
-    fn wait(
-        self: &Arc<Self>,
-        inner: MutexGuard<'_, Inner<A>>,
-        index: usize,
-        patience: Duration,
-    ) -> Part<A>
-    where
-        A: Clone,
-    {
-        let is_pending =
-            |inner: &mut Inner<A>| matches!(inner.stage, Stage::Gathering | Stage::Led);
-        let (mut inner, _) = self.turned.wait_timeout_while(inner, patience, is_pending).unwrap();
-        match &mut inner.stage {
-            Stage::Gathering | Stage::Led => Part::TimedOut,
-            Stage::NeedsLeader => {
-                inner.stage = Stage::Led;
-                Part::Lead(self.clone(), index)
-            }
-            Stage::Back(brought) => Part::Follow(brought.take(index)),
-        }
+    /// Asks for all keys; the answer for the first one.
+    fn lead(&self, batch: impl FnOnce(&[String]) -> Brought<A>) -> Option<A> {
+        let keys = mem::take(&mut self.inner.lock().unwrap().keys);
+        // Where the leader panics, the others ask plainly.
+        let mut back = Back { batch: self, brought: Brought::Each(Vec::new()) };
+        back.brought = batch(&keys);
+        back.brought.take(0)
     }
 
-    /// One of the callers that wait is to lead, or the next one that comes.
-    fn call_for_leader(&self) {
-        let mut inner = self.inner.lock().unwrap();
-        if matches!(inner.stage, Stage::Gathering) {
-            inner.stage = Stage::NeedsLeader;
-            drop(inner); // so that the thread that wakes does not meet the lock
-            self.turned.notify_one();
-        }
-    }
-
-    /// Tells all callers that wait, at once. To wake them one by one would be a system call for each,
-    /// and each would take the processor from the thread that wakes the others.
-    fn turn(&self, stage: Stage<A>) {
-        self.inner.lock().unwrap().stage = stage;
-        self.turned.notify_all();
+    /// Waits until the batch is back. `None` if it is not within `patience`.
+    fn wait(&self, index: usize, patience: Duration) -> Option<Option<A>> {
+        let inner = self.inner.lock().unwrap();
+        let is_out = |inner: &mut Inner<A>| inner.brought.is_none();
+        let (mut inner, _) = self.is_back.wait_timeout_while(inner, patience, is_out).unwrap();
+        Some(inner.brought.as_mut()?.take(index))
     }
 }
 
@@ -335,15 +189,6 @@ impl<A> Inner<A> {
         self.keys.push(key.into());
         self.key_bytes += key.len();
         self.keys.len() - 1
-    }
-
-    /// Makes the caller the leader; `false` if there is one.
-    fn claim_lead(&mut self) -> bool {
-        let is_free = matches!(self.stage, Stage::Gathering | Stage::NeedsLeader);
-        if is_free {
-            self.stage = Stage::Led;
-        }
-        is_free
     }
 }
 
@@ -357,57 +202,33 @@ impl<A: Clone> Brought<A> {
     }
 }
 
-/// A get that is under way, until it is dropped.
-struct UnderWay<'c>(&'c AtomicUsize);
-
-impl<'c> UnderWay<'c> {
-    fn begin(count: &'c AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
+/// A batch that is back when this is dropped, also if its leader panics.
+struct Back<'b, A> {
+    batch: &'b Batch<A>,
+    brought: Brought<A>,
 }
 
-impl Drop for UnderWay<'_> {
+impl<A> Drop for Back<'_, A> {
+    /// Tells all callers at once. To wake them one by one would be a system call for each, and each
+    /// would take the processor from the thread that wakes the others.
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let brought = mem::replace(&mut self.brought, Brought::Each(Vec::new()));
+        self.batch.inner.lock().unwrap().brought = Some(brought);
+        self.batch.is_back.notify_all();
     }
 }
 
-struct Departure {
-    number: u64,
-    at: Duration,
-}
-
-/// A request that is out. It is back when this is dropped, also if its thread panics.
-struct Out<'c, A> {
-    combine: &'c Combine<A>,
-    departure: Departure,
-    batch: Option<&'c Batch<A>>,
-}
+/// A request that is out, until this is dropped.
+struct Out<'c, A>(&'c Combine<A>);
 
 impl<A> Drop for Out<'_, A> {
     fn drop(&mut self) {
-        if let Some(batch) = self.batch {
-            let is_pending = matches!(batch.inner.lock().unwrap().stage, Stage::Led);
-            if is_pending {
-                // The leader panicked: the others ask plainly.
-                batch.turn(Stage::Back(Brought::Each(Vec::new())));
-            }
-        }
-        let now = self.combine.clock.now();
-        let mut state = self.combine.state.lock().unwrap();
-        state.pace.note(now.saturating_sub(self.departure.at), self.batch.is_some(), now);
-        let were_too_many = state.batches_out >= MOST_OUT;
-        if self.batch.is_some() {
-            state.batches_out -= 1;
-        }
-        state.last_is_back |= self.departure.number == state.last;
-        // Gets that gathered because too many were out have nobody who keeps the time.
-        let may_leave = state.batches_out < MOST_OUT && (state.last_is_back || were_too_many);
-        let next = state.gathering.clone().filter(|_| may_leave);
-        drop(state);
-        if let Some(next) = next {
-            next.call_for_leader();
+        let mut state = self.0.state.lock().unwrap();
+        state.out -= 1;
+        let has_a_leader = state.gathering.is_some() && state.out < state.lanes;
+        drop(state); // so that the thread that wakes does not meet the lock
+        if has_a_leader {
+            self.0.lane_is_free.notify_one();
         }
     }
 }
@@ -422,11 +243,9 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    /// A peer that reports each request and answers when it is let. The pause is long, and only the
-    /// clock that is moved by hand ends it.
+    /// A peer that reports each request and answers when it is let.
     struct Peer {
         combine: Combine<String>,
-        clock: Clock,
         asked: (Sender<String>, Receiver<String>),
         plain_gate: (Sender<()>, Receiver<()>),
         batch_gate: (Sender<()>, Receiver<()>),
@@ -435,19 +254,9 @@ mod tests {
     type Get<'s> = ScopedJoinHandle<'s, Option<String>>;
 
     impl Peer {
-        fn new() -> Self {
-            Self::pausing(LONG)
-        }
-
-        fn pausing(pause: Duration) -> Self {
-            Self::with(0, pause)
-        }
-
-        fn with(few: usize, pause: Duration) -> Self {
+        fn new(lanes: usize, pause: Duration) -> Self {
             let (asked, plain_gate, batch_gate) = (bounded(100), bounded(0), bounded(0));
-            let clock = Clock::by_hand();
-            let combine = Combine::new(few, pause, clock.clone());
-            Self { combine, clock, asked, plain_gate, batch_gate }
+            Self { combine: Combine::new(lanes, pause), asked, plain_gate, batch_gate }
         }
 
         fn get(&self, key: &str, patience: Duration) -> Option<String> {
@@ -465,9 +274,9 @@ mod tests {
             let plain = || {
                 self.asked.0.send(format!("plain {key}")).unwrap();
                 self.plain_gate.1.recv_timeout(LONG).unwrap();
-                format!("{key} plainly")
+                (format!("{key} plainly"), !key.starts_with("miss"))
             };
-            self.combine.get(key, patience, |keys, _| keys <= 4, batch, plain)
+            self.combine.get(key, patience, |keys, _| keys <= 6, batch, plain)
         }
 
         fn start<'s>(&'s self, scope: &'s Scope<'s, '_>, key: &'s str) -> Get<'s> {
@@ -481,7 +290,7 @@ mod tests {
             get
         }
 
-        /// Gets that gather behind what is out, one after the other.
+        /// Gets that gather behind those that are out, one after the other.
         fn gathered<'s>(&'s self, scope: &'s Scope<'s, '_>, keys: &[&'s str]) -> Vec<Get<'s>> {
             let gather = |(i, key): (usize, &&'s str)| {
                 let get = self.start(scope, key);
@@ -503,15 +312,12 @@ mod tests {
             self.batch_gate.0.send_timeout((), LONG).unwrap();
         }
 
-        /// The keys that gather now.
-        fn gathering(&self) -> usize {
-            let state = self.combine.state.lock().unwrap();
-            state.gathering.as_ref().map_or(0, |batch| batch.inner.lock().unwrap().keys.len())
-        }
-
+        /// Waits until so many keys gather.
         fn wait_for(&self, gathering: usize) {
             let start = Instant::now();
-            while self.gathering() != gathering {
+            let keys = |batch: &Arc<Batch<_>>| batch.inner.lock().unwrap().keys.len();
+            let gathers = || self.combine.state.lock().unwrap().gathering.as_ref().map_or(0, keys);
+            while gathers() != gathering {
                 assert!(start.elapsed() < LONG, "waited in vain");
                 thread::yield_now();
             }
@@ -520,37 +326,8 @@ mod tests {
         fn assert_at_rest(&self) {
             assert!(self.asked.1.is_empty());
             let state = self.combine.state.lock().unwrap();
-            assert_eq!((state.batches_out, state.last_is_back), (0, true));
-            assert_eq!(self.combine.under_way.load(Ordering::Relaxed), 0);
-            assert!(state.gathering.is_none());
+            assert!(state.out == 0 && state.gathering.is_none());
         }
-    }
-
-    #[test]
-    fn the_pause_is_as_long_as_requests_queue_up_within_bounds() {
-        let micros = Duration::from_micros;
-        let mut pace = Pace::new(micros(100));
-        let mut now = Duration::ZERO;
-        let mut note = |pace: &mut Pace, took: u64, times: u32| {
-            for _ in 0..times {
-                now += Duration::from_millis(1);
-                pace.note(micros(took), true, now);
-            }
-            pace.pause().as_micros()
-        };
-        // A long way is no queue.
-        assert_eq!(note(&mut pace, 20_000, 100), 100);
-        assert_eq!(note(&mut pace, 20_100, 100), 100);
-        assert_eq!(note(&mut pace, 40_000, 100), 100, "and some jitter is none either");
-        // On one machine round trips take 50 µs; five times that means busy processors.
-        assert_eq!(note(&mut pace, 50, 1), 100);
-        assert!((240..=250).contains(&note(&mut pace, 250, 100)));
-        // One that is lost for a while changes little, and many only so much.
-        assert!(note(&mut pace, 200_000, 1) < 400);
-        assert_eq!(note(&mut pace, 200_000, 100), 1_000);
-        // The shortest is forgotten after two windows: the way has become longer.
-        note(&mut pace, 20_000, 2 * REMEMBERED.as_millis() as u32 + 1);
-        assert_eq!(note(&mut pace, 20_000, 1_000), 100);
     }
 
     fn answers(gets: Vec<Get<'_>>) -> Vec<String> {
@@ -558,144 +335,103 @@ mod tests {
     }
 
     #[test]
-    fn a_lonely_get_goes_out_plainly() {
-        let peer = Peer::new();
-        thread::scope(|scope| {
-            for _ in 0..2 {
-                let get = peer.out(scope, "hit");
-                peer.let_plain();
-                assert_eq!(get.join().unwrap().unwrap(), "hit plainly");
-            }
-        });
-        peer.assert_at_rest();
-    }
-
-    #[test]
-    fn a_few_gets_leave_at_once_and_those_beyond_them_gather() {
-        let peer = Peer::with(2, LONG);
+    fn gets_leave_plainly_while_lanes_are_free_and_gather_beyond_them() {
+        let peer = Peer::new(2, LONG);
         thread::scope(|scope| {
             let few = vec![peer.out(scope, "hit1"), peer.out(scope, "hit2")];
-            let gathered = peer.gathered(scope, &["hit3", "hit4"]);
-            (0..2).for_each(|_| peer.let_plain());
-            assert_eq!(peer.next_request(), "batch hit3 hit4");
-            peer.let_batch();
-            assert_eq!(answers(few), ["hit1 plainly", "hit2 plainly"]);
-            assert_eq!(answers(gathered), ["hit3 by batch", "hit4 by batch"]);
-            // There were four, and will be again.
-            let first = peer.out(scope, "hit5");
-            let behind = peer.gathered(scope, &["hit6"]);
+            let gathered = peer.gathered(scope, &["hit3", "miss", "hit4"]);
             peer.let_plain();
-            assert_eq!(peer.next_request(), "batch hit6");
+            assert_eq!(peer.next_request(), "batch hit3 miss hit4");
+            let behind = peer.gathered(scope, &["hit5"]);
             peer.let_batch();
-            assert_eq!(answers(vec![first]), ["hit5 plainly"]);
-            assert_eq!(answers(behind), ["hit6 by batch"]);
-        });
-        peer.assert_at_rest();
-    }
-
-    #[test]
-    fn gets_gather_behind_what_has_just_left_and_leave_together_when_it_returns() {
-        let peer = Peer::new();
-        thread::scope(|scope| {
-            let first = peer.out(scope, "hit1");
-            let gathered = peer.gathered(scope, &["hit2", "miss", "hit3"]);
-            peer.let_plain();
-            assert_eq!(first.join().unwrap().unwrap(), "hit1 plainly");
-            assert_eq!(peer.next_request(), "batch hit2 miss hit3");
-            let behind = peer.gathered(scope, &["hit4"]);
-            peer.let_batch();
-            // What was not cached is asked for plainly; the next batch leaves as well.
+            // A key that was not cached is asked for plainly, and the next batch leaves as well.
             let mut requests = [peer.next_request(), peer.next_request()];
             requests.sort();
-            assert_eq!(requests, ["batch hit4", "plain miss"]);
-            peer.let_plain();
-            peer.let_batch();
-            assert_eq!(answers(gathered), ["hit2 by batch", "miss plainly", "hit3 by batch"]);
-            assert_eq!(answers(behind), ["hit4 by batch"]);
-        });
-        peer.assert_at_rest();
-    }
-
-    #[test]
-    fn after_the_pause_gets_leave_though_nothing_has_returned() {
-        let peer = Peer::new();
-        thread::scope(|scope| {
-            let slow = peer.out(scope, "slow");
-            let mut gathered = peer.gathered(scope, &["hit1"]);
-            peer.clock.advance(LONG);
-            // It comes after the pause, and leads.
-            gathered.push(peer.start(scope, "hit2"));
-            assert_eq!(peer.next_request(), "batch hit1 hit2");
-            peer.clock.advance(LONG);
-            let third = peer.out(scope, "hit3");
-            peer.let_batch();
-            assert_eq!(answers(gathered), ["hit1 by batch", "hit2 by batch"]);
+            assert_eq!(requests, ["batch hit5", "plain miss"]);
             (0..2).for_each(|_| peer.let_plain());
-            answers(vec![slow, third]);
+            peer.let_batch();
+            assert_eq!(answers(few), ["hit1 plainly", "hit2 plainly"]);
+            assert_eq!(answers(gathered), ["hit3 by batch", "miss plainly", "hit4 by batch"]);
+            assert_eq!(answers(behind), ["hit5 by batch"]);
         });
         peer.assert_at_rest();
     }
 
     #[test]
-    fn the_first_that_gathers_ends_the_pause_by_itself() {
-        let peer = Peer::pausing(Duration::from_millis(1));
+    fn after_the_pause_the_first_that_gathers_leads_though_no_lane_is_free() {
+        let peer = Peer::new(1, Duration::from_millis(1));
         thread::scope(|scope| {
-            let slow = peer.out(scope, "slow");
+            let slow = vec![peer.out(scope, "slow")];
             let gathered = vec![peer.start(scope, "hit1")];
             assert_eq!(peer.next_request(), "batch hit1");
             peer.let_batch();
             assert_eq!(answers(gathered), ["hit1 by batch"]);
             peer.let_plain();
-            answers(vec![slow]);
+            answers(slow);
         });
         peer.assert_at_rest();
     }
 
     #[test]
+    fn after_a_large_batch_there_is_one_lane_and_after_a_small_one_there_are_all() {
+        let peer = Peer::new(2, LONG);
+        // All gets of `plain` leave plainly, and those of `batch` behind them.
+        let leave = |plain: &[&str], batch: &[&str]| {
+            thread::scope(|scope| {
+                let out: Vec<_> = plain.iter().map(|key| peer.out(scope, key)).collect();
+                let gathered = peer.gathered(scope, batch);
+                out.iter().for_each(|_| peer.let_plain());
+                assert_eq!(peer.next_request(), format!("batch {}", batch.join(" ")));
+                peer.let_batch();
+                answers(out);
+                answers(gathered);
+            });
+        };
+        leave(&["hit1", "hit2"], &["hit3", "hit4", "hit5", "hit6", "hit7"]);
+        leave(&["hit1"], &["hit2", "hit3", "hit4", "hit5", "hit6"]);
+        leave(&["hit1"], &["hit2", "hit3", "hit4", "hit5"]);
+        leave(&["hit1", "hit2"], &["hit3"]);
+        peer.assert_at_rest();
+    }
+
+    #[test]
+    fn groups_that_miss_much_leave_plainly_and_those_that_miss_little_gather() {
+        // So many of a thousand gets leave plainly, if each so-many-th misses.
+        let plain = |every: u32| {
+            let combine = Combine::new(0, Duration::ZERO);
+            let mut plain = 0;
+            for i in 0..1_000 {
+                let misses = i % every == 0;
+                let batch = |_: &[String]| Brought::Each(vec![(!misses).then_some(())]);
+                let is_plain = combine.plain_left.load(Ordering::Relaxed) > 0;
+                combine.get("key", LONG, |_, _| true, batch, || ((), !misses)).unwrap();
+                plain += u32::from(is_plain);
+            }
+            plain
+        };
+        assert_eq!((plain(1_001), plain(100), plain(20)), (25, 250, 999));
+    }
+
+    #[test]
     fn a_get_that_does_not_fit_into_the_batch_goes_out_plainly() {
-        let peer = Peer::new();
+        let peer = Peer::new(1, LONG);
         thread::scope(|scope| {
             let first = peer.out(scope, "hit1");
-            let gathered = peer.gathered(scope, &["hit2", "hit3", "hit4", "hit5"]);
-            let beyond = peer.out(scope, "hit6");
+            let keys = ["hit2", "hit3", "hit4", "hit5", "hit6", "hit7"];
+            let gathered = peer.gathered(scope, &keys);
+            let beyond = peer.out(scope, "hit8");
             (0..2).for_each(|_| peer.let_plain());
-            assert_eq!(peer.next_request(), "batch hit2 hit3 hit4 hit5");
+            assert_eq!(peer.next_request(), format!("batch {}", keys.join(" ")));
             peer.let_batch();
-            assert_eq!(answers(gathered).len(), 4);
+            assert_eq!(answers(gathered).len(), 6);
             answers(vec![first, beyond]);
         });
         peer.assert_at_rest();
     }
 
     #[test]
-    fn beyond_the_limit_gets_gather_until_a_batch_returns() {
-        let peer = Peer::new();
-        let keys: Vec<_> = (0..2 * MOST_OUT + 2).map(|i| format!("hit{i}")).collect();
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        thread::scope(|scope| {
-            let mut gets = vec![peer.out(scope, "slow")];
-            let (out, beyond) = keys.split_at(2 * MOST_OUT);
-            for pair in out.chunks(2) {
-                gets.extend(peer.gathered(scope, &pair[..1]));
-                peer.clock.advance(LONG);
-                gets.push(peer.start(scope, pair[1]));
-                assert_eq!(peer.next_request(), format!("batch {}", pair.join(" ")));
-            }
-            peer.clock.advance(LONG);
-            gets.extend(peer.gathered(scope, beyond));
-            assert!(peer.asked.1.is_empty(), "too many are out");
-            peer.let_batch();
-            assert_eq!(peer.next_request(), format!("batch {}", beyond.join(" ")));
-            (0..MOST_OUT).for_each(|_| peer.let_batch());
-            peer.let_plain();
-            answers(gets);
-        });
-        peer.assert_at_rest();
-    }
-
-    #[test]
     fn a_batch_that_fails_is_the_answer_for_its_keys_and_no_others() {
-        let peer = Peer::new();
+        let peer = Peer::new(1, LONG);
         thread::scope(|scope| {
             let first = peer.out(scope, "hit1");
             let failing = peer.gathered(scope, &["hit2", "dead"]);
@@ -713,17 +449,17 @@ mod tests {
     }
 
     #[test]
-    fn patience_ends_and_another_leads_in_place_of_the_one_that_has_gone() {
-        let peer = Peer::new();
+    fn patience_ends_for_a_get_whose_batch_does_not_return() {
+        let peer = Peer::new(1, LONG);
         thread::scope(|scope| {
             let first = peer.out(scope, "hit1");
-            assert_eq!(peer.get("hit2", Duration::from_millis(1)), None);
-            // The next one that comes leads, though nothing has returned.
-            let next = peer.start(scope, "hit3");
+            let led = peer.gathered(scope, &["hit2"]);
+            let impatient = scope.spawn(|| peer.get("hit3", Duration::from_millis(1)));
+            assert_eq!(impatient.join().unwrap(), None);
+            peer.let_plain();
             assert_eq!(peer.next_request(), "batch hit2 hit3");
             peer.let_batch();
-            assert_eq!(next.join().unwrap().unwrap(), "hit3 by batch");
-            peer.let_plain();
+            assert_eq!(answers(led), ["hit2 by batch"]);
             answers(vec![first]);
         });
         peer.assert_at_rest();
@@ -731,19 +467,20 @@ mod tests {
 
     #[test]
     fn a_leader_that_panics_lets_the_others_ask_plainly() {
-        let peer = Peer::new();
+        let peer = Peer::new(1, LONG);
         thread::scope(|scope| {
             let first = peer.out(scope, "hit1");
-            let other = peer.gathered(scope, &["hit2"]);
-            peer.clock.advance(LONG);
-            // It comes after the pause, and leads.
             let bomb = scope.spawn(|| catch_unwind(AssertUnwindSafe(|| peer.get("bomb", LONG))));
-            assert_eq!(peer.next_request(), "batch hit2 bomb");
+            peer.wait_for(1);
+            let other = peer.start(scope, "hit2");
+            peer.wait_for(2);
+            peer.let_plain();
+            assert_eq!(peer.next_request(), "batch bomb hit2");
             peer.let_batch();
             assert!(bomb.join().unwrap().is_err());
             assert_eq!(peer.next_request(), "plain hit2");
-            (0..2).for_each(|_| peer.let_plain());
-            assert_eq!(answers(other), ["hit2 plainly"]);
+            peer.let_plain();
+            assert_eq!(answers(vec![other]), ["hit2 plainly"]);
             answers(vec![first]);
         });
         peer.assert_at_rest();

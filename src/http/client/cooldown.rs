@@ -1,8 +1,8 @@
 //! `Cooldown`: a dead peer costs its callers one deadline, not one each.
 //!
-//! While a peer does not answer, each get that asks it waits for a deadline before it falls
-//! back. So a peer that failed is left alone for a while, which doubles with each failure; then
-//! one caller tries, and the others fall back at once until it has come back.
+//! What it promises to the layer above: a question ends in time, and its error says whose fault it is.
+//! A peer that failed is left alone for a while, which doubles with each failure; then one caller
+//! tries, and the others fall back at once until it has come back.
 //!
 //! Callers that asked before the first failure fail after it, and must not count again:
 //!
@@ -16,147 +16,251 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// How long a peer is left alone after its first failure.
-pub(crate) const FIRST: Duration = Duration::from_secs(1);
-/// And at the most.
-pub(crate) const LONGEST: Duration = Duration::from_secs(30);
+use log::{info, warn};
 
-/// The state of one peer. Times are handed in.
-#[derive(Default)]
-pub(crate) struct Cooldown {
-    // Guards the state; held for a comparison, never while a peer is asked.
+use crate::PeerError;
+use crate::clock::Clock;
+
+/// How long a peer is left alone after its first failure.
+const FIRST: Duration = Duration::from_secs(1);
+/// And at the most.
+const LONGEST: Duration = Duration::from_secs(30);
+
+pub(super) struct Cooldown {
+    /// For the log.
+    name: String,
+    /// The whole time of a question. After less than half of it a time-out says nothing.
+    timeout: Duration,
+    clock: Clock,
+    // Guards the state; held for a few comparisons, never while a peer is asked.
     state: Mutex<State>,
 }
 
-#[derive(Clone, Copy, Default)]
-enum State {
-    /// It answered last time, or was never asked.
-    #[default]
-    Well,
-    /// It failed; nobody asks before `until`. `pause` is how long that was.
-    Failed { until: Duration, pause: Duration },
-    /// Somebody tries again after a pause this long.
-    OnTrial { pause: Duration },
-}
-
-/// The permission to ask. Its holder says what came of it; dropped, it leaves the peer as it was.
-#[must_use]
-pub(crate) struct Attempt<'c> {
-    cooldown: &'c Cooldown,
-    is_trial: bool,
+/// All times are those of the clock.
+#[derive(Default)]
+struct State {
+    /// For how long the peer is left alone. Zero: it answered last time, or was never asked.
+    pause: Duration,
+    /// Until then nobody asks: the pause lasts, or one caller is trying.
+    until: Duration,
+    /// When the peer last answered.
+    answered: Duration,
 }
 
 impl Cooldown {
-    /// Whether the peer may be asked at the time `now`.
-    pub(crate) fn attempt(&self, now: Duration) -> Option<Attempt<'_>> {
-        let mut state = self.state.lock().unwrap();
-        let is_trial = match *state {
-            State::Well => false,
-            State::Failed { until, pause } if until <= now => {
-                *state = State::OnTrial { pause };
-                true
-            }
-            State::Failed { .. } | State::OnTrial { .. } => return None,
-        };
-        Some(Attempt { cooldown: self, is_trial })
+    pub(super) fn new(name: String, timeout: Duration, clock: Clock) -> Self {
+        Self { name, timeout, clock, state: Mutex::default() }
     }
 
-    /// The peer has answered something; `true` if it had been down.
-    pub(crate) fn answered(&self) -> bool {
-        let before = std::mem::take(&mut *self.state.lock().unwrap());
-        !matches!(before, State::Well)
+    /// Asks, with the time that is left until `end`, unless the peer is left alone.
+    pub(super) fn ask<T>(
+        &self,
+        end: Duration,
+        ask: impl FnOnce(Duration) -> Result<T, PeerError>,
+    ) -> Result<T, PeerError> {
+        let now = self.clock.now();
+        let mut state = self.state.lock().unwrap();
+        let is_trial = !state.pause.is_zero();
+        if is_trial && now < state.until {
+            return Err(PeerError::CoolingDown);
+        }
+        if is_trial {
+            // If the trial panics, the next one begins after this time.
+            state.until = end + FIRST;
+        }
+        drop(state);
+        self.judge(now, end, is_trial, ask)
+    }
+
+    /// Asks a peer that is left alone, too; its failure then changes nothing.
+    pub(super) fn ask_in_any_case<T>(
+        &self,
+        end: Duration,
+        ask: impl FnOnce(Duration) -> Result<T, PeerError>,
+    ) -> Result<T, PeerError> {
+        self.judge(self.clock.now(), end, false, ask)
+    }
+
+    /// Asks, and notes what the answer says of the peer.
+    fn judge<T>(
+        &self,
+        began: Duration,
+        end: Duration,
+        is_trial: bool,
+        ask: impl FnOnce(Duration) -> Result<T, PeerError>,
+    ) -> Result<T, PeerError> {
+        let left = end.saturating_sub(began);
+        let answer = if left.is_zero() { Err(PeerError::OutOfTime) } else { ask(left) };
+        let now = self.clock.now();
+        let mut state = self.state.lock().unwrap();
+        let error = match answer {
+            Err(PeerError::Timeout) if state.answered > began => return Err(PeerError::Slow),
+            Err(PeerError::Timeout) if left < self.timeout / 2 => PeerError::OutOfTime,
+            Err(error) if error.is_transport() || error == PeerError::OutOfTime => error,
+            answer => {
+                let was_down = !state.pause.is_zero();
+                (state.pause, state.answered) = (Duration::ZERO, now);
+                drop(state);
+                if was_down {
+                    info!("{}: answers again", self.name);
+                }
+                return answer;
+            }
+        };
+        if error == PeerError::OutOfTime {
+            // Nothing is known, so the next caller may try.
+            state.until = if is_trial { now } else { state.until };
+        } else if is_trial || state.pause.is_zero() {
+            let pause = (2 * state.pause).clamp(FIRST, LONGEST);
+            (state.pause, state.until) = (pause, now + pause);
+            drop(state);
+            warn!("{}: {error}; not asked again for {pause:?}", self.name);
+        }
+        Err(error)
     }
 
     /// Whether the peer answered last time, or was never asked.
-    pub(crate) fn is_well(&self) -> bool {
-        matches!(*self.state.lock().unwrap(), State::Well)
-    }
-}
-
-impl Attempt<'_> {
-    /// The peer answered, be it with an error of its own; `true` if it had been down.
-    pub(crate) fn succeeded(self) -> bool {
-        self.cooldown.answered()
-    }
-
-    /// The peer could not be reached, at the time `now`. Returns for how long it is left alone,
-    /// unless another caller has found out before.
-    pub(crate) fn failed(self, now: Duration) -> Option<Duration> {
-        let mut state = self.cooldown.state.lock().unwrap();
-        let pause = match *state {
-            State::Well => FIRST,
-            State::OnTrial { pause } if self.is_trial => (2 * pause).min(LONGEST),
-            // One of many callers that asked while the peer still seemed well.
-            State::Failed { .. } | State::OnTrial { .. } => return None,
-        };
-        *state = State::Failed { until: now + pause, pause };
-        Some(pause)
-    }
-}
-
-impl Drop for Attempt<'_> {
-    /// A trial that panics, or that runs out of time before it asks, must not keep the peer on trial
-    /// for ever. Any other has ended before.
-    fn drop(&mut self) {
-        if self.is_trial {
-            let mut state = self.cooldown.state.lock().unwrap();
-            if let State::OnTrial { pause } = *state {
-                *state = State::Failed { until: Duration::ZERO, pause };
-            }
-        }
+    pub(super) fn is_well(&self) -> bool {
+        self.state.lock().unwrap().pause.is_zero()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    const REFUSED: fn(Duration) -> Result<(), PeerError> =
+        |_| Err(PeerError::Transport("refused".into()));
+
+    fn cooldown() -> (Cooldown, Clock) {
+        let clock = Clock::by_hand();
+        (Cooldown::new("peer b".into(), TIMEOUT, clock.clone()), clock)
+    }
 
     fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
     }
 
-    #[test]
-    fn a_failure_closes_the_door_and_one_caller_tries_after_it() {
-        let cooldown = Cooldown::default();
-        assert_eq!(cooldown.attempt(seconds(0)).unwrap().failed(seconds(0)), Some(seconds(1)));
-        assert!(!cooldown.is_well());
-        assert!(cooldown.attempt(Duration::from_millis(999)).is_none());
-        let trial = cooldown.attempt(seconds(1)).unwrap();
-        assert!(cooldown.attempt(seconds(1)).is_none(), "the others still fall back");
-        assert!(trial.succeeded());
-        assert!(cooldown.is_well());
-        assert!(cooldown.attempt(seconds(1)).is_some());
+    impl Cooldown {
+        fn end(&self) -> Duration {
+            self.clock.now() + TIMEOUT
+        }
+
+        fn fails(&self) -> bool {
+            matches!(self.ask(self.end(), REFUSED), Err(PeerError::Transport(_)))
+        }
+
+        fn is_left_alone(&self) -> bool {
+            let ask = |_| -> Result<(), _> { unreachable!("it is left alone") };
+            self.clock.now() < self.state.lock().unwrap().until
+                && self.ask(self.end(), ask) == Err(PeerError::CoolingDown)
+        }
+
+        fn answers(&self) -> bool {
+            self.ask(self.end(), |_| Ok(())).is_ok()
+        }
     }
 
     #[test]
-    fn the_pause_doubles_to_thirty_seconds_and_a_success_resets_it() {
-        let cooldown = Cooldown::default();
-        let mut now = seconds(0);
-        let mut pauses = Vec::new();
-        for _ in 0..7 {
-            let pause = cooldown.attempt(now).unwrap().failed(now).unwrap();
-            pauses.push(pause.as_secs());
-            now += pause;
+    fn after_a_failure_the_peer_is_left_alone_and_then_one_caller_tries() {
+        let (cooldown, clock) = cooldown();
+        assert!(cooldown.fails() && !cooldown.is_well());
+        clock.advance(Duration::from_millis(999));
+        assert!(cooldown.is_left_alone());
+        clock.advance(Duration::from_millis(1));
+        let trial = cooldown.ask(cooldown.end(), |_| {
+            assert!(cooldown.is_left_alone(), "the others still fall back");
+            Err::<(), _>(PeerError::Status { code: 404, text: String::new() })
+        });
+        assert!(trial.is_err() && cooldown.is_well(), "it answered something");
+        assert!(cooldown.answers());
+    }
+
+    #[test]
+    fn the_pause_doubles_to_thirty_seconds_and_an_answer_resets_it() {
+        let (cooldown, clock) = cooldown();
+        for pause in [1, 2, 4, 8, 16, 30, 30] {
+            assert!(cooldown.fails());
+            clock.advance(seconds(pause) - Duration::from_millis(1));
+            assert!(cooldown.is_left_alone());
+            clock.advance(Duration::from_millis(1));
         }
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-        assert!(cooldown.attempt(now).unwrap().succeeded());
-        assert_eq!(cooldown.attempt(now).unwrap().failed(now), Some(seconds(1)));
+        assert!(cooldown.answers() && cooldown.fails());
+        clock.advance(seconds(1));
+        assert!(cooldown.answers());
     }
 
     #[test]
     fn many_that_fail_together_count_once() {
-        let cooldown = Cooldown::default();
-        let together: Vec<_> = (0..3).map(|_| cooldown.attempt(seconds(0)).unwrap()).collect();
-        let pauses: Vec<_> =
-            together.into_iter().map(|attempt| attempt.failed(seconds(0))).collect();
-        assert_eq!(pauses, [Some(seconds(1)), None, None]);
+        let (cooldown, clock) = cooldown();
+        let first = cooldown.ask(cooldown.end(), |_| {
+            let second = cooldown.ask(cooldown.end(), REFUSED);
+            assert!(second.is_err() && !cooldown.is_well());
+            clock.advance(Duration::from_millis(999));
+            REFUSED(TIMEOUT)
+        });
+        assert!(first.is_err());
+        clock.advance(Duration::from_millis(1));
+        assert!(!cooldown.is_left_alone(), "the pause began with the first failure");
     }
 
     #[test]
-    fn a_trial_that_is_lost_can_be_made_again() {
-        let cooldown = Cooldown::default();
-        let _ = cooldown.attempt(seconds(0)).unwrap().failed(seconds(0));
-        drop(cooldown.attempt(seconds(1)).unwrap());
-        assert!(cooldown.attempt(seconds(1)).is_some());
+    fn a_trial_that_finds_nothing_out_is_made_again() {
+        let (cooldown, clock) = cooldown();
+        assert!(cooldown.fails());
+        clock.advance(seconds(1));
+        let late = clock.now();
+        assert_eq!(cooldown.ask(late, |_| Ok(())), Err(PeerError::OutOfTime));
+        let panics = || cooldown.ask(cooldown.end(), |_| -> Result<(), _> { panic!("on purpose") });
+        assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+        assert!(cooldown.is_left_alone());
+        clock.advance(TIMEOUT + seconds(1));
+        assert!(cooldown.answers());
+    }
+
+    #[test]
+    fn a_time_out_of_a_peer_that_answers_others_is_told_apart_and_is_no_failure() {
+        let (cooldown, clock) = cooldown();
+        let silence = |other: fn(&Cooldown) -> bool| {
+            cooldown.ask(cooldown.end(), |_| {
+                clock.advance(seconds(1));
+                other(&cooldown);
+                clock.advance(seconds(2));
+                Err::<(), _>(PeerError::Timeout)
+            })
+        };
+        assert_eq!(silence(Cooldown::answers), Err(PeerError::Slow));
+        assert!(cooldown.is_well());
+        assert_eq!(silence(|_| true), Err(PeerError::Timeout), "it answered nobody since");
+        assert!(!cooldown.is_well());
+    }
+
+    #[test]
+    fn a_caller_that_began_late_says_nothing_of_the_peer() {
+        let (cooldown, clock) = cooldown();
+        let end = cooldown.end();
+        clock.advance(TIMEOUT / 2 + Duration::from_millis(1));
+        let time_out = |_| Err::<(), _>(PeerError::Timeout);
+        assert_eq!(cooldown.ask(end, time_out), Err(PeerError::OutOfTime));
+        assert!(cooldown.is_well());
+        let refused = cooldown.ask(end, REFUSED);
+        assert!(matches!(refused, Err(PeerError::Transport(_))), "that is found out at once");
+        assert!(!cooldown.is_well());
+    }
+
+    #[test]
+    fn what_is_asked_in_any_case_ends_a_pause_and_does_not_prolong_it() {
+        let (cooldown, clock) = cooldown();
+        assert!(cooldown.fails());
+        clock.advance(Duration::from_millis(999));
+        assert!(cooldown.ask_in_any_case(cooldown.end(), REFUSED).is_err());
+        clock.advance(Duration::from_millis(1));
+        assert!(cooldown.fails() && cooldown.is_left_alone());
+        cooldown.ask_in_any_case(cooldown.end(), |_| Ok(())).unwrap();
+        assert!(cooldown.is_well());
+        assert!(cooldown.ask_in_any_case(cooldown.end(), REFUSED).is_err());
+        assert!(!cooldown.is_well(), "the failure of a peer that was well counts");
     }
 }

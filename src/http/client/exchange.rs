@@ -1,11 +1,17 @@
-//! `Exchange`: one request to one peer, one answer.
+//! `Exchange`: one request to one peer, one answer, one deadline.
 //!
-//! Two things a network does that one machine does not: it forgets connections, and it gives a peer's
-//! address to a stranger. A request that fails on an old connection is sent once more, on a new one;
-//! all our requests may be repeated. And an answer counts only if it is written as nodes write it.
+//! What it promises to the layer above: an answer is the peer's own, as a node has written it, or it is
+//! an error. A network does three things that one machine does not:
+//!
+//! - It forgets connections. A request that fails on a connection that was used before is sent once
+//!   more, on a new one; all our requests may be repeated.
+//! - It gives a peer's address to a stranger. An answer that no node writes is not a value.
+//! - Proxies and caches stand in it, which change answers. One that was packed, or kept by a cache, is
+//!   a stranger's; and where something refuses batches, the peer is asked for each key by itself.
 
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ureq::http::Response;
@@ -14,89 +20,69 @@ use ureq::{Agent, Body, RequestBuilder};
 use super::addresses::Addresses;
 use super::transport::{self, Connections};
 use crate::clock::Clock;
-use crate::http::frame::{self, Answer};
+use crate::http::frame::{self, Answer, Wanted};
 use crate::http::wire;
 use crate::{Loaded, PeerError, PoolOptions};
 
-/// For which keys a peer is to answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// For all.
-    All,
-    /// For those that it has in its caches.
-    Cached,
-    /// The same, and it owned them before this node.
-    HandedOver,
-}
-
-impl Wanted {
-    /// Tells it to the peer.
-    fn tell<B>(self, request: RequestBuilder<B>) -> RequestBuilder<B> {
-        match self {
-            Self::All => request,
-            Self::Cached => request.header("Cache-Control", wire::ONLY_IF_CACHED),
-            Self::HandedOver => Self::Cached.tell(request).header(wire::HAND_OVER, "1"),
-        }
-    }
-}
+/// After this time a peer that refused batches is sent one again: it may have been replaced.
+const TRY_BATCHES_AGAIN: Duration = Duration::from_secs(60);
 
 /// Asks the peer at one base URL. Each question ends with its `timeout`.
 pub(super) struct Exchange {
     /// As it is named in the list of peers, like `http://host:port`.
     base_url: String,
-    agent: Agent,
-    idle: Arc<Connections>,
+    connections: Connections,
     addresses: Addresses,
+    /// Until when no batch is sent, in nanoseconds of the clock.
+    no_batches_until: AtomicU64,
     clock: Clock,
     options: Arc<PoolOptions>,
 }
 
 impl Exchange {
     pub(super) fn new(base_url: String, options: Arc<PoolOptions>, clock: Clock) -> Self {
-        let (agent, idle, addresses) = transport::agent(&base_url, &options, &clock);
-        Self { base_url, agent, idle, addresses, clock, options }
+        let addresses = Addresses::of(&base_url, clock.clone());
+        let connections = Connections::new(&options, addresses.clone(), clock.now());
+        let no_batches_until = AtomicU64::new(0);
+        Self { base_url, connections, addresses, no_batches_until, clock, options }
     }
 
     pub(super) fn base_url(&self) -> &str {
         &self.base_url
     }
 
-    /// A question that began at `since` has failed. Connections that have brought nothing since then
-    /// are closed, and the peer's name is looked up again.
-    pub(super) fn distrust(&self, since: Duration) {
-        self.idle.distrust(since);
-        self.addresses.doubt();
-    }
-
-    /// Closes the connections that have been idle for too long.
+    /// Closes connections that are old, also those that nobody uses any more.
     pub(super) fn sweep(&self) {
-        self.idle.sweep(self.clock.now());
+        self.connections.sweep(self.clock.now());
     }
 
-    /// Asks for one key. Also tells whether the peer had it in its caches. Go nodes must not be asked
-    /// for what they have in their caches: to them it is a question like any other.
+    /// Whether the peer may be sent batches: a Go node knows none, and a proxy may refuse them.
+    pub(super) fn takes_batches(&self) -> bool {
+        self.clock.now().as_nanos() >= self.no_batches_until.load(Ordering::Relaxed).into()
+    }
+
+    /// Asks for one key. Also tells whether the peer had it in its caches.
     pub(super) fn get(
         &self,
         group: &str,
         key: &str,
-        wanted: Wanted,
         timeout: Duration,
     ) -> Result<(Option<Loaded>, bool), PeerError> {
         let url = self.url(group, Some(key));
-        let get = |left| wanted.tell(self.prepare(self.agent.get(&url), left)).call();
-        let mut answer = self.send(timeout, get)?;
-        let was_cached = header(&answer, wire::CACHE) != Some(wire::MISS);
-        let nothing = if wanted == Wanted::All { wire::ABSENT } else { wire::NOT_CACHED };
-        let is_nothing = header(&answer, wire::RESULT) == Some(nothing);
-        match answer.status().as_u16() {
-            200 => Ok((Some(self.value(&mut answer)?), was_cached)),
-            404 if is_nothing => {
-                // An empty body; reading it gives the connection back.
-                let _ = body(&mut answer, 0);
-                Ok((None, was_cached))
+        let get = |agent: &Agent, left| self.prepare(agent.get(&url), left).call();
+        self.send(timeout, get, |answer| {
+            let was_cached = header(answer, wire::CACHE) != Some(wire::MISS);
+            let is_absent = header(answer, wire::RESULT) == Some(wire::ABSENT);
+            match answer.status().as_u16() {
+                200 => Ok((Some(self.value(answer)?), was_cached)),
+                404 if is_absent => {
+                    // An empty body; reading it gives the connection back.
+                    let _ = body(answer, 0);
+                    Ok((None, was_cached))
+                }
+                _ => Err(status(answer)),
             }
-            _ => Err(status(&mut answer)),
-        }
+        })
     }
 
     /// The value that a `200` brings.
@@ -109,7 +95,7 @@ impl Exchange {
     }
 
     /// Asks for several keys. `None` for the keys that are not in the answer;
-    /// [`PeerError::Unsupported`] if the peer knows no batches, as a Go node.
+    /// [`PeerError::Unsupported`] if the peer takes no batches.
     pub(super) fn get_batch(
         &self,
         group: &str,
@@ -118,37 +104,50 @@ impl Exchange {
         timeout: Duration,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
         let url = self.url(group, None);
-        let question = frame::write_question(keys);
-        let mut answer = self.send(timeout, |left| {
-            let request = wanted.tell(self.prepare(self.agent.post(&url), left));
+        let question = frame::write_question(keys, wanted);
+        let post = |agent: &Agent, left| {
+            let request = self.prepare(agent.post(&url), left);
             request.content_type(wire::BATCH_TYPE).send(&question[..])
-        })?;
-        let is_batch = answer.body().mime_type() == Some(wire::BATCH_TYPE);
-        match answer.status().as_u16() {
-            200 if is_batch => {
-                check_origin(&answer, wire::BATCH_TYPE)?;
-                let has_stale = is_stale(&answer);
-                let body = body(&mut answer, frame::MAX_ANSWER_BYTES as u64)?;
-                let mut answers = frame::read_answer(&body, keys.len())
-                    .map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
-                let limit = self.options.max_value_bytes;
-                for answer in answers.iter_mut().flatten() {
-                    if let Ok(Some(loaded)) = answer {
-                        loaded.stale = has_stale && loaded.ttl == Some(Duration::ZERO);
-                        if loaded.value.len() as u64 > limit {
-                            *answer = Err(PeerError::TooLarge { limit });
-                        }
-                    }
+        };
+        self.send(timeout, post, |answer| {
+            let is_batch = answer.body().mime_type() == Some(wire::BATCH_TYPE);
+            match answer.status().as_u16() {
+                200 if is_batch => self.batch(answer, keys.len()),
+                // Of a node or a proxy: no token, too many requests.
+                401 | 429 | 503 => Err(status(answer)),
+                // A Go node answers in its own way, and a proxy as it likes; a node of ours marks it.
+                200 | 400.. if header(answer, wire::ERROR).is_none() => {
+                    let _ = status(answer);
+                    let until = self.clock.now() + TRY_BATCHES_AGAIN;
+                    self.no_batches_until.store(until.as_nanos() as u64, Ordering::Relaxed);
+                    Err(PeerError::Unsupported)
                 }
-                Ok(answers)
+                _ => Err(status(answer)),
             }
-            // As Go's servers answer a POST, each in its way; but not one of ours without the group.
-            200 | 400 | 404 | 405 | 500 | 501 if header(&answer, wire::ERROR).is_none() => {
-                let _ = status(&mut answer); // reading it gives the connection back
-                Err(PeerError::Unsupported)
+        })
+    }
+
+    /// The answers that a batch brings.
+    fn batch(
+        &self,
+        answer: &mut Response<Body>,
+        keys: usize,
+    ) -> Result<Vec<Option<Answer>>, PeerError> {
+        check_origin(answer, wire::BATCH_TYPE)?;
+        let has_stale = is_stale(answer);
+        let body = body(answer, frame::MAX_ANSWER_BYTES as u64)?;
+        let mut answers = frame::read_answer(&body, keys)
+            .map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
+        let limit = self.options.max_value_bytes;
+        for answer in answers.iter_mut().flatten() {
+            if let Ok(Some(loaded)) = answer {
+                loaded.stale = has_stale && loaded.ttl == Some(Duration::ZERO);
+                if loaded.value.len() as u64 > limit {
+                    *answer = Err(PeerError::TooLarge { limit });
+                }
             }
-            _ => Err(status(&mut answer)),
         }
+        Ok(answers)
     }
 
     /// Tells the peer to remove a key, or all of a group.
@@ -159,34 +158,47 @@ impl Exchange {
         timeout: Duration,
     ) -> Result<(), PeerError> {
         let url = self.url(group, key);
-        let delete = |left| self.prepare(self.agent.delete(&url), left).call();
-        let mut answer = self.send(timeout, delete)?;
-        match answer.status().as_u16() {
-            204 => Ok(()),
-            // A node without the group has nothing of it.
-            404 if header(&answer, wire::ERROR) == Some(wire::NO_GROUP) => {
-                let _ = status(&mut answer); // reading it gives the connection back
-                Ok(())
+        let delete = |agent: &Agent, left| self.prepare(agent.delete(&url), left).call();
+        self.send(timeout, delete, |answer| {
+            let has_no_group = header(answer, wire::ERROR) == Some(wire::NO_GROUP);
+            match answer.status().as_u16() {
+                204 => Ok(()),
+                // A node without the group has nothing of it.
+                404 if has_no_group => {
+                    let _ = status(answer); // reading it gives the connection back
+                    Ok(())
+                }
+                _ => Err(status(answer)),
             }
-            _ => Err(status(&mut answer)),
-        }
+        })
     }
 
-    /// Sends a request, and gives the head of the answer. Once more, if the connection was an old one
-    /// that the network had forgotten.
-    fn send(
+    /// Sends a request and reads its answer. Once more, if the connection was an old one that the
+    /// network had forgotten.
+    fn send<T>(
         &self,
         timeout: Duration,
-        request: impl Fn(Duration) -> Result<Response<Body>, ureq::Error>,
-    ) -> Result<Response<Body>, PeerError> {
+        request: impl Fn(&Agent, Duration) -> Result<Response<Body>, ureq::Error>,
+        read: impl FnOnce(&mut Response<Body>) -> Result<T, PeerError>,
+    ) -> Result<T, PeerError> {
         let began = self.clock.now();
-        let mut answer = request(timeout);
+        let mut used = self.connections.current();
+        let mut answer = request(&used.agent, timeout);
         if answer.as_ref().is_err_and(transport::is_stale) {
-            self.idle.distrust(began);
+            self.connections.distrust(&used, self.clock.now());
+            used = self.connections.current();
             let left = (began + timeout).saturating_sub(self.clock.now());
-            answer = request(left);
+            answer = request(&used.agent, left);
         }
-        answer.map_err(failure)
+        let found = answer.map_err(failure).and_then(|mut answer| {
+            check_way(&answer)?;
+            read(&mut answer)
+        });
+        if found.as_ref().is_err_and(PeerError::is_transport) {
+            self.connections.distrust(&used, self.clock.now());
+            self.addresses.doubt();
+        }
+        found
     }
 
     fn url(&self, group: &str, key: Option<&str>) -> String {
@@ -216,6 +228,18 @@ fn header<'r>(answer: &'r Response<Body>, name: &str) -> Option<&'r str> {
 
 fn is_stale(answer: &Response<Body>) -> bool {
     header(answer, wire::STALE) == Some(wire::IS_STALE)
+}
+
+/// Refuses an answer that something on its way has kept or packed.
+fn check_way(answer: &Response<Body>) -> Result<(), PeerError> {
+    let is_packed = |coding: &str| !coding.trim().eq_ignore_ascii_case("identity");
+    if let Some(coding) = header(answer, "Content-Encoding").filter(|coding| is_packed(coding)) {
+        return Err(PeerError::Stranger(format!("packed with {coding}")));
+    }
+    match answer.headers().get("Age") {
+        Some(_) => Err(PeerError::Stranger("from a cache".into())),
+        None => Ok(()),
+    }
 }
 
 /// Refuses an answer that no node writes: a peer's address may have been given to another server.
@@ -259,4 +283,105 @@ fn status(answer: &mut Response<Body>) -> PeerError {
     let _ = answer.body_mut().as_reader().take(frame::MAX_TEXT_BYTES as u64).read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text).trim_end().into();
     if has_failed { PeerError::LoadFailed(text) } else { PeerError::Status { code, text } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
+    use std::thread;
+    use std::time::Instant;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    /// A peer that knows how many connections are open.
+    struct Peer {
+        url: String,
+        opened: Arc<AtomicUsize>,
+        open: Arc<AtomicUsize>,
+    }
+
+    impl Peer {
+        /// Answers the first question of each of `burst` connections once all have asked.
+        fn new(burst: usize) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let (opened, open) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+            let peer = Self { url, opened: opened.clone(), open: open.clone() };
+            let all_have_asked = Arc::new(Barrier::new(burst));
+            thread::spawn(move || {
+                // Two more connections than the burst, at the most.
+                for stream in listener.incoming().take(burst + 2).map(Result::unwrap) {
+                    let number = opened.fetch_add(1, Ordering::SeqCst);
+                    open.fetch_add(1, Ordering::SeqCst);
+                    let (open, all_have_asked) = (open.clone(), all_have_asked.clone());
+                    thread::spawn(move || {
+                        let wait = || (number < burst).then(|| all_have_asked.wait());
+                        let _ = answer(&stream, wait);
+                        open.fetch_sub(1, Ordering::SeqCst);
+                    });
+                }
+            });
+            peer
+        }
+
+        fn open(&self) -> usize {
+            self.open.load(Ordering::SeqCst)
+        }
+    }
+
+    fn answer<T>(
+        mut stream: &TcpStream,
+        before_the_first: impl FnOnce() -> T,
+    ) -> std::io::Result<()> {
+        stream.set_read_timeout(Some(LONG))?;
+        let mut before_the_first = Some(before_the_first);
+        let mut line = String::new();
+        let mut reader = BufReader::new(stream);
+        while reader.read_line(&mut line)? > 0 {
+            if line.ends_with("\r\n\r\n") {
+                before_the_first.take().map(|wait| wait());
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n";
+                write!(stream, "{head}Content-Length: 3\r\n\r\n630")?;
+                line.clear();
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_trickle_does_not_keep_the_connections_open_that_a_burst_has_opened() {
+        const BURST: usize = 64;
+        let (peer, clock) = (Peer::new(BURST), Clock::by_hand());
+        let exchange = Exchange::new(peer.url.clone(), Arc::default(), clock.clone());
+        let get = || assert!(exchange.get("scores", "Tom", LONG).unwrap().0.is_some());
+        thread::scope(|scope| (0..BURST).for_each(|_| drop(scope.spawn(get))));
+        assert_eq!(peer.open(), BURST);
+        // Five a second, for half a minute.
+        for _ in 0..150 {
+            clock.advance(Duration::from_millis(200));
+            exchange.sweep();
+            get();
+        }
+        let start = Instant::now();
+        while peer.open() > 1 {
+            assert!(start.elapsed() < LONG, "{} are open", peer.open());
+            thread::yield_now();
+        }
+        assert_eq!(
+            peer.opened.load(Ordering::SeqCst),
+            BURST + 2,
+            "one each {:?}",
+            transport::MAX_AGE
+        );
+        clock.advance(transport::MAX_AGE);
+        exchange.sweep();
+        while peer.open() > 0 {
+            assert!(start.elapsed() < LONG, "it is closed though nobody asks");
+            thread::yield_now();
+        }
+    }
 }

@@ -1,36 +1,25 @@
-//! `agent`: the ureq agent that asks one peer, with connections, a resolver and TLS roots of our own.
+//! `Connections`: ureq's agent for one peer, with a resolver, TLS roots and a transport of our own.
 //! Everything that names `ureq::unversioned`, which may change with each minor version, is here.
 //!
 //! ```text
-//!  Agent
-//!   └─ Reusing    takes an idle connection, or makes one; gives it back after the answer
-//!       └─ Coalesced    what is written leaves in one packet, when an answer is awaited
-//!           └─ RustlsConnector    with the feature `tls`, where the URL begins with https
-//!               └─ RoundedTimeouts    a time-out is set on the socket only where it changes
-//!                   └─ TcpConnector  ◀── Addresses    looked up beforehand
+//!  Agent    with its pool of idle connections
+//!   └─ Link    a question leaves in one packet, and few calls of the kernel are made
+//!       └─ RustlsConnector    with the feature `tls`, where the URL begins with https
+//!           └─ TcpConnector  ◀── Addresses    looked up beforehand
 //! ```
 //!
-//! ureq's own pool is not used: it takes the connection first that has been idle for longest, so that
-//! a trickle of requests keeps all open that a burst has opened; and it does not say whether a
-//! connection was used before, which decides what a failure means. A connection that a box on the way
-//! has forgotten fails before a byte of the answer has come. That says nothing of the peer, so it is
-//! told apart as [stale](is_stale).
+//! A connection that was open is not open for ever, and nobody says so: a box on the way forgets it,
+//! the peer's address is given to another host. And ureq's pool takes the connection first that has
+//! been idle for longest, so that a trickle of requests keeps all open that a burst has opened. One
+//! rule does for all of this: the agent is replaced, and with it the pool and all connections, after
+//! [`MAX_AGE`] and when a question has failed on one of them.
 //!
 //! ureq's own resolver starts a thread for each request that has a deadline, for kept connections and
 //! numeric addresses too, and panics where none can be had.
-//!
-//! For each request ureq sets both time-outs of the socket anew, since a little less time is
-//! left than for the last one, and asks twice whether the connection is still open, with three
-//! calls each. A small request takes one write and one read; the other eight calls cost as much.
-//! So the time that is left is rounded up, which makes it the same as before, and a connection
-//! on which something came a moment ago is taken to be open.
-//!
-//! A request with a body takes two writes, and the first wakes the peer for nothing. So what
-//! is written is held back until an answer is awaited; above TLS, so that it is one record too.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::{fmt, io};
+use std::{io, mem};
 
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -45,22 +34,82 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error};
 
-use super::addresses::{self, Addresses};
-use super::idle::{Connection, Idle};
+use super::addresses::Addresses;
 use crate::PoolOptions;
-use crate::clock::Clock;
 
-/// An agent for the peer at `base_url`, with its connections and addresses.
-pub(super) fn agent(
-    base_url: &str,
-    options: &PoolOptions,
-    clock: &Clock,
-) -> (Agent, Arc<Connections>, Addresses) {
+/// The oldest connections are replaced after this time, and no idle one is used after it. Shorter than
+/// the time after which a server closes it,
+/// [`ServerOptions::idle_timeout`](crate::ServerOptions::idle_timeout).
+pub(super) const MAX_AGE: Duration = Duration::from_secs(15);
+/// Connecting, TLS included, may take this part of the time for a question: half a second of three.
+const CONNECTING: u32 = 6;
+/// How many idle connections are kept for each peer. More than there are lanes for combined gets;
+/// large values and groups that miss much go beside those.
+const MAX_IDLE: usize = 64;
+
+/// The connections to one peer.
+pub(super) struct Connections {
+    connect: Box<dyn Fn() -> Agent + Send + Sync>,
+    // Guards which connections are used. They are closed outside of it.
+    current: Mutex<Arc<Generation>>,
+}
+
+/// Connections that are used as long as none of them has failed.
+pub(super) struct Generation {
+    pub(super) agent: Agent,
+    began: Duration,
+}
+
+impl Connections {
+    pub(super) fn new(options: &PoolOptions, addresses: Addresses, now: Duration) -> Self {
+        let (config, step) = (config(options), options.timeout / 16 + Duration::from_nanos(1));
+        let connect = move || {
+            let connector = ().chain(TcpConnector::default());
+            // Below the links, so that what is written together is one record, too.
+            #[cfg(feature = "tls")]
+            let connector = connector.chain(RustlsConnector::default());
+            let connector = connector.chain(Links { step });
+            Agent::with_parts(config.clone(), connector, addresses.clone())
+        };
+        let current = Mutex::new(Arc::new(Generation { agent: connect(), began: now }));
+        Self { connect: Box::new(connect), current }
+    }
+
+    /// The connections that a question may use.
+    pub(super) fn current(&self) -> Arc<Generation> {
+        self.current.lock().unwrap().clone()
+    }
+
+    /// A question that used these connections has failed: all of them are closed, those in use once
+    /// their questions end.
+    pub(super) fn distrust(&self, failed: &Arc<Generation>, now: Duration) {
+        self.replace(now, |current| Arc::ptr_eq(current, failed));
+    }
+
+    /// Closes the connections if they are old.
+    pub(super) fn sweep(&self, now: Duration) {
+        self.replace(now, |current| now >= current.began + MAX_AGE);
+    }
+
+    fn replace(&self, now: Duration, is_over: impl Fn(&Arc<Generation>) -> bool) {
+        let mut current = self.current.lock().unwrap();
+        if is_over(&current) {
+            let next = Arc::new(Generation { agent: (self.connect)(), began: now });
+            let replaced = mem::replace(&mut *current, next);
+            drop(current);
+            drop(replaced);
+        }
+    }
+}
+
+fn config(options: &PoolOptions) -> Config {
     let config = Agent::config_builder()
-        .timeout_connect(Some(options.connect_timeout))
         .timeout_global(Some(options.timeout))
-        .max_idle_connections(0)
-        .max_idle_connections_per_host(0)
+        .timeout_resolve(Some(options.timeout / CONNECTING))
+        .timeout_connect(Some(options.timeout / CONNECTING))
+        .max_idle_connections(MAX_IDLE)
+        .max_idle_connections_per_host(MAX_IDLE)
+        .max_idle_age(MAX_AGE)
         .http_status_as_error(false)
         // What the environment says of proxies is not meant for peers, and an answer that
         // points elsewhere is not a peer's.
@@ -69,33 +118,12 @@ pub(super) fn agent(
         .max_redirects_will_error(false)
         .user_agent("geecache")
         .accept("")
-        .accept_encoding("");
+        // Some proxies compress unless they are told not to.
+        .accept_encoding("identity");
     #[cfg(feature = "tls")]
     let config =
         config.tls_config(trust(options.root_certificates.as_deref()).expect("the pool checks it"));
-    let idle = Arc::new(Idle::new(options.max_idle_connections));
-    let when_changed = {
-        let (idle, clock) = (idle.clone(), clock.clone());
-        move || idle.reopen(clock.now())
-    };
-    let name = host_and_port(base_url);
-    let addresses = Addresses::new(name, clock.clone(), addresses::by_system, when_changed);
-    let step = options.timeout / 16 + Duration::from_nanos(1); // never zero
-    let connector = ().chain(TcpConnector::default()).chain(RoundedTimeouts { step });
-    // Outside of the rounded time-outs: those are the socket's.
-    #[cfg(feature = "tls")]
-    let connector = connector.chain(RustlsConnector::default());
-    let connector = Reusing { connector, idle: idle.clone(), clock: clock.clone() };
-    let agent = Agent::with_parts(config.build(), connector, addresses.clone());
-    (agent, idle, addresses)
-}
-
-/// As the system's resolver wants it: `host:port`, with the scheme's own port where none is given.
-fn host_and_port(base_url: &str) -> String {
-    let uri: Uri = base_url.parse().expect("the pool checks it");
-    let authority = uri.authority().expect("the pool checks it");
-    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-    format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(default))
+    config.build()
 }
 
 /// Which certificates this node trusts behind `https://`: those that lead to one of `roots`, which
@@ -119,7 +147,7 @@ fn trust(roots: Option<&[u8]>) -> Result<TlsConfig, crate::Error> {
     Ok(TlsConfig::builder().root_certs(RootCerts::from(roots)).build())
 }
 
-/// Refuses options from which no [`agent`] can be made.
+/// Refuses options with which nobody can be asked.
 pub(in crate::http) fn check(options: &PoolOptions) -> Result<(), crate::Error> {
     #[cfg(feature = "tls")]
     trust(options.root_certificates.as_deref())?;
@@ -130,35 +158,52 @@ pub(in crate::http) fn check(options: &PoolOptions) -> Result<(), crate::Error> 
 /// A connection that was in use this shortly before is not tested. Not longer: a peer that restarts
 /// closes connections that were just in use.
 const A_MOMENT: Duration = Duration::from_millis(1);
+/// So many bytes are held back at the most.
+const MOST_HELD: usize = 16 << 10;
 
-/// Wraps the connection that the connector before it in the chain has made.
+/// The outermost connector: makes a [`Link`] of the connection that the others have made.
 #[derive(Debug)]
-struct RoundedTimeouts {
-    /// Remaining time is rounded up to a multiple of this, so a deadline may be that late.
+struct Links {
     step: Duration,
 }
 
+/// A connection that costs few calls of the kernel, and knows whether its failure says anything.
+///
+/// - For each request ureq sets both time-outs of the socket anew, since a little less time is left
+///   than for the last one. So what is left is rounded up to a multiple of `step`, which makes it the
+///   same as before; a deadline may be that late.
+/// - It asks twice whether the connection is still open, with three calls each. One on which something
+///   came a moment ago is taken to be open.
+/// - A request with a body takes two writes, and the first wakes the peer for nothing. So what is
+///   written is held back until an answer is awaited.
+/// - A connection that a box on the way has forgotten fails before a byte of the answer has come. That
+///   says nothing of the peer, so it is told apart as [stale](is_stale).
 #[derive(Debug)]
-struct Rounded<T> {
+struct Link<T> {
     inner: T,
     step: Duration,
     last_use: Instant,
+    /// Written and not sent.
+    held: Vec<u8>,
+    /// It has carried an answer before, and no byte of the next one has come.
+    may_be_stale: bool,
 }
 
-impl<T: Transport> Connector<T> for RoundedTimeouts {
-    type Out = Rounded<T>;
+impl<T: Transport> Connector<T> for Links {
+    type Out = Link<T>;
 
     fn connect(
         &self,
         _details: &ConnectionDetails<'_>,
         chained: Option<T>,
-    ) -> Result<Option<Rounded<T>>, Error> {
-        let rounded = |inner| Rounded { inner, step: self.step, last_use: Instant::now() };
-        Ok(chained.map(rounded))
+    ) -> Result<Option<Link<T>>, Error> {
+        let (step, last_use) = (self.step, Instant::now());
+        let link = |inner| Link { inner, step, last_use, held: Vec::new(), may_be_stale: false };
+        Ok(chained.map(link))
     }
 }
 
-impl<T: Transport> Rounded<T> {
+impl<T: Transport> Link<T> {
     fn rounded(&self, timeout: NextTimeout) -> NextTimeout {
         let after = match timeout.after {
             Left::Exact(left) if !left.is_zero() => Left::Exact(round_up(left, self.step)),
@@ -166,45 +211,16 @@ impl<T: Transport> Rounded<T> {
         };
         NextTimeout { after, ..timeout }
     }
-}
 
-impl<T: Transport> Transport for Rounded<T> {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        self.inner.buffers()
+    /// What a failure means; a time-out always counts.
+    fn failed(&self, error: Error) -> Error {
+        match error {
+            Error::Timeout(_) => error,
+            _ if self.may_be_stale => Error::ConnectionFailed,
+            error => error,
+        }
     }
 
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        self.inner.transmit_output(amount, self.rounded(timeout))
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let progress = self.inner.await_input(self.rounded(timeout))?;
-        self.last_use = Instant::now();
-        Ok(progress)
-    }
-
-    fn is_open(&mut self) -> bool {
-        self.last_use.elapsed() < A_MOMENT || self.inner.is_open()
-    }
-}
-
-fn round_up(left: Duration, step: Duration) -> Duration {
-    let steps = left.as_nanos().div_ceil(step.as_nanos());
-    step.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
-}
-
-/// So many bytes are held back at the most.
-const MOST_HELD: usize = 16 << 10;
-
-/// Holds back what is written until an answer is awaited.
-#[derive(Debug)]
-struct Coalesced<T> {
-    inner: T,
-    // Written and not sent.
-    held: Vec<u8>,
-}
-
-impl<T: Transport> Coalesced<T> {
     fn send_held(&mut self, timeout: NextTimeout) -> Result<(), Error> {
         let room = self.inner.buffers().output().len();
         for part in self.held.chunks(room) {
@@ -217,28 +233,45 @@ impl<T: Transport> Coalesced<T> {
     }
 }
 
-impl<T: Transport> Transport for Coalesced<T> {
+impl<T: Transport> Transport for Link<T> {
     fn buffers(&mut self) -> &mut dyn Buffers {
         self.inner.buffers()
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         self.held.extend_from_slice(&self.inner.buffers().output()[..amount]);
-        if self.held.len() > MOST_HELD { self.send_held(timeout) } else { Ok(()) }
+        if self.held.len() <= MOST_HELD {
+            return Ok(());
+        }
+        self.send_held(self.rounded(timeout)).map_err(|error| self.failed(error))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        self.send_held(timeout)?;
-        self.inner.await_input(timeout)
+        let timeout = self.rounded(timeout);
+        let progress = self.send_held(timeout).and_then(|()| self.inner.await_input(timeout));
+        let progress = progress.map_err(|error| self.failed(error))?;
+        if self.may_be_stale && !progress {
+            return Err(Error::ConnectionFailed);
+        }
+        self.may_be_stale = false;
+        self.last_use = Instant::now();
+        Ok(progress)
     }
 
+    /// ureq asks this when it gives the connection to its pool, and when it takes it from there.
     fn is_open(&mut self) -> bool {
-        self.inner.is_open()
+        self.may_be_stale = true;
+        self.last_use.elapsed() < A_MOMENT || self.inner.is_open()
     }
 
     fn is_tls(&self) -> bool {
         self.inner.is_tls()
     }
+}
+
+fn round_up(left: Duration, step: Duration) -> Duration {
+    let steps = left.as_nanos().div_ceil(step.as_nanos());
+    step.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
 }
 
 impl Resolver for Addresses {
@@ -264,131 +297,10 @@ impl Resolver for Addresses {
     }
 }
 
-/// The idle connections of one peer.
-pub(super) type Connections = Idle<Box<dyn Transport>>;
-
-/// The outermost connector: makes a connection, with [`Coalesced`] writes, where none is idle.
-#[derive(Debug)]
-struct Reusing<C> {
-    connector: C,
-    idle: Arc<Connections>,
-    clock: Clock,
-}
-
-impl<C: Connector> Connector for Reusing<C> {
-    type Out = InUse;
-
-    fn connect(
-        &self,
-        details: &ConnectionDetails<'_>,
-        _chained: Option<()>,
-    ) -> Result<Option<InUse>, Error> {
-        let now = self.clock.now();
-        let in_use = |connection, may_be_stale| InUse {
-            connection: Some(connection),
-            idle: self.idle.clone(),
-            clock: self.clock.clone(),
-            may_be_stale,
-            is_whole: false,
-        };
-        while let Some(mut connection) = self.idle.take(now) {
-            if connection.transport.is_open() {
-                return Ok(Some(in_use(connection, true)));
-            }
-        }
-        let transport = self.connector.connect(details, None)?;
-        Ok(transport.map(|transport| {
-            let transport = Box::new(Coalesced { inner: transport, held: Vec::new() });
-            in_use(Connection { transport, opened: now, answered: now }, false)
-        }))
-    }
-}
-
-/// A connection that carries a question. When it is dropped after a whole answer, it is idle again.
-#[derive(Debug)]
-struct InUse {
-    // `None` once it is given back.
-    connection: Option<Connection<Box<dyn Transport>>>,
-    idle: Arc<Connections>,
-    clock: Clock,
-    /// It was used before, and no byte of the answer has come.
-    may_be_stale: bool,
-    /// The answer has been read to its end.
-    is_whole: bool,
-}
-
-impl InUse {
-    fn connection(&mut self) -> &mut Connection<Box<dyn Transport>> {
-        self.connection.as_mut().expect("it is given back only when it is dropped")
-    }
-
-    /// What a failure means; a time-out always counts.
-    fn failed(&self, error: Error) -> Error {
-        match error {
-            Error::Timeout(_) => error,
-            error if self.may_be_stale => Error::Other(Box::new(Stale(error))),
-            error => error,
-        }
-    }
-}
-
-impl Transport for InUse {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        self.connection().transport.buffers()
-    }
-
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        let sent = self.connection().transport.transmit_output(amount, timeout);
-        sent.map_err(|error| self.failed(error))
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let progress = match self.connection().transport.await_input(timeout) {
-            Ok(false) if self.may_be_stale => {
-                Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
-            }
-            progress => progress,
-        };
-        let progress = progress.map_err(|error| self.failed(error))?;
-        self.may_be_stale &= !progress;
-        self.connection().answered = self.clock.now();
-        Ok(progress)
-    }
-
-    /// Asked by ureq once the answer was read to its end, and only if it leaves the connection open.
-    fn is_open(&mut self) -> bool {
-        self.is_whole = self.connection().transport.is_open();
-        self.is_whole
-    }
-
-    fn is_tls(&self) -> bool {
-        self.connection.as_ref().is_some_and(|connection| connection.transport.is_tls())
-    }
-}
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take().filter(|_| self.is_whole) {
-            self.idle.put(connection, self.clock.now());
-        }
-    }
-}
-
-/// Why a question failed on a connection that had been used before, before a byte of the answer.
-#[derive(Debug)]
-struct Stale(Error);
-
-impl fmt::Display for Stale {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Stale {}
-
-/// Whether the error says something of an old connection alone, and nothing of the peer.
+/// Whether the error says something of an old connection alone, and nothing of the peer. ureq itself says
+/// so only of connectors that make no connection, and ours does.
 pub(super) fn is_stale(error: &Error) -> bool {
-    matches!(error, Error::Other(error) if error.is::<Stale>())
+    matches!(error, Error::ConnectionFailed)
 }
 
 #[cfg(test)]
@@ -421,7 +333,7 @@ mod tests {
         }
     }
 
-    impl Coalesced<Wire> {
+    impl Link<Wire> {
         fn write(&mut self, bytes: &[u8]) {
             self.buffers().output()[..bytes.len()].copy_from_slice(bytes);
             self.transmit_output(bytes.len(), NextTimeout::default()).unwrap();
@@ -433,10 +345,15 @@ mod tests {
         }
     }
 
+    fn link(inner: Wire) -> Link<Wire> {
+        let (step, last_use) = (Duration::from_millis(1), Instant::now());
+        Link { inner, step, last_use, held: vec![], may_be_stale: false }
+    }
+
     #[test]
     fn what_is_written_leaves_together_when_an_answer_is_awaited() {
         let wire = Wire { buffers: LazyBuffers::new(1 << 10, 2 * MOST_HELD), sent: vec![] };
-        let mut held = Coalesced { inner: wire, held: vec![] };
+        let mut held = link(wire);
         held.write(b"head, ");
         held.write(b"body");
         assert!(held.inner.sent.is_empty());

@@ -75,7 +75,7 @@ fn keys() -> impl Strategy<Value = Vec<String>> {
 }
 
 fn question_of(keys: &[String]) -> Vec<u8> {
-    write_question(&keys.iter().map(String::as_str).collect::<Vec<_>>())
+    write_question(keys, Wanted::All)
 }
 
 /// Some bytes of `body` replaced, by any others or by those that lengths are made of.
@@ -97,10 +97,10 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
 
 /// Either an error, or the keys whose question is just this.
 fn is_read_well_as_a_question(body: &[u8]) -> Result<(), TestCaseError> {
-    if let Ok(keys) = read_question(body) {
+    if let Ok((keys, wanted)) = read_question(body) {
         prop_assert!(keys.len() <= MAX_KEYS);
         prop_assert!(keys.iter().all(|key| (1..=MAX_KEY_BYTES).contains(&key.len())));
-        prop_assert_eq!(write_question(&keys), body);
+        prop_assert_eq!(write_question(&keys, wanted), body);
     }
     Ok(())
 }
@@ -134,8 +134,10 @@ proptest! {
 
     #[test]
     fn every_question_is_read_as_it_was_written(keys in keys()) {
-        let body = question_of(&keys);
-        prop_assert_eq!(read_question(&body).unwrap(), keys);
+        for wanted in [Wanted::All, Wanted::Cached] {
+            let body = write_question(&keys, wanted);
+            prop_assert_eq!(read_question(&body).unwrap(), (keys.iter().map(|k| &**k).collect(), wanted));
+        }
     }
 
     #[test]

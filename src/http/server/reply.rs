@@ -43,9 +43,11 @@ pub(super) fn bytes_later(
     of_length(code, length, Later { make: Some(make), made: Cursor::default() })
 }
 
-/// Never in chunks: peers look at the length before they read.
+/// Never in chunks: peers look at the length before they read. And never to be kept by a cache on the
+/// way, which no removal would reach.
 fn of_length(code: u16, length: usize, body: impl Read + Send + 'static) -> ResponseBox {
-    Response::new(code.into(), Vec::new(), body, Some(length), None)
+    let headers = vec![header("Cache-Control", "no-store")];
+    Response::new(code.into(), headers, body, Some(length), None)
         .with_chunked_threshold(usize::MAX)
         .boxed()
 }

@@ -12,6 +12,7 @@ use super::queue::Queue;
 use super::reply::{bytes, bytes_later, header, text};
 use super::request::{Question, first, header_bytes, path_of};
 use crate::group::Told;
+use crate::http::frame::Wanted;
 use crate::http::options::ServerOptions;
 use crate::http::{frame, wire};
 use crate::metrics::{head, prometheus};
@@ -114,7 +115,6 @@ impl Routes {
                 .with_header(header(wire::ERROR, wire::NO_GROUP)));
         };
         Err(match (request.method(), key) {
-            (Method::Get, Some(key)) if is_only_if_cached(request) => hand_over(group, &key),
             (Method::Get, Some(key)) => return Ok(Asked::Key(group, key)),
             // While the origin is slow, all workers may wait for it: that must not keep old values.
             (Method::Delete, Some(key)) => removal(group, &key),
@@ -123,15 +123,14 @@ impl Routes {
                 bytes(204, "")
             }
             (Method::Post, None) => {
-                let keys = frame::read_question(body).map_err(|what| text(400, what))?;
-                if !is_only_if_cached(request) {
-                    return Ok(Asked::Keys(group, keys));
+                let question = frame::read_question(body).map_err(|what| text(400, what))?;
+                match question {
+                    (keys, Wanted::All) => return Ok(Asked::Keys(group, keys)),
+                    (keys, Wanted::Cached) => {
+                        let fit = frame::cached_budget(keys.len());
+                        batch(group.answer_batch_cached(&keys, fit))
+                    }
                 }
-                // Asked by the keys' new owner, or by a peer whose gets are combined.
-                batch(match first(request, wire::HAND_OVER) {
-                    Some(_) => group.answer_batch_cached(&keys, frame::hand_over_budget()),
-                    None => group.answer_batch_cached(&keys, frame::cached_budget()),
-                })
             }
             (Method::Get, None) => text(400, "a key is required: {group}/{key}"),
             (_, Some(_)) => not_allowed("GET, DELETE"),
@@ -184,15 +183,6 @@ fn removal(group: &Group, key: &str) -> ResponseBox {
     }
 }
 
-/// The answer to the key's new owner. It asks nobody.
-fn hand_over(group: &Group, key: &str) -> ResponseBox {
-    match group.answer_cached(key) {
-        Ok(None) => bytes(404, "").with_header(header(wire::RESULT, wire::NOT_CACHED)),
-        Ok(Some((value, ttl))) => answer_of(Told::Value(value, ttl)),
-        Err(error) => text(400, error),
-    }
-}
-
 fn answer_of(told: Told) -> ResponseBox {
     let value = |value| bytes(200, value).with_header(header("Content-Type", wire::VALUE_TYPE));
     let ttl = |ttl| header(wire::TTL_MS, &wire::ttl_to_header(ttl));
@@ -215,12 +205,6 @@ fn batch(answers: Vec<Result<Told, Error>>) -> ResponseBox {
     let answer = bytes_later(200, length, move || frame::write_answer(&answers));
     let answer = answer.with_header(header("Content-Type", wire::BATCH_TYPE));
     if has_stale { answer.with_header(stale()) } else { answer }
-}
-
-fn is_only_if_cached(request: &Request) -> bool {
-    request.headers().iter().any(|header| {
-        header.field.equiv("Cache-Control") && header.value.as_str() == wire::ONLY_IF_CACHED
-    })
 }
 
 /// Compares without telling by the time it takes how much of a guess is right.

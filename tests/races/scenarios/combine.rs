@@ -8,7 +8,6 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 
 use super::{ANY_TIME, LONG, NONE, every, many, together};
-use crate::clock::Clock;
 use crate::combine::{Brought, Combine};
 
 pub(super) fn all() -> Vec<Trial> {
@@ -47,7 +46,7 @@ impl Peer {
         let counts = || [const { AtomicUsize::new(0) }; KEYS];
         let (plain, batched) = (counts(), counts());
         let pause = if pauses_end { ANY_TIME } else { LONG };
-        Self { combine: Combine::new(0, pause, Clock::by_hand()), fails: false, plain, batched }
+        Self { combine: Combine::new(1, pause), fails: false, plain, batched }
     }
 
     /// Odd keys are in no batch's answer. Three keys fit into a batch. Whoever asks for `bomb` by a
@@ -75,13 +74,18 @@ impl Peer {
             assert_eq!(self.plain[key].fetch_add(1, Ordering::SeqCst), 0, "asked twice");
             thread::yield_now();
             explode(key);
-            key.to_string()
+            (key.to_string(), true)
         };
         self.combine.get(&key.to_string(), patience, |keys, _| keys <= 3, batch, plain)
     }
 
-    /// Nothing is out and nobody waits: a get goes out, plainly or with keys that nobody waits for.
+    /// Nothing is out and nobody waits: once no get is spared a second round trip any more, one goes out
+    /// plainly.
     fn is_at_rest(&self) -> bool {
+        for _ in 0..KEYS * 25 {
+            let batch = |_: &[String]| Brought::All(String::new());
+            self.combine.get("rest", LONG, |_, _| true, batch, || (String::new(), true));
+        }
         self.get(KEYS - 1, LONG, None);
         self.plain[KEYS - 1].load(Ordering::SeqCst) == 1
     }
