@@ -230,22 +230,15 @@ impl Order {
         }
     }
 
-    /// The small queue if it has more than its share, else main; but if possible not one that is
-    /// empty or has the newest entry only.
+    /// The small queue if it has more than its share, else main; but if possible not one that is empty or
+    /// would give the newest entry.
     fn queue_to_take_from(&self) -> usize {
-        let small_is_over =
-            self.queues[SMALL].bytes as f32 > self.small_share * self.bytes() as f32;
-        let can_give = self
-            .queues
-            .each_ref()
-            .map(|Queue { list, .. }| list.oldest().is_some() && list.only() != Some(self.last));
-        match can_give {
-            [true, true] => usize::from(!small_is_over),
-            [true, false] => SMALL,
-            [false, true] => MAIN,
-            [false, false] if self.queues[SMALL].list.oldest().is_some() => SMALL,
-            [false, false] => MAIN,
-        }
+        let share = self.small_share * self.bytes() as f32;
+        let first = if self.queues[SMALL].bytes as f32 > share { SMALL } else { MAIN };
+        let oldest = |queue: usize| self.queues[queue].list.oldest();
+        let can_give = |&queue: &usize| oldest(queue).is_some_and(|slot| slot != self.last);
+        let giver = [first, MAIN - first].into_iter().find(can_give);
+        giver.unwrap_or(if oldest(SMALL).is_some() { SMALL } else { MAIN })
     }
 
     /// Makes an entry of one queue the newest of the same or the other.

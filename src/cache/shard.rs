@@ -6,6 +6,7 @@
 use std::cell::LazyCell;
 use std::time::Duration;
 
+use super::CacheStats;
 use super::key::Key;
 use super::order::{Eviction, Order};
 use super::record::Record;
@@ -13,7 +14,8 @@ use super::table::Table;
 
 #[repr(C)] // as are its parts, so that what a hit reads and writes is close to the lock
 pub(crate) struct Shard {
-    pub(crate) counts: Counts,
+    // Counted under the lock, so that threads share no counter. Sizes are not in it.
+    pub(crate) counts: CacheStats,
     table: Table,
     order: Order,
     // How often keys were removed; each counter serves some of the keys.
@@ -33,19 +35,10 @@ const REMOVAL_COUNTERS: usize = 64;
 #[must_use]
 pub(crate) struct Lease(u32);
 
-/// What a shard counts under its lock, so that threads share no counter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) hits: u64,
-    pub(crate) evictions: u64,
-    pub(crate) expirations: u64,
-    pub(crate) rejected: u64,
-}
-
 impl Shard {
     pub(crate) fn new(eviction: Eviction) -> Self {
         Self {
-            counts: Counts::default(),
+            counts: CacheStats::default(),
             table: Table::new(),
             order: Order::new(eviction),
             removals: [0; REMOVAL_COUNTERS],

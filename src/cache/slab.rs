@@ -70,6 +70,11 @@ impl Entry {
     }
 }
 
+/// The flag of an entry with this record.
+fn expires(record: &Record) -> u32 {
+    if record.expires().is_some() { EXPIRES } else { 0 }
+}
+
 impl Slab {
     pub(crate) fn new() -> Self {
         Self { entries: Vec::new(), vacant: NONE }
@@ -92,10 +97,9 @@ impl Slab {
 
     /// Puts a record into a slot, which is returned; `next` is its link in the chain.
     pub(crate) fn fill(&mut self, hash: u32, record: Record, next: u32) -> u32 {
-        let expires = if record.expires().is_some() { EXPIRES } else { 0 };
         let entry = Entry {
+            hash_and_flags: hash << (u32::BITS - SHORT_HASH_BITS) | expires(&record),
             record: Some(record),
-            hash_and_flags: hash << (u32::BITS - SHORT_HASH_BITS) | expires,
             next,
             newer: NONE,
             older: NONE,
@@ -117,8 +121,7 @@ impl Slab {
     /// Puts another record into a filled slot; returns the one before.
     pub(crate) fn replace(&mut self, slot: u32, record: Record) -> Record {
         let entry = &mut self[slot];
-        let expires = if record.expires().is_some() { EXPIRES } else { 0 };
-        entry.hash_and_flags = entry.hash_and_flags & !EXPIRES | expires;
+        entry.hash_and_flags = entry.hash_and_flags & !EXPIRES | expires(&record);
         entry.record.replace(record).expect("a filled slot")
     }
 
@@ -212,11 +215,6 @@ impl List {
 
     pub(crate) fn oldest(&self) -> Option<u32> {
         (self.oldest != NONE).then_some(self.oldest)
-    }
-
-    /// The slot, if the list has just one.
-    pub(crate) fn only(&self) -> Option<u32> {
-        self.oldest().filter(|_| self.oldest == self.newest)
     }
 
     /// Adds `slot`, which is in no list, as the newest.
