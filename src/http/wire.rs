@@ -42,6 +42,17 @@ pub(crate) const VALUE_TYPE: &str = "application/octet-stream";
 /// The type of the body of a batch and of its answer.
 pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";
 
+/// On a question for a key that is escaped in the path: what [`check_of`] it gives. A proxy may have
+/// decoded the path, merged slashes in it or taken dots in it for directories.
+pub(crate) const KEY_CHECK: &str = "Geecache-Key-Check";
+
+/// A checksum of a key, if it travels as other bytes than its own.
+pub(crate) fn check_of(key: &str) -> Option<String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let has_escapes = key.bytes().any(|byte| !is_plain(byte)) || key.bytes().all(|b| b == b'.');
+    has_escapes.then(|| format!("{:08x}", crc32fast::hash(key.as_bytes())))
+}
+
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The path of a key, or of a whole group, to which batches are sent; from the base path on.

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::Duration;
 
-use geecache::{BoxError, Clock};
+use geecache::{BoxError, Clock, PeerError};
 
 use crate::support::*;
 
@@ -168,7 +168,11 @@ fn slow_keys_do_not_make_their_owner_seem_dead() {
         for key in &slow[..4] {
             let asker = &asker;
             // At the owner it waits, and so it does here.
-            scope.spawn(move || assert_eq!(asker.get(key), Some(value_of(key))));
+            scope.spawn(move || {
+                let (value, trace) = asker.group().get_traced(key);
+                assert_eq!(value.unwrap().unwrap(), value_of(key));
+                assert_eq!(trace.asked.unwrap().error, Some(PeerError::Slow));
+            });
         }
         let mut asked = 0;
         eventually("the slow keys have fallen back", || {

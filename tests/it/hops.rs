@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use geecache::{BoxError, Clock, Loaded};
+use percent_encoding::percent_decode_str;
 
 use crate::support::*;
 
@@ -102,12 +103,13 @@ fn after_a_removal_no_cache_on_the_way_has_the_old_value() {
             let number = number.clone();
             move |key: &str| {
                 let number = *number.lock().unwrap();
-                Ok::<_, BoxError>((number > 1 || key.len() > 5).then(|| number.to_string()))
+                Ok::<_, BoxError>((number > 1 || !key.ends_with('7')).then(|| number.to_string()))
             }
         });
         let ([asker, owner], _hops) = nodes(&origin, cache(is_strict));
         // One that does not exist at first, and one that does.
-        let keys: Vec<_> = asker.keys_of(&owner.url).collect_few();
+        let key = |exists| asker.keys_of(&owner.url).find(|key| key.ends_with('7') != exists);
+        let keys = [key(false).unwrap(), key(true).unwrap()];
         let get_all = || keys.iter().map(|key| asker.get(key)).collect::<Vec<_>>();
         assert_eq!(get_all(), [None, Some("1".into())]);
         *number.lock().unwrap() = 2;
@@ -116,18 +118,6 @@ fn after_a_removal_no_cache_on_the_way_has_the_old_value() {
         }
         assert_eq!(get_all(), [Some("2".into()), Some("2".into())], "strict: {is_strict}");
         assert_eq!(asker.stats().fallbacks == 0, is_strict);
-    }
-}
-
-trait Few {
-    fn collect_few(self) -> Vec<String>;
-}
-
-impl<I: Iterator<Item = String>> Few for I {
-    /// The first key of five bytes, and the first longer one.
-    fn collect_few(mut self) -> Vec<String> {
-        let short = self.find(|key| key.len() == 5).unwrap();
-        vec![short, self.find(|key| key.len() > 5).unwrap()]
     }
 }
 
@@ -178,6 +168,46 @@ fn a_hop_that_knows_only_if_cached_answers_nothing_in_the_owners_place() {
         _ => ask(question).bytes(),
     });
     assert_eq!(fell_back, 0);
+}
+
+/// A proxy may decode a path, merge slashes in it, and take dots for directories.
+fn decoded(path: &str) -> String {
+    let path = percent_decode_str(path).decode_utf8().unwrap();
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        match part {
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let path: String = parts.iter().map(|part| format!("/{part}")).collect();
+    path.replace(' ', "%20")
+}
+
+#[test]
+fn a_key_that_a_hop_has_changed_is_not_taken_for_another_one() {
+    let origin = Origin::of_all();
+    let ([asker, owner], _hops) =
+        nodes(&origin, |question, ask| ask(&question.with_path(&decoded(question.path()))).bytes());
+    let forms = ["user/N", "user//N", "/N", "a/../N", "a/./N", "N+", "N %20", "N", "N/", "%4e N"];
+    let keys = (0..100).flat_map(|i| forms.map(|form| form.replace('N', &i.to_string())));
+    let keys: Vec<_> = keys.filter(|key| asker.pool.owner(key) == owner.url).collect();
+    let asked_anyway = || {
+        for key in &keys {
+            assert_eq!(asker.get(key), Some(value_of(key)));
+        }
+        asker.stats().peer_loads
+    };
+    assert!(asked_anyway() > 0, "those that arrive as they were are answered");
+    let (mut gone, before) = (0, owner.stats().main.entries);
+    for key in &keys {
+        gone += usize::from(asker.group().remove(key).is_ok());
+    }
+    assert_eq!(owner.stats().main.entries, before - gone, "a removal is done, or it fails");
+    let values: Vec<_> = keys.iter().map(|key| Some(value_of(key))).collect();
+    assert_eq!(asker.get_many(&keys), values);
+    assert!(asker.believes_in_its_peer());
+    check_identities([&asker, &owner]);
 }
 
 #[test]

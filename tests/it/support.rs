@@ -523,6 +523,11 @@ impl Question {
         line.rsplit_once(' ').map_or(line, |(target, _)| target)
     }
 
+    /// The same question with another path.
+    pub(crate) fn with_path(&self, path: &str) -> Self {
+        Self { head: self.head.replacen(self.path(), path, 1), body: self.body.clone() }
+    }
+
     /// The lines of the header.
     pub(crate) fn headers(&self) -> impl Iterator<Item = &str> {
         self.head.lines().skip(1).take_while(|line| !line.is_empty())

@@ -11,8 +11,9 @@
 //! - A get leaves plainly, as a request of its own, while a lane is free and no gets gather.
 //! - Otherwise it gathers. The first of those that gather leads them into a *batch*, as soon as a lane
 //!   is free, and after [`PAUSE`] in any case: a few slow keys must not hold up the others.
-//! - There are [`LANES`] of them, but one after a batch of more keys than that: where so many gets
-//!   meet, the processors of either end are busy, and larger batches make them less so.
+//! - There are [`LANES`] of them, but one, and three times the pause, after a batch of more keys than
+//!   that: where so many gets meet, the processors of either end are busy, and larger batches make them
+//!   less so.
 //! - Those that have their answer are woken before the leader of the next batch, so that a caller that
 //!   asks again at once comes along. Otherwise there would be two half batches in turns, each at the
 //!   cost of a whole one.
@@ -143,7 +144,8 @@ impl<A: Clone> Combine<A> {
         let led = Arc::new(Batch::new(key));
         state.gathering = Some(led.clone());
         let is_full = |state: &mut State<A>| state.out >= state.lanes;
-        let waited = self.lane_is_free.wait_timeout_while(state, self.pause, is_full);
+        let pause = if state.lanes == 1 { 3 * self.pause } else { self.pause };
+        let waited = self.lane_is_free.wait_timeout_while(state, pause, is_full);
         let (mut state, _) = waited.unwrap();
         // Nobody joins the batch from here on.
         state.gathering = None;

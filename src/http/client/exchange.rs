@@ -69,7 +69,7 @@ impl Exchange {
         timeout: Duration,
     ) -> Result<(Option<Loaded>, bool), PeerError> {
         let url = self.url(group, Some(key));
-        let get = |agent: &Agent, left| self.prepare(agent.get(&url), left).call();
+        let get = |agent: &Agent, left| self.prepare(agent.get(&url), Some(key), left).call();
         self.send(timeout, get, |answer| {
             let was_cached = header(answer, wire::CACHE) != Some(wire::MISS);
             let is_absent = header(answer, wire::RESULT) == Some(wire::ABSENT);
@@ -106,7 +106,7 @@ impl Exchange {
         let url = self.url(group, None);
         let question = frame::write_question(keys, wanted);
         let post = |agent: &Agent, left| {
-            let request = self.prepare(agent.post(&url), left);
+            let request = self.prepare(agent.post(&url), None, left);
             request.content_type(wire::BATCH_TYPE).send(&question[..])
         };
         self.send(timeout, post, |answer| {
@@ -158,7 +158,7 @@ impl Exchange {
         timeout: Duration,
     ) -> Result<(), PeerError> {
         let url = self.url(group, key);
-        let delete = |agent: &Agent, left| self.prepare(agent.delete(&url), left).call();
+        let delete = |agent: &Agent, left| self.prepare(agent.delete(&url), key, left).call();
         self.send(timeout, delete, |answer| {
             let has_no_group = header(answer, wire::ERROR) == Some(wire::NO_GROUP);
             match answer.status().as_u16() {
@@ -205,13 +205,21 @@ impl Exchange {
         format!("{}{}", self.base_url, wire::path(&self.options.base_path, group, key))
     }
 
-    /// Gives a request its deadline, and the token.
-    fn prepare<B>(&self, request: RequestBuilder<B>, left: Duration) -> RequestBuilder<B> {
-        let request = request.config().timeout_global(Some(left)).build();
-        match &self.options.token {
-            Some(token) => request.header("Authorization", format!("Bearer {token}")),
-            None => request,
+    /// Gives a request its deadline, the token, and the check of its key.
+    fn prepare<B>(
+        &self,
+        request: RequestBuilder<B>,
+        key: Option<&str>,
+        left: Duration,
+    ) -> RequestBuilder<B> {
+        let mut request = request.config().timeout_global(Some(left)).build();
+        if let Some(token) = &self.options.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
         }
+        if let Some(check) = key.and_then(wire::check_of) {
+            request = request.header(wire::KEY_CHECK, check);
+        }
+        request
     }
 }
 

@@ -114,6 +114,10 @@ impl Routes {
         body: &'r [u8],
     ) -> Result<Asked<'r>, ResponseBox> {
         let (group, key) = wire::parse(path).map_err(|what| text(400, what))?;
+        let check = first(request, wire::KEY_CHECK);
+        if check.is_some() && check != key.as_deref().and_then(wire::check_of).as_deref() {
+            return Err(text(400, "the key was changed on its way"));
+        }
         let Some(group) = self.groups.get(&group) else {
             return Err(text(404, format!("no such group: {}", group.escape_debug()))
                 .with_header(header(wire::ERROR, wire::NO_GROUP)));
