@@ -529,7 +529,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 //   try     for i in 1 2 3 4 5 6 7 8; do (exec 3<>/dev/tcp/localhost/9999
 //             printf 'GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n' >&3; sleep 9) &
 //           done; sleep 1; get Tom
-//   cure    http/server/workers.rs                                                 first reading
+//   cure    http/server/service.rs                                                 first reading
 // Of 16 connections that come at once some get no answer: tiny_http has no thread for them.
 //   try     curl -sZ --parallel-immediate --parallel-max 16 "http://localhost:9999/api?key=Tom[1-16]"
 //           (at the first time it was 4 answers of 16, and curl waited)

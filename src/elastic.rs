@@ -72,7 +72,8 @@ impl Elastic {
             state = shared.state.lock().unwrap();
         }
         // Each of these threads looks for a job, under this lock, before it ends.
-        let has_room = state.threads > 0 && state.jobs.len() < state.idle + shared.room;
+        let has_room =
+            state.threads > 0 && state.jobs.len().saturating_sub(state.idle) < shared.room;
         if !is_started && !has_room {
             return Err(job);
         }
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn jobs_that_take_long_hold_up_no_other_and_idle_threads_are_used_again() {
-        let elastic = Elastic::new("a test", 100, 0);
+        let elastic = Elastic::new("a test", usize::MAX, usize::MAX);
         let (open, gate) = bounded::<()>(0);
         let (done, dones) = unbounded();
         assert!((0..20).all(|_| elastic.run(job(Some(&gate), &done)).is_ok()));

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -140,14 +141,14 @@ fn what_waits_for_a_thread_goes_on_when_there_are_threads() {
         client.send("GET /healthz", &[]);
         assert_eq!(client.answer().status, 200);
     }
-    // The threads that have sent the first answer have ended by then.
-    eventually("no thread is idle", || child.threads_named("geecache-slow") == 0);
+    // The threads that have sent the first answer have ended by then, but for the one that stays.
+    eventually("one thread is idle", || child.threads_named("geecache-slow") == 1);
     child.withhold_threads(true);
     reading.send(large, &[]);
     writing.send("POST /_geecache/scores", &["Content-Length: 2000"]);
     ahead.send("POST /_geecache/scores", &["Transfer-Encoding: chunked"]);
     ahead.send_bytes(b"1\r\n.\r\n0\r\n\r\n");
-    child.logs("no thread for a client");
+    child.logs("no thread for geecache-slow");
     child.withhold_threads(false);
 
     assert_eq!(reading.answer().body.len(), LARGE);
@@ -157,6 +158,7 @@ fn what_waits_for_a_thread_goes_on_when_there_are_threads() {
         client.send("GET /_geecache/scores/Tom", &[]);
         assert_eq!(client.answer().text(), value_of("Tom"), "the next of the same client");
     }
+    eventually("it accepts", || is_answered(&child.url));
     // All the memory for large answers is there.
     let request = format!("{large} HTTP/1.1\r\n\r\n");
     let mut deaf: Vec<_> = (0..8).map(|_| sending(&child.url, &request)).collect();
@@ -226,9 +228,14 @@ fn a_body_that_does_not_arrive_holds_its_own_connection_alone() {
 fn answers_that_nobody_reads_hold_no_worker() {
     let origin = Origin::new(|_: &str| Ok::<_, geecache::BoxError>(Some(vec![0; 32 << 20])));
     let [node] = Cluster::over(&origin).workers(1, 8).start();
-    let _deaf: Vec<_> =
-        (0..4).map(|_| sending(&node.url, "GET /_geecache/scores/Tom HTTP/1.1\r\n\r\n")).collect();
-    eventually("they are answered", || node.stats().peer_requests == 4);
+    let ask_for = |i| {
+        let mut deaf = sending(&node.url, &format!("GET /_geecache/scores/{i} HTTP/1.1\r\n\r\n"));
+        let mut start = [0; 12];
+        deaf.read_exact(&mut start).unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200");
+        deaf
+    };
+    let _deaf: Vec<_> = (0..4).map(ask_for).collect();
     let start = Instant::now();
     assert_eq!(ask(&node.url, BY_A_WORKER, &[]).status, 204);
     assert!(start.elapsed() < Duration::from_secs(4), "none of them was waited for");
@@ -400,7 +407,7 @@ fn connect_from(port: u16, url: &str) -> TcpStream {
 }
 
 #[test]
-fn a_new_connection_from_a_port_does_not_wait_for_the_request_of_a_dead_one() {
+fn a_new_connection_from_the_port_of_a_dead_one_waits_for_the_old_request_and_holds_up_nobody() {
     let (origin, gate) = Origin::gated_for(|key| key.starts_with("slow"));
     let [node] = Cluster::over(&origin).start();
     let get = |key: &str| format!("GET /_geecache/scores/{key}");
@@ -410,24 +417,17 @@ fn a_new_connection_from_a_port_does_not_wait_for_the_request_of_a_dead_one() {
     eventually("its request is under way", || gate.waiting() == 1);
     drop(dead);
 
-    // Beside it one who sends ahead: what it sends does wait.
-    let mut hasty = Client::connect(&node.url);
-    (0..20).for_each(|i| hasty.send(&get(&format!("slow {i}").replace(' ', "%20")), &[]));
-    eventually("the first one is being loaded", || gate.waiting() == 2);
-
     let mut new = Client::from(connect_from(port, &node.url));
+    (0..10).for_each(|i| new.send(&get(&format!("Tom{i}")), &[]));
+    let mut other = Client::connect(&node.url);
     for i in 0..10 {
-        let key = format!("Tom{i}");
-        new.send(&get(&key), &[]);
-        assert_eq!(new.answer().text(), value_of(&key));
+        other.send(&get(&format!("Jack{i}")), &[]);
+        assert_eq!(other.answer().text(), value_of(&format!("Jack{i}")));
     }
-    let body = batch_of(&["Tom1"]);
-    new.send_with("POST /_geecache/scores", &[&format!("Content-Length: {}", body.len())], &body);
-    assert_eq!(new.answer().body, value_frame(value_of("Tom1")));
-    assert_eq!(gate.waiting(), 2, "one at a time of those sent ahead");
+    assert_eq!(node.group().get_cached("Tom0").unwrap(), None, "nothing of it is under way");
     gate.open();
-    for i in 0..20 {
-        assert_eq!(hasty.answer().text(), value_of(&format!("slow {i}")));
+    for i in 0..10 {
+        assert_eq!(new.answer().text(), value_of(&format!("Tom{i}")));
     }
 }
 
@@ -505,11 +505,11 @@ fn a_new_connection_from_the_port_of_one_that_did_not_read_is_answered() {
 }
 
 #[test]
-fn a_client_that_reads_a_little_now_and_then_is_given_up_as_one_that_does_not() {
+fn a_client_that_reads_a_little_now_and_then_is_given_up_and_nothing_more_is_sent_there() {
     let (server, given_up) = endless_server();
     let url = url_of(server.local_addr());
     let mut slow = connect_from(0, &url);
-    write!(slow, "GET / HTTP/1.1\r\n\r\n").unwrap();
+    write!(slow, "GET / HTTP/1.1\r\n\r\nGET /short HTTP/1.1\r\n\r\n").unwrap();
     let start = Instant::now();
     slow.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     // The pace of the client.
@@ -519,6 +519,53 @@ fn a_client_that_reads_a_little_now_and_then_is_given_up_as_one_that_does_not() 
     }
     println!("given up after {:?}", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(10));
+
+    assert_eq!(ask(&url, "GET /short", &[]).text(), "short", "others are answered");
+    write!(slow, "GET /short HTTP/1.1\r\n\r\n").unwrap();
+    slow.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let mut rest = Vec::new();
+    let _ = slow.read_to_end(&mut rest);
+    assert!(rest.iter().all(|byte| *byte == b'.'), "another answer within this one");
+}
+
+/// How long each hit of a caller takes, until it is told to stop.
+fn hits_until(url: &str, is_over: &AtomicBool) -> Vec<Duration> {
+    let (mut client, mut times) = (Client::connect(url), Vec::new());
+    while !is_over.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        client.send("GET /_geecache/scores/Tom", &[]);
+        assert_eq!(client.answer().status, 200);
+        times.push(start.elapsed());
+    }
+    times.sort();
+    times
+}
+
+/// Each asks for more than the kernel takes for it. Where the machine is so busy that a plain server takes
+/// long, more is allowed.
+#[test]
+fn a_hundred_clients_that_do_not_read_hold_up_the_hits_of_others_for_a_moment() {
+    let origin = Origin::new(|_: &str| Ok::<_, geecache::BoxError>(Some(vec![0; 60_000])));
+    let [node] = Cluster::over(&origin).start();
+    assert_eq!(ask(&node.url, "GET /_geecache/scores/Tom", &[]).status, 200);
+    let hits = "GET /_geecache/scores/Tom HTTP/1.1\r\n\r\n".repeat(150);
+    let plain_server = plain_server();
+    let attempt = || {
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let times = scope.spawn(|| hits_until(&node.url, &is_over));
+            let deaf: Vec<_> = (0..100).map(|_| sending(&node.url, &hits)).collect();
+            let plain = (0..20).map(|_| p99_of_a_caller(&plain_server.url)).max().unwrap();
+            is_over.store(true, Ordering::Relaxed);
+            let times = times.join().unwrap();
+            let [p99, worst] = [times[times.len() * 99 / 100], times[times.len() - 1]];
+            println!("{} hits, p99 {p99:?}, worst {worst:?}; plain {plain:?}", times.len());
+            drop(deaf);
+            worst < Duration::from_millis(600).max(10 * plain)
+                && p99 < Duration::from_millis(5).max(4 * plain)
+        })
+    };
+    assert!((0..ATTEMPTS).any(|_| attempt()), "in none of {ATTEMPTS} attempts");
 }
 
 /// Whoever reads the log has it in a terminal, which would obey what a stranger sends.

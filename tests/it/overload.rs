@@ -10,6 +10,8 @@ use crate::support::*;
 
 /// The workers of the default options.
 const WORKERS: u32 = 16;
+/// A question that is let in and taken by no worker is refused after so long.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
 const ATTEMPTS: usize = 5;
 
 /// Sends `n` requests on `clients` connections. Each is sent `period` after the last one,
@@ -73,11 +75,11 @@ fn times_of(answers: &[(u16, Duration)], status: u16) -> Vec<Duration> {
 /// that a busy machine moves both: for a few of the same questions (`alone`), and for as many quick
 /// ones on as many connections, whose way through the threads is as long (`quick`). Where the
 /// machine is not busy, the quick ones take less than a millisecond, and what is left are the
-/// three times and the 5 ms that are promised. Where it is busy for a part of the time, one of
+/// three times, and the 50 ms and some, that are promised. Where it is busy for a part of the time, one of
 /// several attempts meets them. A caller who asks for a hit after the other changes nothing: how
 /// long those take says nothing of the questions that wait.
 #[test]
-fn those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_once() {
+fn those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_soon() {
     let child = Child::start(LONG, allow_many_files());
     let keys = AtomicU32::new(0);
     // Keys that nobody has asked for.
@@ -112,7 +114,7 @@ fn those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_at_o
         // The workers can take a third of the questions; on a busy machine less.
         accepted.len() > n as usize / 10
             && p99_accepted < 3 * (p99_alone + p99_quick)
-            && p99_refused < Duration::from_millis(5).max(8 * p99_quick)
+            && p99_refused < LONGEST_WAIT + Duration::from_millis(5).max(8 * p99_quick)
     };
     assert!((0..ATTEMPTS).any(|_| attempt()), "in none of {ATTEMPTS} attempts");
     assert!(memory[memory.len() - 1] < memory[0] + (16 << 20), "{memory:?}");

@@ -277,6 +277,28 @@ fn healthz_is_ok_and_other_paths_are_404() {
 }
 
 #[test]
+fn no_answer_may_be_kept_by_a_cache_on_the_way() {
+    let node = node();
+    for request in [
+        "GET /_geecache/scores/Tom",
+        "GET /_geecache/scores/absent",
+        "GET /_geecache/scores/bad",
+        "GET /_geecache/scores/%",
+        "GET /_geecache/heights/Tom",
+        "POST /_geecache/scores",
+        "DELETE /_geecache/scores/Tom",
+        "GET /healthz",
+        "GET /metrics",
+        "GET /nowhere",
+    ] {
+        let answer = ask(&node.url, request, &[]);
+        assert_eq!(answer.header("Cache-Control"), Some("no-store"), "{request}");
+    }
+    let answer = post(&node.url, "/_geecache/scores", &[], &batch_of(&["Tom"]));
+    assert_eq!((answer.status, answer.header("Cache-Control")), (200, Some("no-store")));
+}
+
+#[test]
 fn one_connection_takes_many_questions() {
     let node = node();
     let mut client = Client::connect(&node.url);

@@ -35,6 +35,8 @@ pub mod thread;
 mod byte_view;
 #[path = "../../src/cache/mod.rs"]
 mod cache;
+#[path = "../../src/http/server/clients.rs"]
+mod clients;
 #[path = "../../src/clock.rs"]
 mod clock;
 #[path = "../../src/http/client/combine.rs"]
@@ -55,8 +57,6 @@ mod peer;
 mod queue;
 #[path = "../../src/stats.rs"]
 mod stats;
-#[path = "../../src/http/server/turn.rs"]
-mod turn;
 
 use byte_view::ByteView;
 use clock::Clock;

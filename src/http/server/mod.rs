@@ -1,62 +1,61 @@
 //! `HttpServer`: the side of a node that answers, from the socket to the last answer.
 //!
-//! The way of a question:
+//! The way of a request:
 //!
 //! ```text
-//! tiny_http, a thread per connection ──▶ listener ──▶ intake, one thread
-//!    is an earlier request of the same client unanswered? ── yes ─▶ clients keeps this one until then
-//!    is its body still arriving? ── yes ─▶ slow_clients: a thread reads it, then takes the next steps
-//!    does the answer wait for nothing? ── yes ─▶ reply, by the thread that is here
-//!    is there room in the queue, and is the wait short? ── no ─▶ 503
-//!       └─ yes ─▶ worker: routes ─▶ Group::answer_peer ─▶ reply
+//! tiny_http, a thread per connection ──▶ its queue ──▶ the intake, one thread
+//!    is an earlier request of the same client unanswered? ── yes ─▶ clients keeps this one behind it
+//!    is its body still on the way? ── yes ─▶ a slow thread reads it, then takes the next steps
+//!    is the next request there already, and a worker idle? ── yes ─▶ that worker takes this one
+//!    is there an answer that waits for nothing? ── yes ─▶ sent from here
+//!    is there room in the queue, and has nobody waited there for long? ── no ─▶ 503
+//!       └─ yes ─▶ worker: routes ─▶ Group::answer_peer ─▶ sent
+//!             └─ not taken by a worker for 50 ms ─▶ the refuser: 503
 //!
-//! after any reply, the same thread: the client's next request, from "is its body still arriving?" on
+//! an answer of more than 64 KiB, or one that its client does not take in 4 ms ─▶ a slow thread sends it
+//! after any answer: if the client has sent the next request ahead, a slow thread goes on with that
 //! ```
 //!
-//! A *client* is one connection, by its remote address. It gets its answers in the order in which it
-//! asked.
+//! [`service`] has these steps, one function for each. A *client* is one connection, by its remote address.
+//! It gets its answers in the order in which it asked.
 //!
 //! A hit waits for nothing, and neither does the removal of a key, `/healthz`, `/metrics`, or a request that
 //! is malformed or not allowed: `routes` has the answer immediately, and the intake sends it, however busy
-//! the workers are. An answer of more than 64 KiB could block on a client that reads slowly, so a thread of
-//! `slow_clients` sends it.
+//! the workers are.
 //!
 //! A miss is queued for a worker, which loads the value from the origin. With 16 workers and room for 256
-//! in the queue, 16 misses are being loaded while 256 wait; one more is refused with `503`. Where answers
-//! take long, a question is refused sooner: if its wait, estimated from the mean time of the last answers,
-//! is longer than both 50 ms and that mean. The peer that gets `503` loads the value by itself.
+//! in the queue, 16 misses are being loaded while up to 256 wait; the next one is refused with `503`. If the
+//! workers take long, it is refused sooner: when 16 wait, the oldest of them for 20 ms. And no peer's
+//! question waits in the queue for more than 50 ms: the peer that gets `503` loads the value by itself. The
+//! requests of a server of one's own ([`HttpServer::serve`]) have nowhere else to go, and wait on.
 //!
 //! | thread | how many | what for | started by | ends |
 //! |---|---|---|---|---|
 //! | tiny_http's, without a name | one per connection | reads requests | tiny_http | 5 s after its connection has ended |
 //! | another of tiny_http's | 1 | accepts connections | tiny_http | when the server stops accepting |
-//! | `http-keeper` | 1 | replaces an acceptor that died because files or threads had run out | [`listener`] | when the server stops accepting |
-//! | `http-late` | one for each acceptor that died | passes on requests from the connections that it had accepted | the keeper | when these have ended or are idle for too long |
-//! | `geecache-intake` | 1 that receives, and any that are still sending to a slow client | receives, and sends what waits for nothing | [`intake`] | after a shutdown, when no connection is open; or after such an answer, if another one receives by then |
-//! | `geecache-standby` | 1 | starts an intake where the one that receives is held up | [`intake`] | after a shutdown, when no connection is open |
-//! | `geecache-worker-0`, … | [`ServerOptions::workers`], 16 | asks the group | [`workers`] | in a shutdown, when the queue is empty |
-//! | `geecache-slow-client` | one per client that is being waited for | reads bodies, sends large answers | [`slow_clients`] | 5 s after its last job |
+//! | `geecache-keeper` | 1 | knocks, so that no connection is left without a thread; begins a new generation where the acceptor died, since files or threads had run out | [`listener`] | when the server stops accepting |
+//! | `geecache-intake` | 1 for each generation | receives, and sends the answers that wait for nothing | [`listener`] | when no connection of its generation can be open any more |
+//! | `geecache-worker-0`, … | [`ServerOptions::workers`], 16 | asks the group | [`service`] | in a shutdown, when the queue is empty |
+//! | `geecache-refuser` | 1 | sends `503` to peers whose questions are not taken by a worker | [`service`] | in a shutdown |
+//! | `geecache-slow` | 1, and one more for each client that is being waited for | reads bodies, sends large answers, answers what was sent ahead | [`elastic`](crate::elastic) | 5 s after its last job; the first one with the last intake |
 //!
 //! If a thread cannot be started, [`HttpServer::start`] fails. After the start, a request that needs a new
-//! thread waits, and the standby tries again every second.
+//! thread waits for a slow one.
 //!
 //! In a shutdown the listener accepts no more connections, and the workers finish what is queued or being
-//! loaded. Whatever else comes is answered by the intake with `503`, until all connections are closed; idle
-//! ones are closed after [`ServerOptions::idle_timeout`].
+//! loaded. Other requests get `503` from the intake until all connections must have ended, since none has
+//! sent a request for [`ServerOptions::idle_timeout`].
 //!
-//! Read on in `routes`, `workers` and `queue`, then `intake` and `turn` (which thread is the intake), then
-//! `clients`; `request` and `reply` have the types that these use.
+//! Read on in `routes`, `service` and `queue`, then in `clients`, `request` and `reply`. `listener` cures
+//! tiny_http's accepting side, and nothing else depends on how.
 
 mod clients;
-mod intake;
 mod listener;
 mod queue;
 mod reply;
 mod request;
 mod routes;
-mod slow_clients;
-mod turn;
-mod workers;
+mod service;
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -67,11 +66,15 @@ use std::{fmt, io};
 
 use tiny_http::{Request, ResponseBox};
 
-use self::listener::Listener;
+use self::listener::{Listener, doors};
+use self::queue::Queue;
 use self::routes::Routes;
-use self::workers::{Answer, Workers};
+use self::service::{Answer, Service};
 use super::options::ServerOptions;
 use crate::{Error, Group};
+
+/// How long a peer's question waits for a worker; then the peer had better load the value by itself.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 /// Answers peers over HTTP, misses on a pool of worker threads, until it is
 /// [shut down](Self::shutdown) or dropped. A drop waits for up to 5 s.
@@ -94,8 +97,9 @@ use crate::{Error, Group};
 #[doc(alias = "ServeHTTP")]
 #[must_use = "dropping it shuts the server down"]
 pub struct HttpServer {
-    listener: Arc<Listener>,
-    workers: Arc<Workers>,
+    local_addr: SocketAddr,
+    listener: Listener,
+    service: Arc<Service>,
     routes: Arc<Routes>,
     is_running: AtomicBool,
 }
@@ -117,7 +121,8 @@ impl HttpServer {
                 return Err(Error::Config(format!("two groups are named {:?}", twin.name())));
             }
         }
-        let routes = Arc::new(Routes::new(by_name, &options));
+        let queue = Queue::new(options.workers, options.queue, Some(LONGEST_WAIT));
+        let routes = Arc::new(Routes::new(by_name, &options, queue));
         let [for_immediate, for_handler] = [routes.clone(), routes.clone()];
         let immediate =
             Box::new(move |request: &Request, body: &[u8]| for_immediate.immediate(request, body));
@@ -173,7 +178,8 @@ impl HttpServer {
     ) -> Result<Self, Error> {
         let (immediate, handler) = (Box::new(immediate), Box::new(handler));
         // Routes without groups: for the metrics alone.
-        let routes = Arc::new(Routes::new(HashMap::new(), &options));
+        let queue = Queue::new(options.workers, options.queue, None);
+        let routes = Arc::new(Routes::new(HashMap::new(), &options, queue));
         Self::run(listener, &options, routes, immediate, handler)
     }
 
@@ -185,19 +191,18 @@ impl HttpServer {
         handler: Answer<ResponseBox>,
     ) -> Result<Self, Error> {
         options.check()?;
-        let workers = Workers::start(options, routes.queue.clone(), immediate, handler)?;
-        let start_receiving = || {
-            let listener = Arc::new(Listener::new(listener, options.idle_timeout)?);
-            intake::start(listener.clone(), workers.clone())?;
-            Ok(listener)
-        };
-        let listener = start_receiving().inspect_err(|_: &io::Error| workers.close())?;
-        Ok(Self { listener, workers, routes, is_running: AtomicBool::new(true) })
+        let local_addr = listener.local_addr()?;
+        let service = Service::start(options, routes.queue.clone(), immediate, handler)?;
+        let for_intake = service.clone();
+        let intake = move |generation| for_intake.take_in(generation);
+        let listener = Listener::start(listener, doors(local_addr), options.idle_timeout, intake)
+            .inspect_err(|_: &io::Error| service.close())?;
+        Ok(Self { local_addr, listener, service, routes, is_running: AtomicBool::new(true) })
     }
 
     /// The address that is listened on.
     pub fn local_addr(&self) -> SocketAddr {
-        self.listener.local_addr()
+        self.local_addr
     }
 
     /// The text that `GET /metrics` returns here: the metrics of the groups, as
@@ -212,8 +217,9 @@ impl HttpServer {
     /// worker that is still loading after `grace` ends when its load returns.
     ///
     /// If the process lives on, requests on connections that are still open get `503` with
-    /// `Connection: close`. The intake and the standby stay for that until all are closed, and four idle
-    /// threads of tiny_http for 5 s. A second call waits for up to its own `grace`.
+    /// `Connection: close`. Two threads stay for that until none has sent a request for
+    /// [`idle_timeout`](ServerOptions::idle_timeout), and four idle threads of tiny_http for 5 s. A second
+    /// call waits for up to its own `grace`.
     ///
     /// This blocks, so an async program calls it by `spawn_blocking`: after its own server has stopped, and
     /// before its runtime ends if the getters need that. It does not wait for
@@ -226,7 +232,7 @@ impl HttpServer {
     pub fn shutdown(&self, grace: Duration) -> bool {
         self.is_running.store(false, Ordering::Relaxed);
         self.listener.stop_accepting();
-        self.workers.drain(grace)
+        self.service.drain(grace)
     }
 }
 

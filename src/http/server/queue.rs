@@ -1,69 +1,90 @@
-//! `Queue`: what waits for a worker, and who is let in.
+//! `Queue`: the items that wait for a worker, and which are let in.
 //!
-//! What happens if more is asked than can be answered? A server that queues without a bound
-//! answers everyone too late. Here an item is refused if too many are waiting, or if it would wait
-//! for much longer than one item takes. Its client is told immediately, and can go elsewhere.
+//! What happens if more is asked than can be answered? A server that queues without a bound answers
+//! everyone too late. So an item is refused at once if too many wait, or if as many as there are workers
+//! wait and the oldest of them has waited for a while: the workers take long, and each of those takes one.
+//! An item whose client can go elsewhere may also set a limit to its wait; then it is taken out again.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::stats::Counter;
 
-/// The longest acceptable wait for a worker, unless one item takes longer.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// How long the oldest item waits before others are refused.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 pub(super) struct Queue<T> {
     workers: usize,
     /// How many items may wait while no worker is idle.
     room: usize,
-    // Guards what waits. Not a channel: its receivers spin before they sleep, and take a processor
-    // from threads that have something to do.
+    /// How long an item waits for a worker at the most; `None`: as long as it takes.
+    longest_wait: Option<Duration>,
+    // Guards the items that wait. Not a channel: its receivers spin before they sleep, and take a
+    // processor from threads that have something to do.
     state: Mutex<State<T>>,
+    /// Wakes a worker.
     arrived: Condvar,
-    /// How long a worker takes for an item: a moving mean, in nanoseconds.
-    pace: AtomicU64,
+    /// Wakes the thread that takes out what has waited too long.
+    waits: Condvar,
     /// Counts the requests that are refused.
     pub(super) shed: Counter,
 }
 
 struct State<T> {
-    /// Up to one for each idle worker, and `room` more.
-    items: VecDeque<T>,
+    /// Up to one for each idle worker, and `room` more; each since when.
+    items: VecDeque<(Instant, T)>,
     /// Workers that wait for an item, or have been woken for one and not yet taken it.
     idle: usize,
     is_open: bool,
 }
 
+impl<T> State<T> {
+    /// How many items no idle worker is about to take.
+    fn waiting(&self) -> usize {
+        self.items.len().saturating_sub(self.idle)
+    }
+
+    /// How long the oldest item has waited.
+    fn longest(&self) -> Duration {
+        self.items.front().map_or(Duration::ZERO, |(since, _)| since.elapsed())
+    }
+}
+
 impl<T> Queue<T> {
-    pub(super) fn new(workers: usize, room: usize) -> Self {
-        let state = State { items: VecDeque::new(), idle: 0, is_open: true };
-        let (state, arrived) = (Mutex::new(state), Condvar::new());
-        Self { workers, room, state, arrived, pace: AtomicU64::new(0), shed: Counter::default() }
+    pub(super) fn new(workers: usize, room: usize, longest_wait: Option<Duration>) -> Self {
+        let state = Mutex::new(State { items: VecDeque::new(), idle: 0, is_open: true });
+        let (arrived, waits, shed) = (Condvar::new(), Condvar::new(), Counter::default());
+        Self { workers, room, longest_wait, state, arrived, waits, shed }
     }
 
     /// Adds an item. If there is no room for it, or the queue is closed, it comes back.
     pub(super) fn push(&self, item: T) -> Result<(), T> {
-        self.push_if(item, |state| match state.items.len().checked_sub(state.idle) {
-            None => true, // a worker is idle
-            Some(waiting) => waiting < self.room && !self.is_long(waiting),
+        self.push_if(item, |state| {
+            let waiting = state.waiting();
+            let is_slow = || waiting >= self.workers && state.longest() >= PATIENCE;
+            waiting < self.room && !is_slow()
         })
     }
 
     /// Adds an item for a worker that is idle. If there is none, it comes back.
     pub(super) fn offer(&self, item: T) -> Result<(), T> {
-        self.push_if(item, |state| state.items.len() < state.idle)
+        self.push_if(item, |_| false)
     }
 
-    fn push_if(&self, item: T, fits: impl FnOnce(&State<T>) -> bool) -> Result<(), T> {
+    fn push_if(&self, item: T, may_wait: impl FnOnce(&State<T>) -> bool) -> Result<(), T> {
         let mut state = self.state.lock().unwrap();
-        if !state.is_open || !fits(&state) {
+        let has_idle = state.items.len() < state.idle;
+        if !state.is_open || !has_idle && !may_wait(&state) {
             return Err(item);
         }
-        state.items.push_back(item);
+        state.items.push_back((Instant::now(), item));
+        let is_limited = state.waiting() > 0 && self.longest_wait.is_some();
         drop(state);
         self.arrived.notify_one();
+        if is_limited {
+            self.waits.notify_one();
+        }
         Ok(())
     }
 
@@ -74,13 +95,33 @@ impl<T> Queue<T> {
         let is_waiting = |state: &mut State<T>| state.is_open && state.items.is_empty();
         let mut state = self.arrived.wait_while(state, is_waiting).unwrap();
         state.idle -= 1;
-        state.items.pop_front()
+        state.items.pop_front().map(|(_, item)| item)
+    }
+
+    /// An item that has waited too long; waits for one. `None` once the queue is closed, or if items may
+    /// wait as long as it takes.
+    pub(super) fn pop_overdue(&self) -> Option<T> {
+        let longest = self.longest_wait?;
+        let mut state = self.state.lock().unwrap();
+        loop {
+            let is_idle = |state: &mut State<T>| state.is_open && state.waiting() == 0;
+            state = self.waits.wait_while(state, is_idle).unwrap();
+            if !state.is_open {
+                return None;
+            }
+            let left = longest.saturating_sub(state.longest());
+            if left.is_zero() {
+                return state.items.pop_front().map(|(_, item)| item);
+            }
+            // Items that come meanwhile have more time left.
+            let is_open = |state: &mut State<T>| state.is_open;
+            state = self.waits.wait_timeout_while(state, left, is_open).unwrap().0;
+        }
     }
 
     /// How many items wait for a worker, beyond those that idle ones are about to take.
     pub(super) fn waiting(&self) -> usize {
-        let state = self.state.lock().unwrap();
-        state.items.len().saturating_sub(state.idle)
+        self.state.lock().unwrap().waiting()
     }
 
     /// Whether a worker has nothing to do.
@@ -93,21 +134,6 @@ impl<T> Queue<T> {
     pub(super) fn close(&self) {
         self.state.lock().unwrap().is_open = false;
         self.arrived.notify_all();
-    }
-
-    /// Notes how long an item took. If two workers do so at once, one may be lost.
-    pub(super) fn took(&self, time: Duration) {
-        let mean = self.pace.load(Ordering::Relaxed);
-        // One that was held up says little of the others: many in a row must be slow.
-        let time = (time.as_nanos() as u64).min(4 * mean + 1_000_000);
-        self.pace.store(mean - mean / 8 + time / 8, Ordering::Relaxed);
-    }
-
-    /// Whether one more behind `waiting` others would wait too long. As many as there are workers
-    /// wait about as long as one item takes, so those are always let in.
-    fn is_long(&self, waiting: usize) -> bool {
-        let (waiting, workers) = (waiting as u64, self.workers as u64);
-        let wait = Duration::from_nanos(self.pace.load(Ordering::Relaxed) * waiting / workers);
-        waiting >= workers && wait > PATIENCE
+        self.waits.notify_all();
     }
 }

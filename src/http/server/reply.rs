@@ -1,26 +1,31 @@
-//! What a client is answered: building an answer, and sending it within a deadline.
+//! What a client is answered: building an answer, and sending it.
 //!
-//! How long may a client take for its answer? The [`listener`](super::listener) lets a write to a
-//! client that does not read fail after a moment. But one that takes a few bytes now and then could
-//! hold a thread for ever, by one successful write after the other. So there is a deadline for the
-//! answer as a whole, or for each MiB of a long one.
+//! An answer of up to 64 KiB is written at once; a client that does not take it in a moment gets the rest
+//! from a thread that may wait. How long may that take? The kernel ends a connection on which the client
+//! takes nothing, see [`listener`](super::listener). But a client that takes a few bytes now and then could
+//! hold a thread for ever. So there is a deadline for the answer as a whole, or for each MiB of a long one.
 
 use std::fmt::Display;
 use std::io::{self, Cursor, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, error};
 use tiny_http::{Header, Method, Request, Response, ResponseBox};
 
-use super::request::{Question, Refusal, Writer, closes, shown};
+use super::request::{Writer, closes, shown};
 
 /// An answer that is longer, in bytes, may not fit into the kernel's buffers: sending it may then
 /// have to wait for the client. Linux takes 78,192 bytes of a new connection over Ethernet before the
 /// other end has acknowledged any.
 pub(super) const LARGE: usize = 64 << 10;
-/// How long a client may take for an answer; for one that is longer than a part, for each part.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// How long a client may take for an answer; for one that is longer than a part, for each part. Longer
+/// than the kernel gives a client that takes nothing.
+const DEADLINE: Duration = Duration::from_secs(7);
 const PART: usize = 1 << 20;
+/// How long a thread sleeps before it tries again to write: from the first to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
 
 /// An answer of one line of text.
 pub(super) fn text(code: u16, line: impl Display) -> ResponseBox {
@@ -43,9 +48,10 @@ pub(super) fn bytes_later(
     of_length(code, length, Later { make: Some(make), made: Cursor::default() })
 }
 
-/// Never in chunks: peers look at the length before they read.
+/// Never in chunks: peers look at the length before they read. And no cache on the way may keep it.
 fn of_length(code: u16, length: usize, body: impl Read + Send + 'static) -> ResponseBox {
-    Response::new(code.into(), Vec::new(), body, Some(length), None)
+    let headers = vec![header("Cache-Control", "no-store")];
+    Response::new(code.into(), headers, body, Some(length), None)
         .with_chunked_threshold(usize::MAX)
         .boxed()
 }
@@ -68,65 +74,29 @@ pub(super) fn header(name: &str, value: &str) -> Header {
     Header::from_bytes(name, value).expect("headers are ASCII")
 }
 
-impl From<Refusal> for ResponseBox {
-    fn from(refusal: Refusal) -> Self {
-        text(refusal.status, refusal.text)
-    }
-}
-
 /// The length of an answer. If it is not known, the answer is taken for a large one.
 pub(super) fn length_of(response: &ResponseBox) -> usize {
     response.data_length().unwrap_or(LARGE + 1)
 }
 
-/// What became of an answer.
-pub(super) enum Sent {
-    /// It has been sent, or its client has closed the connection.
-    Whole,
-    /// A part of it, so that nothing may follow on the connection. tiny_http lets nobody write
-    /// there as long as this lives.
-    Part(Writer),
-}
-
-/// Sends an answer. `is_last` asks the client to close the connection after it.
-pub(super) fn send(question: Question, response: ResponseBox, is_last: bool) -> Sent {
-    let Question { request, connection, writer, .. } = question;
-    let mut patient;
-    let sent = if length_of(&response) <= LARGE {
-        // By a single write: tiny_http's own buffer has a kilobyte, so head and body would often
-        // leave one after the other, and wake the client twice.
-        let bytes = printed(&request, response, is_last || closes(&request));
-        patient = Patient::new(writer.unwrap_or_else(|| request.into_writer()));
-        patient.write_all(&bytes)
-    } else {
-        let (version, headers) = (request.http_version().clone(), request.headers().to_vec());
-        let is_head = *request.method() == Method::Head;
-        patient = Patient::new(writer.unwrap_or_else(|| request.into_writer()));
-        response.raw_print(&mut patient, version, &headers, is_head, None)
-    };
-    match sent.and_then(|()| patient.flush()) {
-        Err(error) if !is_gone(&error) => {
-            debug!("{}: an answer was not sent: {error}", connection.client);
-            Sent::Part(patient.writer)
-        }
-        _ => Sent::Whole,
-    }
-}
-
-/// An answer as bytes.
-fn printed(request: &Request, response: ResponseBox, is_last: bool) -> Vec<u8> {
+/// A short answer as bytes. `is_last` asks the client to close the connection after it.
+///
+/// It is to be sent by a single write: tiny_http's own buffer has a kilobyte, so head and body would often
+/// leave one after the other, and wake the client twice.
+pub(super) fn printed(request: &Request, response: ResponseBox, is_last: bool) -> Vec<u8> {
     let code = response.status_code().0;
     let (version, is_head) = (request.http_version(), *request.method() == Method::Head);
     let mut bytes = Vec::with_capacity(length_of(&response) + 512);
     let print = |response: ResponseBox, bytes: &mut Vec<u8>| {
         response.raw_print(bytes, version.clone(), request.headers(), is_head, None)
     };
-    if let Err(error) = print(response, &mut bytes) {
-        error!("{}: no answer: {error}", shown(request));
+    let done = catch_unwind(AssertUnwindSafe(|| print(response, &mut bytes)));
+    if !matches!(done, Ok(Ok(()))) {
+        error!("{}: the answer could not be read: {done:?}", shown(request));
         bytes.clear();
         print(text(500, "the answer could not be read"), &mut bytes).expect("a Vec takes all");
     }
-    correct_head(&mut bytes, code, is_last);
+    correct_head(&mut bytes, code, is_last || closes(request));
     bytes
 }
 
@@ -146,30 +116,62 @@ fn correct_head(answer: &mut Vec<u8>, code: u16, is_last: bool) {
     }
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    use io::ErrorKind::*;
-    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset)
+/// Writes `bytes`, as far as the client takes them in a moment. Returns how many it has taken if there
+/// is a rest; `None` if there is none, or nobody to send it to.
+pub(super) fn write_at_once(writer: &mut Writer, bytes: &[u8]) -> Option<usize> {
+    let taken = match writer.write(bytes) {
+        Ok(taken) if taken < bytes.len() => return Some(taken),
+        Ok(taken) => taken,
+        Err(error) => return is_slow(&error).then_some(0),
+    };
+    let flushed = writer.flush();
+    flushed.is_err_and(|error| is_slow(&error)).then_some(taken)
+}
+
+/// Whether a write failed since the client does not read fast enough.
+fn is_slow(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Writes until a deadline. A write that failed because the client does not read is tried again.
-struct Patient {
+pub(super) struct Patient {
     writer: Writer,
     /// When the client must have taken this part, and how much of it it has, in bytes.
     deadline: Instant,
     taken: usize,
+    /// The connection has ended.
+    is_dead: bool,
 }
 
 impl Patient {
-    fn new(writer: Writer) -> Self {
-        Self { writer, deadline: Instant::now() + DEADLINE, taken: 0 }
+    pub(super) fn new(writer: Writer) -> Self {
+        Self { writer, deadline: Instant::now() + DEADLINE, taken: 0, is_dead: false }
+    }
+
+    /// Sends what `write` writes. Returns the writer if that was not finished though the connection lives.
+    pub(super) fn send(
+        mut self,
+        write: impl FnOnce(&mut Self) -> io::Result<()>,
+    ) -> Result<(), Writer> {
+        let write = || write(&mut self).and_then(|()| self.flush());
+        let sent = catch_unwind(AssertUnwindSafe(write));
+        if self.is_dead || matches!(sent, Ok(Ok(()))) {
+            return Ok(());
+        }
+        debug!("an answer was not finished: {sent:?}");
+        Err(self.writer)
     }
 
     fn attempt<T>(&mut self, mut write: impl FnMut(&mut Writer) -> io::Result<T>) -> io::Result<T> {
+        let (mut pause, longest) = PAUSES;
         while Instant::now() < self.deadline {
-            match write(&mut self.writer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return written,
+            let written = write(&mut self.writer);
+            if !written.as_ref().is_err_and(is_slow) {
+                self.is_dead = written.is_err();
+                return written;
             }
+            thread::sleep(pause);
+            pause = longest.min(2 * pause);
         }
         Err(io::ErrorKind::TimedOut.into())
     }

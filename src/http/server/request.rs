@@ -8,13 +8,14 @@ use std::io::{self, Read, Write};
 use std::mem;
 use std::net::SocketAddr;
 
-use tiny_http::{Header, Request, Response, TestRequest};
+use tiny_http::{Header, Request, ResponseBox};
 
+use super::reply::text;
 use crate::http::frame::MAX_QUESTION_BYTES as MAX_BODY_BYTES;
 
 /// The longest body that may be announced, in bytes. One that is longer than a question may be is
 /// read all the same, since tiny_http cannot close the connection.
-pub(super) const MOST_ANNOUNCED: usize = 16 << 20;
+const MOST_ANNOUNCED: usize = 16 << 20;
 /// tiny_http reads a body of up to so many bytes together with the header.
 const SHORT: usize = 1024;
 /// How much of a request is shown in the log, in characters.
@@ -27,39 +28,10 @@ pub(super) type Writer = Box<dyn Write + Send>;
 pub(super) struct Question {
     pub(super) request: Request,
     pub(super) body: Vec<u8>,
-    /// On which connection it came, see [`Clients`](super::clients::Clients).
-    pub(super) connection: Connection,
-    /// The writer for the answer, if the request has been [parted](part) from it.
-    pub(super) writer: Option<Writer>,
+    /// The answer to a body that is refused.
+    pub(super) refusal: Option<ResponseBox>,
     /// Nobody has looked yet for an answer that waits for nothing.
     pub(super) is_new: bool,
-}
-
-impl Question {
-    pub(super) fn new(
-        request: Request,
-        body: Vec<u8>,
-        connection: Connection,
-        writer: Option<Writer>,
-    ) -> Self {
-        Self { request, body, connection, writer, is_new: true }
-    }
-}
-
-/// A connection: tiny_http tells only the address of the client, which a later connection may have
-/// as well. So they are numbered.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Connection {
-    pub(super) client: SocketAddr,
-    pub(super) number: u64,
-}
-
-/// Why a request is not answered: the status and the text that its client gets instead.
-pub(super) struct Refusal {
-    pub(super) status: u16,
-    pub(super) text: String,
-    /// Whether the body has been read to its end all the same.
-    pub(super) is_read: bool,
 }
 
 pub(super) fn client_of(request: &Request) -> SocketAddr {
@@ -120,15 +92,21 @@ pub(super) fn has_arrived(request: &Request) -> bool {
         && request.body_length().is_none_or(|length| length <= short)
 }
 
-/// Reads the whole body.
-pub(super) fn read_body(request: &mut Request) -> Result<Vec<u8>, Refusal> {
-    let unread = |status, text| Err(Refusal { status, text, is_read: false });
-    let refused = |status, text| Err(Refusal { status, text, is_read: true });
+/// Reads the whole body. `None` if that cannot be done: then the request is answered. May wait for the
+/// client, unless the body [has arrived](has_arrived).
+pub(super) fn read(mut request: Request) -> Option<Question> {
     let mut most = MOST_ANNOUNCED;
-    if is_upgrade(request) {
+    if request.body_length().is_some_and(|length| length > most) {
+        log::warn!("{}: announces a body of more than {most} bytes", shown(&request));
+        abandon(request);
+        return None;
+    }
+    if is_upgrade(&request) {
         // The end of the body is ours to find then.
-        if first(request, "Transfer-Encoding").is_some() {
-            return unread(501, "no Upgrade of a request whose body comes in chunks".into());
+        if first(&request, "Transfer-Encoding").is_some() {
+            let _ =
+                request.respond(text(501, "no Upgrade of a request whose body comes in chunks"));
+            return None;
         }
         most = request.body_length().unwrap_or(0);
     }
@@ -140,19 +118,21 @@ pub(super) fn read_body(request: &mut Request) -> Result<Vec<u8>, Refusal> {
         .read_to_end(&mut body)
         // What is over the limit is read, or it would be taken for the next request.
         .and_then(|_| io::copy(&mut reader, &mut io::sink()));
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            unread(408, "the body did not arrive in time".into())
-        }
-        Err(error) => unread(400, error.to_string()),
-        Ok(_) if body.len() > MAX_BODY_BYTES => {
-            refused(413, format!("a body has up to {MAX_BODY_BYTES} bytes"))
-        }
-        Ok(_) if !is_framed_well(request, body.len()) => {
-            refused(400, "it is not clear where the body ends".into())
-        }
-        Ok(_) => Ok(body),
+    if let Err(error) = read {
+        // Sends the answer, and waits for the rest of the body.
+        let _ = request.respond(match error.kind() {
+            io::ErrorKind::WouldBlock => text(408, "the body did not arrive in time"),
+            _ => text(400, error),
+        });
+        return None;
     }
+    let refusal = if body.len() > MAX_BODY_BYTES {
+        Some(text(413, format!("a body has up to {MAX_BODY_BYTES} bytes")))
+    } else {
+        let is_clear = is_framed_well(&request, body.len());
+        (!is_clear).then(|| text(400, "it is not clear where the body ends"))
+    };
+    Some(Question { request, body, refusal, is_new: true })
 }
 
 /// Whether everyone who reads the headers sees the end of the body at the same byte.
@@ -171,33 +151,11 @@ fn is_framed_well(request: &Request, length: usize) -> bool {
     }
 }
 
-/// Parts a request whose body has been read from the writer for its answer: the same request, but
-/// with a `Content-Length` if it had none, and without its connection.
-///
-/// Waiting for the writer's turn tells one connection from another of the same address. tiny_http
-/// gives the writer only for the request, and a request without a connection only for tests.
-pub(super) fn part(request: Request) -> (Request, Writer) {
-    // A body of this length is read when the request is made.
-    const PADDING: &str = match std::str::from_utf8(&[b' '; SHORT]) {
-        Ok(padding) => padding,
-        Err(_) => unreachable!(),
-    };
-    let body = request.body_length().and_then(|length| PADDING.get(..length)).unwrap_or_default();
-    let twin = TestRequest::new()
-        .with_method(request.method().clone())
-        .with_path(request.url())
-        .with_http_version(request.http_version().clone())
-        .with_remote_addr(client_of(&request))
-        .with_body(body);
-    let twin = request.headers().iter().cloned().fold(twin, TestRequest::with_header);
-    (twin.into(), request.into_writer())
-}
-
 /// Answers `413` to a request that announces too long a body, and gives its connection up.
 ///
 /// When a request is dropped or answered, tiny_http allocates as much as its client has announced
 /// and not sent. If that cannot be allocated the process ends. So the request is leaked, and with
 /// it a thread of tiny_http's and a socket; only `upgrade` answers without a drop.
-pub(super) fn abandon(request: Request) {
-    mem::forget(request.upgrade("HTTP/1.1", Response::empty(413)));
+fn abandon(request: Request) {
+    mem::forget(request.upgrade("HTTP/1.1", text(413, "too long a body")));
 }

@@ -37,12 +37,16 @@ enum Asked<'r> {
 }
 
 impl Routes {
-    pub(super) fn new(groups: HashMap<String, Arc<Group>>, options: &ServerOptions) -> Self {
+    pub(super) fn new(
+        groups: HashMap<String, Arc<Group>>,
+        options: &ServerOptions,
+        queue: Queue<Question>,
+    ) -> Self {
         Self {
             base_path: options.base_path.clone(),
             tokens: options.tokens.clone(),
             groups,
-            queue: Arc::new(Queue::new(options.workers, options.queue)),
+            queue: Arc::new(queue),
         }
     }
 

@@ -1,12 +1,13 @@
 //! The scenarios, and how schedules for them are found.
 
 mod cache;
+mod clients;
 mod cluster;
 mod combine;
+mod elastic;
 mod flight;
 mod group;
 mod queue;
-mod turn;
 
 use std::any::type_name;
 use std::env;
@@ -31,8 +32,9 @@ pub(crate) fn all() -> Vec<Trial> {
         group::all(),
         cluster::all(),
         combine::all(),
-        turn::all(),
+        clients::all(),
         queue::all(),
+        elastic::all(),
     ]
     .into_iter()
     .flatten()

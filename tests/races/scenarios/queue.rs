@@ -1,10 +1,11 @@
 //! `Queue`: what waits for a worker.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 
 use libtest_mimic::Trial;
 
-use super::{every, many, together};
+use super::{LONG, NONE, every, many, together};
 use crate::queue::Queue;
 
 pub(super) fn all() -> Vec<Trial> {
@@ -14,6 +15,8 @@ pub(super) fn all() -> Vec<Trial> {
         every(each_item_wakes_a_worker::<1>),
         many(each_item_wakes_a_worker::<3>),
         many(without_room_an_item_is_let_in_only_if_a_worker_is_idle),
+        many(an_item_is_taken_by_a_worker_or_refused::<1>),
+        many(an_item_is_taken_by_a_worker_or_refused::<3>),
         many(a_close_ends_workers_that_wait),
     ]
 }
@@ -24,7 +27,7 @@ fn each_item_let_in_is_taken_once<
     const CLIENTS: usize,
     const ITEMS: usize,
 >() {
-    let queue = Queue::new(WORKERS, 1);
+    let queue = Queue::new(WORKERS, 1, None);
     let taken = [const { AtomicUsize::new(0) }; 10];
     let clients_left = AtomicUsize::new(CLIENTS);
     let (let_in, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -56,7 +59,7 @@ fn each_item_let_in_is_taken_once<
 
 /// Nothing closes the queue, so a worker that is not woken would be a deadlock.
 fn each_item_wakes_a_worker<const N: usize>() {
-    let queue = Queue::new(N, N);
+    let queue = Queue::new(N, N, None);
     together(N + 1, |i| match i {
         0 => (0..N).for_each(|item| assert!(queue.push(item).is_ok())),
         _ => assert!(queue.pop().is_some()),
@@ -64,7 +67,7 @@ fn each_item_wakes_a_worker<const N: usize>() {
 }
 
 fn without_room_an_item_is_let_in_only_if_a_worker_is_idle() {
-    let queue = Queue::new(1, 0);
+    let queue = Queue::new(1, 0, None);
     let (is_taken, is_let_in) = (AtomicBool::new(false), AtomicBool::new(false));
     together(2, |i| {
         if i == 0 {
@@ -80,10 +83,37 @@ fn without_room_an_item_is_let_in_only_if_a_worker_is_idle() {
     assert_eq!(is_taken.into_inner(), is_let_in.into_inner());
 }
 
+/// The only worker takes one item, and then the queue is closed or not. A refuser that is not woken for
+/// the others would be a deadlock.
+fn an_item_is_taken_by_a_worker_or_refused<const N: usize>() {
+    let queue = Queue::new(1, N, Some(NONE));
+    let (taken, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    together(3, |i| match i {
+        0 => {
+            let let_in = (0..=N).filter(|&item| queue.push(item).is_ok()).count();
+            while taken.load(Ordering::SeqCst) + refused.load(Ordering::SeqCst) < let_in {
+                thread::yield_now();
+            }
+            queue.close();
+        }
+        1 => {
+            taken.fetch_add(usize::from(queue.pop().is_some()), Ordering::SeqCst);
+        }
+        _ => {
+            while queue.pop_overdue().is_some() {
+                refused.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    assert_eq!(queue.pop_overdue(), None, "it is closed");
+    assert!(taken.into_inner() <= 1);
+}
+
 fn a_close_ends_workers_that_wait() {
-    let queue = Queue::new(3, 2);
-    together(4, |i| match i {
+    let queue = Queue::new(3, 2, Some(LONG));
+    together(5, |i| match i {
         0 => queue.close(),
+        1 => assert_eq!(queue.pop_overdue(), None),
         _ => assert_eq!(queue.pop(), None::<()>),
     });
     assert_eq!(queue.push(()), Err(()));

@@ -7,10 +7,19 @@ use super::*;
 const SOON: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(30);
 
-/// A listener with two threads that answer each request with its path.
+/// A listener each of whose intakes answers each request with its path, and tells when it ends.
 struct Echo {
-    listener: Arc<Listener>,
-    workers: mpsc::Receiver<()>,
+    addr: SocketAddr,
+    listener: Listener,
+    /// One for each generation that has begun.
+    begun: mpsc::Receiver<()>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.listener.stop_accepting();
+    }
 }
 
 fn echo(idle_timeout: Duration) -> Echo {
@@ -18,23 +27,24 @@ fn echo(idle_timeout: Duration) -> Echo {
 }
 
 fn echo_on(socket: TcpListener, idle_timeout: Duration) -> Echo {
-    echo_of(Listener::new(socket, idle_timeout).unwrap())
+    let doors = doors(socket.local_addr().unwrap());
+    echo_with(socket, doors, idle_timeout)
 }
 
-fn echo_of(listener: Listener) -> Echo {
-    let listener = Arc::new(listener);
-    let (ended, workers) = mpsc::channel();
-    for _ in 0..2 {
-        let (listener, ended) = (listener.clone(), ended.clone());
-        thread::spawn(move || {
-            while let Some(request) = listener.recv() {
-                let path = request.url().to_owned();
-                let _ = request.respond(Response::from_string(path));
-            }
-            let _ = ended.send(());
-        });
-    }
-    Echo { listener, workers }
+fn echo_with(socket: TcpListener, doors: Vec<SocketAddr>, idle_timeout: Duration) -> Echo {
+    let ((begins, begun), (ends, ended)) = (mpsc::channel(), mpsc::channel());
+    let intake = move |mut generation: Generation| {
+        let _ = begins.send(());
+        while let Some(request) = generation.recv() {
+            let path = request.url().to_owned();
+            let _ = request.respond(Response::from_string(path));
+        }
+        let _ = ends.send(());
+    };
+    let addr = socket.local_addr().unwrap();
+    let listener = Listener::start(socket, doors, idle_timeout, intake).unwrap();
+    begun.recv_timeout(SOON).unwrap();
+    Echo { addr, listener, begun, ended }
 }
 
 fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
@@ -64,13 +74,17 @@ fn ask(stream: &mut TcpStream) -> bool {
     send(stream).is_ok() && is_answered(stream)
 }
 
+fn is_served(addr: SocketAddr) -> bool {
+    connect(addr).is_ok_and(|mut stream| ask(&mut stream))
+}
+
 fn within(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         if done() {
             return true;
         }
-        thread::sleep(Duration::from_millis(10));
+        thread::yield_now();
     }
     false
 }
@@ -89,11 +103,29 @@ fn burst(addr: SocketAddr, n: usize) -> Vec<TcpStream> {
     streams
 }
 
+/// The acceptor dies with an error of `accept`, and so does the next one until this is dropped.
+struct Killer(TcpListener);
+
+impl Killer {
+    fn of(spy: &TcpListener) -> Self {
+        let spy = spy.try_clone().unwrap();
+        SockRef::from(&spy).set_read_timeout(Some(Duration::from_micros(1))).unwrap();
+        Self(spy)
+    }
+}
+
+impl Drop for Killer {
+    fn drop(&mut self) {
+        SockRef::from(&self.0).set_read_timeout(Some(IDLE)).unwrap();
+    }
+}
+
 #[test]
 fn bursts_are_answered_from_the_start() {
     for n in [5, 16, 64] {
         for _ in 0..5 {
-            burst(echo(IDLE).listener.local_addr(), n);
+            let echo = echo(IDLE);
+            burst(echo.addr, n);
         }
     }
 }
@@ -101,7 +133,7 @@ fn bursts_are_answered_from_the_start() {
 #[test]
 fn bursts_are_answered_after_others_have_left() {
     let echo = echo(IDLE);
-    let addr = echo.listener.local_addr();
+    let addr = echo.addr;
     for n in [30, 5, 16, 64, 30, 64, 64] {
         let silent: Vec<_> = (0..20).map(|_| connect(addr).unwrap()).collect();
         drop(burst(addr, n));
@@ -109,71 +141,47 @@ fn bursts_are_answered_after_others_have_left() {
     }
 }
 
-/// In a chroot, or on another Unix.
-#[test]
-fn bursts_are_answered_without_proc() {
-    for n in [5, 16, 64] {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let listener = Listener::with_proc(socket, IDLE, "/nowhere".into()).unwrap();
-        let echo = echo_of(listener);
-        let addr = echo.listener.local_addr();
-        for _ in 0..5 {
-            let first = burst(addr, n);
-            burst(addr, n);
-            drop(first);
-        }
-    }
-}
-
-#[test]
-fn a_listener_is_deserted_when_the_last_connection_closes() {
-    let echo = echo(IDLE);
-    let mut open = burst(echo.listener.local_addr(), 3);
-    assert!(!echo.listener.is_deserted(), "it accepts");
-    echo.listener.stop_accepting();
-    assert!(!echo.listener.is_deserted());
-    assert!(open.iter_mut().all(ask));
-    drop(open);
-    assert!(within(SOON, || echo.listener.is_deserted()));
-}
-
-#[test]
-fn a_listener_is_deserted_when_all_connections_must_have_timed_out() {
-    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    // Without /proc it cannot look whether there are any.
-    let echo = echo_of(Listener::with_proc(socket, IDLE / 30, "/nowhere".into()).unwrap());
-    echo.listener.stop_accepting();
-    assert!(!echo.listener.is_deserted());
-    assert!(within(SOON, || echo.listener.is_deserted()));
-}
-
 #[test]
 fn silent_clients_are_sent_away_and_a_quiet_listener_lives() {
     let idle_timeout = Duration::from_millis(200);
     let echo = echo(idle_timeout);
-    let addr = echo.listener.local_addr();
-    let mut silent = connect(addr).unwrap();
-    let start = Instant::now();
-    assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
-    assert!(start.elapsed() < SOON);
-    // Several timeouts pass without a connection.
-    while start.elapsed() < 6 * idle_timeout {
-        thread::sleep(idle_timeout);
+    let addr = echo.addr;
+    // Several timeouts pass without another connection.
+    for _ in 0..6 {
+        let mut silent = connect(addr).unwrap();
+        assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
     }
     // On a busy machine this client may itself be silent for too long.
-    assert!(within(SOON, || ask(&mut connect(addr).unwrap())));
+    assert!(within(SOON, || is_served(addr)));
+    assert!(echo.ended.try_recv().is_err());
 }
 
 #[test]
-fn clients_that_do_not_read_are_left() {
-    let listener =
-        Listener::new(TcpListener::bind("[::1]:0").unwrap(), Duration::from_millis(300)).unwrap();
-    let mut client = connect(listener.local_addr()).unwrap();
-    send(&mut client).unwrap();
-    let request = listener.recv().unwrap();
+fn the_kernel_ends_connections_whose_clients_do_not_read() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let (ended, end) = mpsc::channel();
-    thread::spawn(move || ended.send(request.respond(Response::from_data(vec![0; 64 << 20]))));
-    assert!(end.recv_timeout(SOON).unwrap().is_err());
+    let addr = socket.local_addr().unwrap();
+    let listener = Listener::start(socket, doors(addr), IDLE, move |mut generation: Generation| {
+        let Some(request) = generation.recv() else { return };
+        let mut writer = request.into_writer();
+        let start = Instant::now();
+        let error = loop {
+            match writer.write(&[0; 1 << 20]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    assert!(start.elapsed() < IDLE, "it may wait for ever");
+                }
+                Err(error) => break error,
+                Ok(_) => {}
+            }
+        };
+        let _ = ended.send(error.kind());
+    });
+    let mut client = connect(addr).unwrap();
+    send(&mut client).unwrap();
+    let error = end.recv_timeout(IDLE).unwrap();
+    listener.unwrap().stop_accepting();
+    // The thread that reads there may have been told the cause.
+    assert!(matches!(error, io::ErrorKind::TimedOut | io::ErrorKind::BrokenPipe), "{error}");
 }
 
 #[test]
@@ -181,46 +189,88 @@ fn a_dead_acceptor_is_replaced_and_open_connections_live_on() {
     let socket = TcpListener::bind("0.0.0.0:0").unwrap();
     let spy = socket.try_clone().unwrap();
     let echo = echo_on(socket, IDLE);
-    let addr = door(echo.listener.local_addr());
-    let mut open = connect(addr).unwrap();
-    assert!(ask(&mut open));
-    for _ in 0..2 {
-        let server = echo.listener.shared.server();
-        // Now `accept` times out at once, and with its error the acceptor ends.
-        SockRef::from(&spy).set_read_timeout(Some(Duration::from_micros(1))).unwrap();
+    let addr = doors(echo.addr)[0];
+    let mut open = vec![connect(addr).unwrap()];
+    for generation in 1..=2 {
+        let killer = Killer::of(&spy);
         assert!(within(SOON, || {
-            assert!(ask(&mut open));
-            !Arc::ptr_eq(&server, &echo.listener.shared.server())
+            assert!(open.iter_mut().all(ask));
+            echo.begun.try_recv().is_ok()
         }));
-        SockRef::from(&spy).set_read_timeout(Some(IDLE)).unwrap();
-        assert!(within(SOON, || connect(addr).is_ok_and(|mut stream| ask(&mut stream))));
-        assert!(ask(&mut open));
-        // By now nobody waits at the replaced server but the thread that hands over.
-        thread::sleep(LOOK);
-        let start = Instant::now();
-        assert!(ask(&mut open));
-        assert!(start.elapsed() < LOOK / 2);
+        drop(killer);
+        assert!(within(SOON, || is_served(addr)), "{generation}");
+        open.push(connect(addr).unwrap());
+        assert!(open.iter_mut().all(ask), "those of all generations");
     }
 }
 
 #[test]
-fn stops_accepting_but_serves_open_connections() {
-    let echo = echo(IDLE);
-    let addr = echo.listener.local_addr();
-    let mut open = burst(addr, 8);
-    let mut silent = connect(addr).unwrap();
-    echo.listener.stop_accepting();
-    assert!(connect(addr).is_err());
-    let next = echo_on(TcpListener::bind(addr).unwrap(), IDLE);
-    assert!(ask(&mut connect(addr).unwrap()));
-    assert!(open.iter_mut().all(ask));
-    assert!(ask(&mut silent));
-
-    echo.listener.close();
-    for _ in 0..2 {
-        echo.workers.recv_timeout(SOON).unwrap();
+fn a_dead_acceptor_is_replaced_also_if_no_connection_can_be_made_any_more() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let spy = socket.try_clone().unwrap();
+    let echo = echo_on(socket, IDLE);
+    let addr = echo.addr;
+    assert!(is_served(addr));
+    // So few connections wait until they are accepted that knocks find no room.
+    SockRef::from(&spy).listen(0).unwrap();
+    let killer = Killer::of(&spy);
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(100)) {
+        waiting.push(stream);
+        assert!(waiting.len() < 10_000, "somebody accepts");
     }
-    assert!(echo.listener.recv().is_none());
-    assert!(ask(&mut connect(addr).unwrap()));
-    drop(next);
+    drop(killer);
+    assert!(within(2 * SOON, || echo.begun.try_recv().is_ok()));
+    assert!(within(SOON, || is_served(addr)));
+    drop(waiting);
+}
+
+/// One that no connection reaches, as behind a firewall, and one that refuses.
+#[test]
+fn a_listener_that_cannot_reach_itself_serves_on_and_replaces_nothing() {
+    let full = TcpListener::bind("127.0.0.1:0").unwrap();
+    SockRef::from(&full).listen(0).unwrap();
+    let full = full.local_addr().unwrap();
+    let _waiting = [(); 3].map(|()| TcpStream::connect_timeout(&full, Duration::from_millis(100)));
+    let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for door in [full, refusing] {
+        let echo = echo_with(TcpListener::bind("127.0.0.1:0").unwrap(), vec![door], IDLE);
+        // Four times as long as it takes to replace one that is dead.
+        assert!(echo.begun.recv_timeout(Duration::from_secs(4)).is_err(), "{door}");
+        assert!(is_served(echo.addr));
+    }
+}
+
+#[test]
+fn a_listener_knocks_at_the_first_door_that_there_is() {
+    let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (spy, addr) = (socket.try_clone().unwrap(), socket.local_addr().unwrap());
+    let echo = echo_with(socket, vec![refusing, addr], IDLE);
+    drop(burst(addr, 64));
+    let killer = Killer::of(&spy);
+    assert!(within(SOON, || echo.begun.try_recv().is_ok()), "it found that nobody accepts");
+    drop(killer);
+    let port = addr.port();
+    let doors = |addr: &str| doors(format!("{addr}:{port}").parse().unwrap());
+    assert_eq!(doors("[::]").len(), 2);
+    assert_eq!((doors("0.0.0.0"), doors("127.0.0.1")), (vec![addr], vec![addr]));
+}
+
+#[test]
+fn stops_accepting_but_serves_open_connections_until_all_are_silent() {
+    let idle_timeout = Duration::from_secs(2);
+    let echo = echo(idle_timeout);
+    let addr = echo.addr;
+    let mut open = burst(addr, 8);
+    open.push(connect(addr).unwrap());
+    echo.listener.stop_accepting();
+    let stopped = Instant::now();
+    assert!(connect(addr).is_err());
+    let _next = echo_on(TcpListener::bind(addr).unwrap(), IDLE);
+    assert!(is_served(addr));
+    // On a busy machine they may have been silent for too long.
+    assert!(open.iter_mut().all(ask) || stopped.elapsed() > idle_timeout);
+    echo.ended.recv_timeout(IDLE).unwrap();
+    assert!(stopped.elapsed() > idle_timeout, "not before they must have been closed");
 }

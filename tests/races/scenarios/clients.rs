@@ -1,0 +1,91 @@
+//! `Clients`: the requests of one client, one after the other.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use libtest_mimic::Trial;
+
+use super::{every, many, together};
+use crate::clients::Clients;
+
+pub(super) fn all() -> Vec<Trial> {
+    vec![
+        every(requests_are_answered_in_order_one_at_a_time::<2>),
+        many(requests_are_answered_in_order_one_at_a_time::<5>),
+        many(requests_behind_an_unfinished_answer_are_all_taken_out),
+    ]
+}
+
+const CLIENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+
+/// One thread receives, and leaves the request under way to the other one. After an answer each goes on
+/// with the next request.
+fn requests_are_answered_in_order_one_at_a_time<const REQUESTS: usize>() {
+    let (clients, left) = (Clients::new(), Mutex::new(Vec::new()));
+    let (answered, is_answering) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+    let is_over = AtomicBool::new(false);
+    let answer = |mut next: Option<usize>| {
+        while let Some(request) = next {
+            assert!(!is_answering.swap(true, Ordering::SeqCst), "two at a time");
+            answered.lock().unwrap().push(request);
+            is_answering.store(false, Ordering::SeqCst);
+            next = clients.next(CLIENT);
+        }
+    };
+    together(2, |i| {
+        if i == 0 {
+            for request in 0..REQUESTS {
+                match clients.enter(CLIENT, request) {
+                    Some(request) if request % 2 == 0 => left.lock().unwrap().push(request),
+                    next => answer(next),
+                }
+            }
+            is_over.store(true, Ordering::SeqCst);
+            return;
+        }
+        loop {
+            let was_over = is_over.load(Ordering::SeqCst);
+            let request = left.lock().unwrap().pop();
+            if request.is_none() && was_over {
+                break;
+            }
+            answer(request);
+            thread::yield_now();
+        }
+    });
+    assert_eq!(*answered.lock().unwrap(), (0..REQUESTS).collect::<Vec<_>>());
+    assert_eq!(clients.enter(CLIENT, REQUESTS), Some(REQUESTS), "nothing is under way");
+}
+
+fn requests_behind_an_unfinished_answer_are_all_taken_out() {
+    let (clients, taken) = (Clients::new(), Mutex::new(Vec::new()));
+    assert_eq!(clients.enter(CLIENT, 0), Some(0));
+    together(2, |i| {
+        if i == 0 {
+            for request in 1..4 {
+                if let Some(request) = clients.enter(CLIENT, request) {
+                    taken.lock().unwrap().push(request); // on a new connection
+                    assert_eq!(clients.next(CLIENT), None);
+                }
+            }
+            return;
+        }
+        loop {
+            let late = clients.take_waiting(CLIENT);
+            if late.is_empty() {
+                break;
+            }
+            taken.lock().unwrap().extend(late);
+        }
+        let mut next = clients.next(CLIENT);
+        while let Some(request) = next {
+            taken.lock().unwrap().push(request);
+            next = clients.next(CLIENT);
+        }
+    });
+    let mut taken = taken.lock().unwrap().clone();
+    taken.sort();
+    assert_eq!(taken, [1, 2, 3]);
+}
