@@ -18,13 +18,11 @@ pub(super) struct Clients<R> {
     waiting: Mutex<HashMap<SocketAddr, VecDeque<R>>>,
 }
 
-impl<R> Default for Clients<R> {
-    fn default() -> Self {
+impl<R> Clients<R> {
+    pub(super) fn new() -> Self {
         Self { waiting: Mutex::default() }
     }
-}
 
-impl<R> Clients<R> {
     /// Returns the request if it is under way now, and keeps it if it has to wait for an earlier one.
     pub(super) fn enter(&self, client: SocketAddr, request: R) -> Option<R> {
         match self.waiting.lock().unwrap().entry(client) {

@@ -27,6 +27,7 @@
 //! Shutting the listening socket down ends only the acceptor, and frees the port.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::io::{self, Read, Write};
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -54,9 +55,8 @@ const DEAF_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(1);
 /// The same for a while after the last new address, and while the acceptor cannot be reached.
 const BUSY_LOOK: Duration = Duration::from_millis(100);
-/// How many knocks one new address calls for, and how many addresses are noted in advance.
+/// How many knocks a new address calls for.
 const KNOCKS: usize = 8;
-const RINGS: usize = 16;
 /// How many addresses are known, so that they are not new.
 const MOST_KNOWN: usize = 4096;
 /// How long a knock may take. One that takes longer may be queued behind other connections.
@@ -69,7 +69,6 @@ const SERVER_THREADS: usize = 5;
 
 /// The listening socket, and the thread that keeps it alive.
 pub(super) struct Listener {
-    addr: SocketAddr,
     is_stopped: Arc<AtomicBool>,
     bell: Sender<()>,
     // Guards the keeper; `None` once it is stopped.
@@ -78,17 +77,8 @@ pub(super) struct Listener {
 
 impl Listener {
     /// Starts accepting, and runs `intake` on a thread of its own for each generation. A connection that
-    /// is silent for `idle_timeout` is closed.
+    /// is silent for `idle_timeout` is closed. It knocks at the first of the `doors` that there is.
     pub(super) fn start(
-        socket: TcpListener,
-        idle_timeout: Duration,
-        intake: impl Fn(Generation) + Send + Sync + 'static,
-    ) -> io::Result<Self> {
-        let doors = doors(socket.local_addr()?);
-        Self::with_doors(socket, doors, idle_timeout, intake)
-    }
-
-    fn with_doors(
         socket: TcpListener,
         doors: Vec<SocketAddr>,
         idle_timeout: Duration,
@@ -102,8 +92,7 @@ impl Listener {
         inherited.set_tcp_nodelay(true)?;
         inherited.listen(BACKLOG)?;
 
-        let addr = socket.local_addr()?;
-        let (bell, rings) = bounded(RINGS);
+        let (bell, rings) = bounded(1);
         let mut keeper = Keeper {
             socket,
             doors,
@@ -121,11 +110,7 @@ impl Listener {
         let stopped = is_stopped.clone();
         let thread = thread::Builder::new().name("geecache-keeper".into());
         let thread = thread.spawn(move || keeper.run(&rings, &stopped))?;
-        Ok(Self { addr, is_stopped, bell, keeper: Mutex::new(Some(thread)) })
-    }
-
-    pub(super) fn local_addr(&self) -> SocketAddr {
-        self.addr
+        Ok(Self { is_stopped, bell, keeper: Mutex::new(Some(thread)) })
     }
 
     /// Refuses new connections from now on and frees the port. Requests on open connections are still
@@ -137,12 +122,6 @@ impl Listener {
             let _ = self.bell.try_send(());
             let _ = thread.join();
         }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.stop_accepting();
     }
 }
 
@@ -198,7 +177,6 @@ impl Generation {
 /// nothing is accepted any more.
 struct Keeper {
     socket: TcpListener,
-    /// Where to knock: the first one that can be connected to.
     doors: Vec<SocketAddr>,
     idle_timeout: Duration,
     intake: Arc<dyn Fn(Generation) + Send + Sync>,
@@ -246,21 +224,20 @@ impl Keeper {
             Ok(false) => {
                 self.unanswered += 1;
                 if self.unanswered >= self.deaf {
-                    self.warn("does not answer newcomers, accepting anew", None);
+                    self.warn("does not answer newcomers, accepting anew");
                     // Without descriptors or threads this fails. If it does not help, the next comes later.
                     if self.replace().is_ok() {
                         self.deaf *= 2;
                     }
                 }
             }
-            Err(error) => self.warn("cannot be reached from here: newcomers may wait", Some(error)),
+            Err(error) => self.warn(format!("cannot be reached, newcomers may wait: {error}")),
         }
     }
 
-    fn warn(&mut self, what: &str, error: Option<io::Error>) {
+    fn warn(&mut self, what: impl Display) {
         if !mem::replace(&mut self.is_troubled, true) {
-            let error = error.map(|error| format!(" ({error})")).unwrap_or_default();
-            log::warn!("{} {what}{error}", self.doors[0]);
+            log::warn!("{} {what}", self.doors[0]);
         }
     }
 
@@ -276,13 +253,10 @@ impl Keeper {
                 Err(error) => failure = Some(error),
             }
         }
-        match failure {
-            // Where it could be reached before, the backlog is full: nobody accepts.
-            Some(error) if error.kind() == io::ErrorKind::TimedOut && self.has_been_answered => {
-                Ok(false)
-            }
-            failure => Err(failure.expect("there is a door")),
-        }
+        let error = failure.expect("there is a door");
+        // Where it could be reached before, the backlog is full: nobody accepts.
+        let is_full = error.kind() == io::ErrorKind::TimedOut && self.has_been_answered;
+        if is_full { Ok(false) } else { Err(error) }
     }
 
     /// Puts a new server in the place of one that does not accept any more.
@@ -296,10 +270,8 @@ impl Keeper {
 
     fn begin_generation(&mut self) -> io::Result<()> {
         let accepts = Arc::new(AtomicBool::new(true));
-        let (bell, idle_timeout, intake) =
-            (self.bell.clone(), self.idle_timeout, self.intake.clone());
-        let (hand_over, server) = bounded(1);
-        let is_current = accepts.clone();
+        let (intake, bell, is_current) = (self.intake.clone(), self.bell.clone(), accepts.clone());
+        let (idle_timeout, (hand_over, server)) = (self.idle_timeout, bounded(1));
         // The thread first: without one, connections would be accepted in vain.
         thread::Builder::new().name("geecache-intake".into()).spawn(move || {
             if let Ok(server) = server.recv() {
@@ -343,7 +315,7 @@ fn serve(socket: &TcpListener) -> io::Result<Server> {
 
 /// The addresses at which to knock: a wildcard address is reached by the loopback of its family, or by
 /// that of the other one, where a machine has no `::1`.
-fn doors(addr: SocketAddr) -> Vec<SocketAddr> {
+pub(super) fn doors(addr: SocketAddr) -> Vec<SocketAddr> {
     let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
     let ips = match addr {
         _ if !addr.ip().is_unspecified() => vec![addr.ip()],

@@ -66,7 +66,7 @@ use std::{fmt, io};
 
 use tiny_http::{Request, ResponseBox};
 
-use self::listener::Listener;
+use self::listener::{Listener, doors};
 use self::queue::Queue;
 use self::routes::Routes;
 use self::service::{Answer, Service};
@@ -97,6 +97,7 @@ const LONGEST_WAIT: Duration = Duration::from_millis(50);
 #[doc(alias = "ServeHTTP")]
 #[must_use = "dropping it shuts the server down"]
 pub struct HttpServer {
+    local_addr: SocketAddr,
     listener: Listener,
     service: Arc<Service>,
     routes: Arc<Routes>,
@@ -190,17 +191,18 @@ impl HttpServer {
         handler: Answer<ResponseBox>,
     ) -> Result<Self, Error> {
         options.check()?;
+        let local_addr = listener.local_addr()?;
         let service = Service::start(options, routes.queue.clone(), immediate, handler)?;
         let for_intake = service.clone();
         let intake = move |generation| for_intake.take_in(generation);
-        let listener = Listener::start(listener, options.idle_timeout, intake)
+        let listener = Listener::start(listener, doors(local_addr), options.idle_timeout, intake)
             .inspect_err(|_: &io::Error| service.close())?;
-        Ok(Self { listener, service, routes, is_running: AtomicBool::new(true) })
+        Ok(Self { local_addr, listener, service, routes, is_running: AtomicBool::new(true) })
     }
 
     /// The address that is listened on.
     pub fn local_addr(&self) -> SocketAddr {
-        self.listener.local_addr()
+        self.local_addr
     }
 
     /// The text that `GET /metrics` returns here: the metrics of the groups, as

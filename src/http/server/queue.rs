@@ -79,10 +79,10 @@ impl<T> Queue<T> {
             return Err(item);
         }
         state.items.push_back((Instant::now(), item));
-        let waits = state.waiting() > 0;
+        let is_limited = state.waiting() > 0 && self.longest_wait.is_some();
         drop(state);
         self.arrived.notify_one();
-        if waits {
+        if is_limited {
             self.waits.notify_one();
         }
         Ok(())

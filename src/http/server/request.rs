@@ -34,26 +34,6 @@ pub(super) struct Question {
     pub(super) is_new: bool,
 }
 
-impl Question {
-    pub(super) fn new(request: Request, body: Result<Vec<u8>, ResponseBox>) -> Self {
-        let (body, refusal) = match body {
-            Ok(body) => (body, None),
-            Err(refusal) => (Vec::new(), Some(refusal)),
-        };
-        Self { request, body, refusal, is_new: true }
-    }
-}
-
-/// Why a request has no body.
-pub(super) enum Refusal {
-    /// It has been read to its end, and must not be served.
-    Read(ResponseBox),
-    /// It did not arrive, or not all of it.
-    Unread(ResponseBox),
-    /// It is too long to be read at all.
-    TooLong,
-}
-
 pub(super) fn client_of(request: &Request) -> SocketAddr {
     *request.remote_addr().expect("a TCP connection has an address")
 }
@@ -112,18 +92,21 @@ pub(super) fn has_arrived(request: &Request) -> bool {
         && request.body_length().is_none_or(|length| length <= short)
 }
 
-/// Reads the whole body.
-pub(super) fn read_body(request: &mut Request) -> Result<Vec<u8>, Refusal> {
-    if request.body_length().is_some_and(|length| length > MOST_ANNOUNCED) {
-        log::warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", shown(request));
-        return Err(Refusal::TooLong);
-    }
+/// Reads the whole body. `None` if that cannot be done: then the request is answered. May wait for the
+/// client, unless the body [has arrived](has_arrived).
+pub(super) fn read(mut request: Request) -> Option<Question> {
     let mut most = MOST_ANNOUNCED;
-    if is_upgrade(request) {
+    if request.body_length().is_some_and(|length| length > most) {
+        log::warn!("{}: announces a body of more than {most} bytes", shown(&request));
+        abandon(request);
+        return None;
+    }
+    if is_upgrade(&request) {
         // The end of the body is ours to find then.
-        if first(request, "Transfer-Encoding").is_some() {
-            let refusal = text(501, "no Upgrade of a request whose body comes in chunks");
-            return Err(Refusal::Unread(refusal));
+        if first(&request, "Transfer-Encoding").is_some() {
+            let _ =
+                request.respond(text(501, "no Upgrade of a request whose body comes in chunks"));
+            return None;
         }
         most = request.body_length().unwrap_or(0);
     }
@@ -135,19 +118,21 @@ pub(super) fn read_body(request: &mut Request) -> Result<Vec<u8>, Refusal> {
         .read_to_end(&mut body)
         // What is over the limit is read, or it would be taken for the next request.
         .and_then(|_| io::copy(&mut reader, &mut io::sink()));
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(Refusal::Unread(text(408, "the body did not arrive in time")))
-        }
-        Err(error) => Err(Refusal::Unread(text(400, error))),
-        Ok(_) if body.len() > MAX_BODY_BYTES => {
-            Err(Refusal::Read(text(413, format!("a body has up to {MAX_BODY_BYTES} bytes"))))
-        }
-        Ok(_) if !is_framed_well(request, body.len()) => {
-            Err(Refusal::Read(text(400, "it is not clear where the body ends")))
-        }
-        Ok(_) => Ok(body),
+    if let Err(error) = read {
+        // Sends the answer, and waits for the rest of the body.
+        let _ = request.respond(match error.kind() {
+            io::ErrorKind::WouldBlock => text(408, "the body did not arrive in time"),
+            _ => text(400, error),
+        });
+        return None;
     }
+    let refusal = if body.len() > MAX_BODY_BYTES {
+        Some(text(413, format!("a body has up to {MAX_BODY_BYTES} bytes")))
+    } else {
+        let is_clear = is_framed_well(&request, body.len());
+        (!is_clear).then(|| text(400, "it is not clear where the body ends"))
+    };
+    Some(Question { request, body, refusal, is_new: true })
 }
 
 /// Whether everyone who reads the headers sees the end of the body at the same byte.
@@ -171,6 +156,6 @@ fn is_framed_well(request: &Request, length: usize) -> bool {
 /// When a request is dropped or answered, tiny_http allocates as much as its client has announced
 /// and not sent. If that cannot be allocated the process ends. So the request is leaked, and with
 /// it a thread of tiny_http's and a socket; only `upgrade` answers without a drop.
-pub(super) fn abandon(request: Request) {
+fn abandon(request: Request) {
     mem::forget(request.upgrade("HTTP/1.1", text(413, "too long a body")));
 }

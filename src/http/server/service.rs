@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use std::{io, thread};
+use std::{io, mem, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::error;
@@ -20,9 +20,7 @@ use super::clients::Clients;
 use super::listener::Generation;
 use super::queue::Queue;
 use super::reply::{LARGE, Patient, header, length_of, printed, text, write_at_once};
-use super::request::{
-    Question, Refusal, Writer, abandon, client_of, has_arrived, read_body, shown,
-};
+use super::request::{Question, Writer, client_of, has_arrived, read, shown};
 use crate::elastic::Elastic;
 use crate::http::options::ServerOptions;
 
@@ -65,7 +63,7 @@ impl Service {
         let (sender, ended) = bounded(0);
         let handlers = Arc::new(Handlers { immediate, handler, _ended: sender });
         let service = Arc::new(Self {
-            clients: Clients::default(),
+            clients: Clients::new(),
             queue,
             // Each job is for a connection, which has a thread of tiny_http's in any case.
             slow_threads: Elastic::new("geecache-slow", usize::MAX, usize::MAX),
@@ -140,17 +138,13 @@ impl Service {
         None
     }
 
-    fn read(self: &Arc<Self>, mut request: Request) -> Option<Question> {
+    fn read(self: &Arc<Self>, request: Request) -> Option<Question> {
         let client = client_of(&request);
-        match read_body(&mut request) {
-            Ok(body) => return Some(Question::new(request, Ok(body))),
-            Err(Refusal::Read(refusal)) => return Some(Question::new(request, Err(refusal))),
-            // Sends the answer, and waits for the rest of the body.
-            Err(Refusal::Unread(refusal)) => drop(request.respond(refusal)),
-            Err(Refusal::TooLong) => abandon(request),
+        let question = read(request);
+        if question.is_none() {
+            self.answered(client);
         }
-        self.answered(client);
-        None
+        question
     }
 
     /// Has a slow thread read the body of a request, and go on with it.
@@ -286,22 +280,19 @@ impl Service {
 impl Handlers {
     /// The answer to a question that waits for nothing, if nobody has looked for it yet.
     fn immediate(&self, question: &mut Question) -> Option<ResponseBox> {
-        if let Some(refusal) = question.refusal.take() {
-            return Some(refusal);
-        }
-        let is_new = std::mem::take(&mut question.is_new);
-        let answer = || (self.immediate)(&question.request, &question.body);
-        if is_new { caught(question, answer).unwrap_or_else(Some) } else { None }
+        let is_new = mem::take(&mut question.is_new);
+        let answer = || caught(question, &self.immediate).unwrap_or_else(Some);
+        if question.refusal.is_none() && is_new { answer() } else { question.refusal.take() }
     }
 
     fn by_handler(&self, question: &Question) -> ResponseBox {
-        let answer = || (self.handler)(&question.request, &question.body);
-        caught(question, answer).unwrap_or_else(|failure| failure)
+        caught(question, &self.handler).unwrap_or_else(|failure| failure)
     }
 }
 
 /// What `answer` gives; if it panics, the answer that says so.
-fn caught<A>(question: &Question, answer: impl FnOnce() -> A) -> Result<A, ResponseBox> {
+fn caught<A>(question: &Question, answer: &Answer<A>) -> Result<A, ResponseBox> {
+    let answer = || answer(&question.request, &question.body);
     catch_unwind(AssertUnwindSafe(answer)).map_err(|_| {
         error!("{}: a panic while answering", shown(&question.request));
         text(500, "the handler panicked")

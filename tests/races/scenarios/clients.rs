@@ -23,7 +23,7 @@ const CLIENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 /// One thread receives, and leaves the request under way to the other one. After an answer each goes on
 /// with the next request.
 fn requests_are_answered_in_order_one_at_a_time<const REQUESTS: usize>() {
-    let (clients, left) = (Clients::default(), Mutex::new(Vec::new()));
+    let (clients, left) = (Clients::new(), Mutex::new(Vec::new()));
     let (answered, is_answering) = (Mutex::new(Vec::new()), AtomicBool::new(false));
     let is_over = AtomicBool::new(false);
     let answer = |mut next: Option<usize>| {
@@ -60,7 +60,7 @@ fn requests_are_answered_in_order_one_at_a_time<const REQUESTS: usize>() {
 }
 
 fn requests_behind_an_unfinished_answer_are_all_taken_out() {
-    let (clients, taken) = (Clients::default(), Mutex::new(Vec::new()));
+    let (clients, taken) = (Clients::new(), Mutex::new(Vec::new()));
     assert_eq!(clients.enter(CLIENT, 0), Some(0));
     together(2, |i| {
         if i == 0 {

@@ -9,10 +9,17 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// A listener each of whose intakes answers each request with its path, and tells when it ends.
 struct Echo {
+    addr: SocketAddr,
     listener: Listener,
     /// One for each generation that has begun.
     begun: mpsc::Receiver<()>,
     ended: mpsc::Receiver<()>,
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.listener.stop_accepting();
+    }
 }
 
 fn echo(idle_timeout: Duration) -> Echo {
@@ -34,9 +41,10 @@ fn echo_with(socket: TcpListener, doors: Vec<SocketAddr>, idle_timeout: Duration
         }
         let _ = ends.send(());
     };
-    let listener = Listener::with_doors(socket, doors, idle_timeout, intake).unwrap();
+    let addr = socket.local_addr().unwrap();
+    let listener = Listener::start(socket, doors, idle_timeout, intake).unwrap();
     begun.recv_timeout(SOON).unwrap();
-    Echo { listener, begun, ended }
+    Echo { addr, listener, begun, ended }
 }
 
 fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
@@ -116,7 +124,8 @@ impl Drop for Killer {
 fn bursts_are_answered_from_the_start() {
     for n in [5, 16, 64] {
         for _ in 0..5 {
-            burst(echo(IDLE).listener.local_addr(), n);
+            let echo = echo(IDLE);
+            burst(echo.addr, n);
         }
     }
 }
@@ -124,7 +133,7 @@ fn bursts_are_answered_from_the_start() {
 #[test]
 fn bursts_are_answered_after_others_have_left() {
     let echo = echo(IDLE);
-    let addr = echo.listener.local_addr();
+    let addr = echo.addr;
     for n in [30, 5, 16, 64, 30, 64, 64] {
         let silent: Vec<_> = (0..20).map(|_| connect(addr).unwrap()).collect();
         drop(burst(addr, n));
@@ -136,7 +145,7 @@ fn bursts_are_answered_after_others_have_left() {
 fn silent_clients_are_sent_away_and_a_quiet_listener_lives() {
     let idle_timeout = Duration::from_millis(200);
     let echo = echo(idle_timeout);
-    let addr = echo.listener.local_addr();
+    let addr = echo.addr;
     // Several timeouts pass without another connection.
     for _ in 0..6 {
         let mut silent = connect(addr).unwrap();
@@ -151,7 +160,8 @@ fn silent_clients_are_sent_away_and_a_quiet_listener_lives() {
 fn the_kernel_ends_connections_whose_clients_do_not_read() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let (ended, end) = mpsc::channel();
-    let listener = Listener::start(socket, IDLE, move |mut generation| {
+    let addr = socket.local_addr().unwrap();
+    let listener = Listener::start(socket, doors(addr), IDLE, move |mut generation: Generation| {
         let Some(request) = generation.recv() else { return };
         let mut writer = request.into_writer();
         let start = Instant::now();
@@ -166,9 +176,10 @@ fn the_kernel_ends_connections_whose_clients_do_not_read() {
         };
         let _ = ended.send(error.kind());
     });
-    let mut client = connect(listener.unwrap().local_addr()).unwrap();
+    let mut client = connect(addr).unwrap();
     send(&mut client).unwrap();
     let error = end.recv_timeout(IDLE).unwrap();
+    listener.unwrap().stop_accepting();
     // The thread that reads there may have been told the cause.
     assert!(matches!(error, io::ErrorKind::TimedOut | io::ErrorKind::BrokenPipe), "{error}");
 }
@@ -178,7 +189,7 @@ fn a_dead_acceptor_is_replaced_and_open_connections_live_on() {
     let socket = TcpListener::bind("0.0.0.0:0").unwrap();
     let spy = socket.try_clone().unwrap();
     let echo = echo_on(socket, IDLE);
-    let addr = doors(echo.listener.local_addr())[0];
+    let addr = doors(echo.addr)[0];
     let mut open = vec![connect(addr).unwrap()];
     for generation in 1..=2 {
         let killer = Killer::of(&spy);
@@ -198,7 +209,7 @@ fn a_dead_acceptor_is_replaced_also_if_no_connection_can_be_made_any_more() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let spy = socket.try_clone().unwrap();
     let echo = echo_on(socket, IDLE);
-    let addr = echo.listener.local_addr();
+    let addr = echo.addr;
     assert!(is_served(addr));
     // So few connections wait until they are accepted that knocks find no room.
     SockRef::from(&spy).listen(0).unwrap();
@@ -226,7 +237,7 @@ fn a_listener_that_cannot_reach_itself_serves_on_and_replaces_nothing() {
         let echo = echo_with(TcpListener::bind("127.0.0.1:0").unwrap(), vec![door], IDLE);
         // Four times as long as it takes to replace one that is dead.
         assert!(echo.begun.recv_timeout(Duration::from_secs(4)).is_err(), "{door}");
-        assert!(is_served(echo.listener.local_addr()));
+        assert!(is_served(echo.addr));
     }
 }
 
@@ -250,7 +261,7 @@ fn a_listener_knocks_at_the_first_door_that_there_is() {
 fn stops_accepting_but_serves_open_connections_until_all_are_silent() {
     let idle_timeout = Duration::from_secs(2);
     let echo = echo(idle_timeout);
-    let addr = echo.listener.local_addr();
+    let addr = echo.addr;
     let mut open = burst(addr, 8);
     open.push(connect(addr).unwrap());
     echo.listener.stop_accepting();

@@ -3,7 +3,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Instant;
 
 use super::super::HttpServer;
-use super::super::listener::Listener;
+use super::super::listener::{Listener, doors};
 use super::*;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -36,8 +36,8 @@ fn a_panic_is_answered_and_ends_no_thread_and_all_end_after_the_last_connection(
     let service = Service::start(&options, queue, immediate, handler).unwrap();
     let for_intake = service.clone();
     let intake = move |generation| for_intake.take_in(generation);
-    let listener = Listener::start(socket, idle_timeout, intake).unwrap();
-    let address = listener.local_addr();
+    let address = socket.local_addr().unwrap();
+    let listener = Listener::start(socket, doors(address), idle_timeout, intake).unwrap();
     for _ in 0..2 {
         // One that panics comes behind one that has the only worker, and is answered there.
         let mut both = TcpStream::connect(address).unwrap();
