@@ -158,8 +158,7 @@ impl HttpPool {
         let Some(change) = Change::between(&known.ring, &ring) else { return Ok(None) };
         let others = ring.nodes().filter(|&url| *url != self.self_url).map(String::from);
         let others: Vec<_> = others.collect();
-        let left = self.left();
-        let getter = |url: &String| match known.getters.get(url).or(left.get(url)) {
+        let getter = |url: &String| match known.getters.get(url) {
             Some(kept) => kept.clone(),
             None => Arc::new(HttpGetter::new(url.clone(), self.options.clone())),
         };

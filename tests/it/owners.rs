@@ -262,10 +262,10 @@ fn each_peer_cools_down_by_itself_and_still_does_after_the_list_has_changed() {
     are_well(&[(&dead, false)]);
     set_peers(&[&dead, &newcomer]);
     are_well(&[(&dead, false), (&newcomer, true)]);
-    // One that returns a moment after it has left is known.
+    // One that has left is forgotten, and begins anew when it returns.
     set_peers(&[]);
     set_peers(&[&dead]);
-    are_well(&[(&dead, false)]);
+    are_well(&[(&dead, true)]);
 }
 
 #[test]
