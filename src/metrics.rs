@@ -24,8 +24,8 @@ use crate::stats::{Histogram, Stats};
 /// | `geecache_removals_incomplete_total` | counter | group | Removals that a peer did not confirm. |
 /// | `geecache_hits_total` | counter | group, cache | Gets that a cache answered. |
 /// | `geecache_evictions_total` | counter | group, cache | Entries evicted to make room for others. |
-/// | `geecache_expirations_total` | counter | group, cache | Entries found expired. |
-/// | `geecache_rejected_total` | counter | group, cache | Values larger than the budget. |
+/// | `geecache_expirations_total` | counter | group, cache | Expired entries replaced or evicted. |
+/// | `geecache_rejected_total` | counter | group, cache | Values too large to be kept. |
 /// | `geecache_entries` | gauge | group, cache | Entries held. |
 /// | `geecache_bytes` | gauge | group, cache | Bytes held, overhead included. |
 /// | `geecache_max_bytes` | gauge | group, cache | The budget in bytes. |
@@ -169,8 +169,8 @@ const GROUP_METRICS: &[Metric<Stats>] = &[
 const CACHE_METRICS: &[Metric<CacheStats>] = &[
     ("geecache_hits_total", "Gets that a cache answered.", |c| c.hits),
     ("geecache_evictions_total", "Entries evicted to make room for others.", |c| c.evictions),
-    ("geecache_expirations_total", "Entries found expired.", |c| c.expirations),
-    ("geecache_rejected_total", "Values larger than the budget.", |c| c.rejected),
+    ("geecache_expirations_total", "Expired entries replaced or evicted.", |c| c.expirations),
+    ("geecache_rejected_total", "Values too large to be kept.", |c| c.rejected),
     ("geecache_entries", "Entries held.", |c| c.entries as u64),
     ("geecache_bytes", "Bytes held, overhead included.", |c| c.bytes as u64),
     ("geecache_max_bytes", "The budget in bytes.", |c| c.max_bytes as u64),

@@ -164,7 +164,8 @@ fn a_node_that_has_left_and_does_not_answer_is_named() {
     node.pool.set_peers([&node.url]).unwrap();
     for removed in [node.group().remove("Tom"), node.group().clear()] {
         let Err(Error::RemoveIncomplete { failed }) = removed else { panic!("{removed:?}") };
-        assert_eq!(failed.into_iter().map(|(name, _)| name).collect::<Vec<_>>(), [dead.clone()]);
+        let names: Vec<_> = failed.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, [&dead]);
     }
 }
 

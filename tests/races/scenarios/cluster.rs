@@ -180,12 +180,14 @@ struct Changing {
     lists: Arc<Lists>,
 }
 
+type OnChange = dyn Fn() + Send + Sync;
+
 #[derive(Default)]
 struct Lists {
     /// Whether each node has the new list.
     are_new: [AtomicBool; NODES],
     // Guards what is to be called after a change, by node.
-    on_change: Mutex<[Option<Weak<dyn Fn() + Send + Sync>>; NODES]>,
+    on_change: Mutex<[Option<Weak<OnChange>>; NODES]>,
 }
 
 impl Lists {
