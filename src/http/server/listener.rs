@@ -55,8 +55,9 @@ const DEAF_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(1);
 /// The same for a while after the last new address, and while the acceptor cannot be reached.
 const BUSY_LOOK: Duration = Duration::from_millis(100);
-/// How many knocks a new address calls for.
+/// How many knocks a new address calls for, and how many addresses are noted in advance.
 const KNOCKS: usize = 8;
+const RINGS: usize = 16;
 /// How many addresses are known, so that they are not new.
 const MOST_KNOWN: usize = 4096;
 /// How long a knock may take. One that takes longer may be queued behind other connections.
@@ -92,7 +93,7 @@ impl Listener {
         inherited.set_tcp_nodelay(true)?;
         inherited.listen(BACKLOG)?;
 
-        let (bell, rings) = bounded(1);
+        let (bell, rings) = bounded(RINGS);
         let mut keeper = Keeper {
             socket,
             doors,
