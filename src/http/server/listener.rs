@@ -13,8 +13,7 @@
 //! taken, and the queue is looked at again only when another connection ends. The cure is to
 //! *knock*: to connect to ourselves and send an empty line. A pool thread answers that with a 400,
 //! and then looks into the queue. If a knock finds no idle thread, the pool starts one more. We knock
-//! some times when a request comes from a new address, again and again until no other one has come for a
-//! second, and then once a second.
+//! some times when a request comes from a new address, again and again for 200 ms, and then once a second.
 //!
 //! **The acceptor ends at its first error.** Without file descriptors, or if no thread can be
 //! started, it returns or panics, and the process lives on and accepts nothing. But then no knock is
@@ -53,8 +52,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_millis(4);
 const DEAF_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the keeper knocks in any case, and a generation looks whether it is over.
 const LOOK: Duration = Duration::from_secs(1);
-/// The same for a while after the last new address, and while the acceptor cannot be reached.
-const BUSY_LOOK: Duration = Duration::from_millis(100);
+/// The same while the acceptor cannot be reached.
+const TROUBLED_LOOK: Duration = Duration::from_millis(100);
+/// The same after a new address, and for how long.
+const BUSY_LOOK: Duration = Duration::from_millis(20);
+const BUSY: Duration = Duration::from_millis(200);
 /// How many knocks a new address calls for, and how many addresses are noted in advance.
 const KNOCKS: usize = 8;
 const RINGS: usize = 16;
@@ -197,11 +199,12 @@ impl Keeper {
     fn run(mut self, rings: &Receiver<()>, is_stopped: &AtomicBool) {
         let mut rung = Instant::now();
         while !is_stopped.load(Ordering::Relaxed) {
-            let is_busy = rung.elapsed() < LOOK;
+            let is_busy = rung.elapsed() < BUSY;
             (0..if is_busy { KNOCKS } else { 1 }).for_each(|_| self.knock());
             let pause = match self.unanswered {
                 1.. => Duration::ZERO,
-                0 if is_busy || self.is_troubled => BUSY_LOOK,
+                0 if is_busy => BUSY_LOOK,
+                0 if self.is_troubled => TROUBLED_LOOK,
                 // Before `accept` times out.
                 0 => LOOK.min(self.idle_timeout / 4),
             };
