@@ -54,9 +54,8 @@ const DEAF_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(1);
 /// The same while the acceptor cannot be reached.
 const TROUBLED_LOOK: Duration = Duration::from_millis(100);
-/// The same after a new address, and for how long.
+/// The same after a new address, ten times.
 const BUSY_LOOK: Duration = Duration::from_millis(20);
-const BUSY: Duration = Duration::from_millis(200);
 /// How many knocks a new address calls for, and how many addresses are noted in advance.
 const KNOCKS: usize = 8;
 const RINGS: usize = 16;
@@ -199,7 +198,7 @@ impl Keeper {
     fn run(mut self, rings: &Receiver<()>, is_stopped: &AtomicBool) {
         let mut rung = Instant::now();
         while !is_stopped.load(Ordering::Relaxed) {
-            let is_busy = rung.elapsed() < BUSY;
+            let is_busy = rung.elapsed() < 10 * BUSY_LOOK;
             (0..if is_busy { KNOCKS } else { 1 }).for_each(|_| self.knock());
             let pause = match self.unanswered {
                 1.. => Duration::ZERO,
@@ -248,8 +247,7 @@ impl Keeper {
     /// Makes one pool thread answer 400 to an empty line. `false` if no answer comes; an error if no
     /// connection can be made.
     fn try_knock(&self) -> io::Result<bool> {
-        let doublings = self.unanswered.saturating_sub(DEAF - 6).min(5);
-        let timeout = KNOCK_TIMEOUT * (1 << doublings);
+        let timeout = KNOCK_TIMEOUT * (1 << self.unanswered.saturating_sub(DEAF - 6).min(5));
         let mut failure = None;
         for door in &self.doors {
             match TcpStream::connect_timeout(door, timeout) {

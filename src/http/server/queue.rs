@@ -74,8 +74,8 @@ impl<T> Queue<T> {
 
     fn push_if(&self, item: T, may_wait: impl FnOnce(&State<T>) -> bool) -> Result<(), T> {
         let mut state = self.state.lock().unwrap();
-        let has_idle = state.items.len() < state.idle;
-        if !state.is_open || !has_idle && !may_wait(&state) {
+        let has_place = state.items.len() < state.idle || may_wait(&state);
+        if !state.is_open || !has_place {
             return Err(item);
         }
         state.items.push_back((Instant::now(), item));

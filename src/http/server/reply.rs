@@ -124,8 +124,7 @@ pub(super) fn write_at_once(writer: &mut Writer, bytes: &[u8]) -> Option<usize> 
         Ok(taken) => taken,
         Err(error) => return is_slow(&error).then_some(0),
     };
-    let flushed = writer.flush();
-    flushed.is_err_and(|error| is_slow(&error)).then_some(taken)
+    writer.flush().is_err_and(|error| is_slow(&error)).then_some(taken)
 }
 
 /// Whether a write failed since the client does not read fast enough.
