@@ -115,8 +115,9 @@ pub struct ServerOptions {
     /// How many requests are answered at the same time; each may wait for the origin. Hits are
     /// answered beside them. Up to 4,096. Default: 16.
     pub workers: usize,
-    /// How many requests may wait for a worker at the most, up to 65,536. Default: 256. Those that
-    /// would wait longer than 50 ms, and longer than an answer takes, get `503` at once in any case.
+    /// How many requests may wait for a worker at the most, up to 65,536. Default: 256. If as many wait
+    /// as there are workers, and the oldest of them for 20 ms, others get `503` at once; and so does a
+    /// peer's question that no worker has taken after 50 ms.
     pub queue: usize,
     /// How long a connection may be silent before it is closed: a second to a day, and longer than
     /// the 15 s for which peers keep theirs. Default: 60 s.
