@@ -108,7 +108,7 @@ impl GroupBuilder {
     /// 64 MiB.
     ///
     /// The process takes a few percent more. After a change from small to large values it can be half
-    /// as much again, in gaps that the allocator keeps: the README says how to avoid that.
+    /// as much again, in gaps that the allocator keeps: `guide::measured` says how to avoid that.
     #[doc(alias = "cacheBytes")]
     pub fn max_bytes(self, max_bytes: usize) -> Self {
         Self { max_bytes, ..self }

@@ -1,6 +1,6 @@
 //! Frames: how a batch of keys, and the answers to it, are written as bytes.
 //!
-//! The docs of the crate have the bytes as two tables: [*Between nodes*](crate#between-nodes).
+//! `guide::protocol` has the bytes as two tables.
 //!
 //! A length is compared with what was received before it is used.
 

@@ -10,6 +10,7 @@
 //! | `values` | sizes, budgets, times to live |
 //! | `limits` | the largest of everything, and one above |
 //! | `fresh` | absent keys that are remembered, lives that differ |
+//! | `nested` | getters that ask for other keys |
 //! | `removal` | a key, or all, leaves every node |
 //! | `batches` | many keys at once, and owners that know no batches |
 //! | `combining` | gets that share a request |
@@ -58,6 +59,7 @@ mod limits;
 mod load;
 mod metrics;
 mod mixed;
+mod nested;
 mod network;
 mod node;
 mod origin;

@@ -310,3 +310,59 @@ fn a_502_that_no_node_marks_is_a_proxys_and_falls_back() {
     assert_eq!((asker.stats().fallbacks, asker.stats().local_loads), (3, 3));
     check_identities([&asker]);
 }
+
+#[test]
+fn an_owner_that_answers_others_and_not_this_key_is_not_replaced_if_told_so() {
+    let slow = Arc::new(std::sync::OnceLock::<String>::new());
+    let is_slow = slow.clone();
+    let (origin, gate) =
+        Origin::gated_for(move |key| is_slow.get().is_some_and(|slow| slow == key));
+    let cluster = Cluster::over(&origin).timeout(ms(1_000));
+    let [asker, owner] = cluster.settings(|_, group| group.retry_failed_loads(false)).start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(2).collect();
+    slow.set(keys[0].clone()).unwrap();
+    let is_over = AtomicBool::new(false);
+    let error = std::thread::scope(|scope| {
+        // Another caller, whom the owner answers meanwhile.
+        scope.spawn(|| {
+            while !is_over.load(Ordering::SeqCst) {
+                let _ = asker.group().get(&keys[1]);
+                asker.group().answer_removal(&keys[1]).unwrap();
+            }
+        });
+        let error = asker.group().get(&keys[0]).unwrap_err();
+        is_over.store(true, Ordering::SeqCst);
+        error
+    });
+    assert!(matches!(&error, Error::Owner { peer, .. } if *peer == owner.url), "{error}");
+    assert!(error.to_string().contains("though it answers others"), "{error}");
+    assert_eq!((asker.stats().fallbacks, gate.waiting()), (0, 1), "the owner alone loads it");
+    assert!(asker.believes_in_its_peer());
+    gate.open();
+}
+
+#[test]
+fn an_owner_whose_workers_all_wait_for_the_origin_costs_a_moment_and_one_load_here() {
+    let slow = Arc::new(std::sync::OnceLock::<String>::new());
+    let is_slow = slow.clone();
+    let (origin, gate) =
+        Origin::gated_for(move |key| is_slow.get().is_some_and(|slow| slow == key));
+    let cluster = Cluster::over(&origin).workers(1, 16);
+    let [asker, owner] = cluster.settings(|_, group| group.retry_failed_loads(false)).start();
+    let keys: Vec<_> = asker.keys_of(&owner.url).take(4).collect();
+    slow.set(keys[0].clone()).unwrap();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| asker.get(&keys[0]));
+        eventually("the only worker waits", || gate.waiting() == 1);
+        let start = std::time::Instant::now();
+        assert_eq!(asker.get(&keys[1]), Some(value_of(&keys[1])));
+        let values: Vec<_> = keys[1..].iter().map(|key| Some(value_of(key))).collect();
+        assert_eq!(asker.get_many(&keys[1..]), values);
+        // Else they would wait for the gate.
+        assert!(start.elapsed() < LONG / 2, "{:?}", start.elapsed());
+        gate.open();
+        assert_eq!(first.join().unwrap(), Some(value_of(&keys[0])));
+    });
+    assert_eq!((asker.stats().fallbacks, origin.loads()), (3, 4));
+    check_identities([&asker, &owner]);
+}

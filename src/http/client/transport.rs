@@ -127,7 +127,7 @@ fn config(options: &PoolOptions) -> Config {
 }
 
 /// Which certificates this node trusts behind `https://`: those that lead to one of `roots`, which
-/// are in PEM, or else to one of the Mozilla roots. Serving TLS is left to a proxy; see the README.
+/// are in PEM, or else to one of the Mozilla roots. Serving TLS is left to a proxy; see `guide::access`.
 ///
 /// # Errors
 /// [`Error::Config`](crate::Error::Config) if there is no certificate in `roots`.

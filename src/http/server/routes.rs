@@ -1,6 +1,6 @@
 //! `Routes`: which question gets which answer.
 //!
-//! The other end of [`client`](crate::http::client); `lib.rs` has the protocol as a table.
+//! The other end of [`client`](crate::http::client); `guide::protocol` has the protocol as a table.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -7,12 +7,12 @@ use std::thread;
 
 use libtest_mimic::Trial;
 
-use super::{every, many, together};
+use super::{many, together};
 use crate::clients::Clients;
 
 pub(super) fn all() -> Vec<Trial> {
     vec![
-        every(requests_are_answered_in_order_one_at_a_time::<2>),
+        many(requests_are_answered_in_order_one_at_a_time::<2>),
         many(requests_are_answered_in_order_one_at_a_time::<5>),
         many(requests_behind_an_unfinished_answer_are_all_taken_out),
     ]
