@@ -37,8 +37,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
-use std::sync::Mutex;
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use log::warn;
 
@@ -46,6 +46,9 @@ use super::{Group, at_once};
 use crate::cache::Key;
 use crate::peer::LATELY;
 use crate::{Error, PeerError, PeerGetter};
+
+/// How long a change of the list waits for its removals: it must not wait for a node that is mute.
+const A_MOMENT: Duration = Duration::from_millis(100);
 
 /// The peers that were not reached, and why.
 type Failed = BTreeMap<String, PeerError>;
@@ -78,15 +81,36 @@ impl Group {
         self.complete(start, self.clear_everywhere())
     }
 
-    /// The list of nodes has changed: makes the removals of the last minute again.
+    /// The list of nodes has changed: makes the removals of the last minute again, on a thread of its own,
+    /// and waits for that for [`A_MOMENT`] at the most.
     pub(super) fn repeat_removals(&self) {
         let lately = self.made.as_ref().map(Made::lately).unwrap_or_default();
+        if lately.is_empty() {
+            return;
+        }
+        let is_done = Arc::new((Mutex::new(false), Condvar::new()));
+        let (group, done) = (self.own.clone(), is_done.clone());
+        let repeated = self.threads.run(Box::new(move || {
+            group.upgrade().iter().for_each(|group| group.make_again(&lately));
+            *done.0.lock().unwrap() = true;
+            done.1.notify_all();
+        }));
+        match repeated {
+            Err(without_a_thread) => without_a_thread(),
+            Ok(()) => {
+                let (is_done, done) = &*is_done;
+                let is_open = |is_done: &mut bool| !*is_done;
+                drop(done.wait_timeout_while(is_done.lock().unwrap(), A_MOMENT, is_open));
+            }
+        }
+    }
+
+    fn make_again(&self, lately: &[Removal]) {
         let keys = lately.iter().map(|removal| match removal {
             Removal::Key(key) => self.key(key).ok(),
             Removal::All => None,
         });
         let failed = match keys.collect::<Option<Vec<_>>>() {
-            Some(keys) if keys.is_empty() => return,
             Some(keys) => self.remove_everywhere(&keys),
             None => self.clear_everywhere(),
         };

@@ -124,9 +124,9 @@ impl HttpPool {
         Ok(Arc::new(Self { self_url, options, nodes, is_young, on_change, end }))
     }
 
-    /// Replaces the list of nodes, this one among them. May be called at any time. When it returns, the
-    /// nodes that came have been told what this process [removed](crate::Group::remove) in the last
-    /// minute; one that does not answer costs its deadline.
+    /// Replaces the list of nodes, this one among them. May be called at any time. The nodes that came are
+    /// told what this process [removed](crate::Group::remove) in the last minute; this waits for that
+    /// for 100 ms at the most.
     ///
     /// # Errors
     /// [`Error::Config`] if a URL is not like `http://host:port` or this node's own is missing;
