@@ -50,7 +50,7 @@ fn main() -> Result<(), Error> {
             Ok::<_, Infallible>((key == "Tom").then_some("630"))
         });
         let picker = Picker { me, ring: ring.clone(), nodes: nodes.clone() };
-        nodes.lock().unwrap().insert(me, scores.peers(picker).build()?);
+        nodes.lock().unwrap().insert(me, scores.peers(Arc::new(picker)).build()?);
     }
     let groups = nodes.lock().unwrap().clone();
     groups.iter().try_for_each(|(node, group)| {

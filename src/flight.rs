@@ -243,6 +243,12 @@ impl<T: Clone> Drop for LeaderGuard<'_, T> {
 
 #[cfg(test)]
 impl<T: Clone + Send + 'static> Flight<T> {
+    /// How many callers have joined the leader of a key.
+    pub(crate) fn followers(&self, key: &str) -> usize {
+        // The table and the leader hold one each.
+        self.table(key).lock().unwrap().get(key).map_or(0, |call| Arc::strong_count(call) - 2)
+    }
+
     /// Leads or follows, whichever it is.
     pub(crate) fn run(
         &self,
@@ -281,11 +287,6 @@ mod tests {
         }
     }
 
-    fn followers<T: Clone + Send>(flight: &Flight<T>, key: &str) -> usize {
-        // The table and the leader hold one each.
-        flight.table(key).lock().unwrap().get(key).map_or(0, |call| Arc::strong_count(call) - 2)
-    }
-
     #[test]
     fn followers_share_what_the_leader_finds() {
         let flight = Flight::new();
@@ -301,7 +302,7 @@ mod tests {
             eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
             let others: Vec<_> =
                 (0..10).map(|_| scope.spawn(|| flight.run("k", LONG, || unreachable!()))).collect();
-            eventually(|| followers(&flight, "k") == 10);
+            eventually(|| flight.followers("k") == 10);
             open.send(()).unwrap();
             assert_eq!(leader.join().unwrap(), Ok(42));
             for other in others {
@@ -332,7 +333,7 @@ mod tests {
             });
             eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
             let follower = scope.spawn(|| flight.run("k", LONG, || unreachable!()));
-            eventually(|| followers(&flight, "k") == 1);
+            eventually(|| flight.followers("k") == 1);
             open.send(()).unwrap();
             assert!(leader.join().unwrap().is_err());
             assert_eq!(follower.join().unwrap(), Err(Unanswered::LeaderPanicked));

@@ -85,10 +85,6 @@ pub struct Loaded {
     pub value: Vec<u8>,
     /// How long the value may be kept from now on; `None`, the default: as long as the group says.
     pub ttl: Option<Duration>,
-    /// The value is past its time, and stands in for a load that failed: see
-    /// [`stale_if_error`](crate::GroupBuilder::stale_if_error). A peer may say so; then no copy is
-    /// kept. Of no effect from a getter. Default: `false`.
-    pub stale: bool,
 }
 
 impl Loaded {
@@ -100,7 +96,7 @@ impl Loaded {
 
 impl From<Vec<u8>> for Loaded {
     fn from(value: Vec<u8>) -> Self {
-        Self { value, ttl: None, stale: false }
+        Self { value, ttl: None }
     }
 }
 

@@ -92,24 +92,6 @@ pub trait PeerGetter: Send + Sync {
     }
 }
 
-impl<P: PeerPicker + ?Sized> PeerPicker for Arc<P> {
-    fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
-        (**self).pick(key)
-    }
-
-    fn on_change(&self, changed: Weak<dyn Fn() + Send + Sync>) {
-        (**self).on_change(changed);
-    }
-
-    fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
-        (**self).former(key)
-    }
-
-    fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
-        (**self).others()
-    }
-}
-
 /// The picker of a group without peers: this process owns every key.
 pub(crate) struct NoPeers;
 

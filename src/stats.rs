@@ -15,10 +15,10 @@
 //! cache line for counting them. Read on in `metrics.rs`, which writes all this for Prometheus.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::PeerError;
 use crate::cache::CacheStats;
 
 /// A snapshot of a group's counters since it was built. A get counts once, whether a caller in
@@ -34,7 +34,7 @@ pub struct Stats {
     /// Gets that no cache could answer.
     pub misses: u64,
     /// Misses answered by the key's owner, with a value or with "no such key": the sum over `peers`, and
-    /// over those that left long ago.
+    /// over those that have left.
     pub peer_loads: u64,
     /// Misses that the owner did not answer, each followed by a fallback, unless the get
     /// [ends with the owner's error](crate::GroupBuilder::retry_failed_loads): a sum of the same kind.
@@ -56,8 +56,7 @@ pub struct Stats {
     pub refreshes: u64,
     /// Such loads that failed.
     pub refresh_errors: u64,
-    /// Misses answered by a value [past its time](crate::GroupBuilder::stale_if_error), of this
-    /// process or of the owner.
+    /// Misses answered by a value [past its time](crate::GroupBuilder::stale_if_error) of this process.
     pub stale: u64,
     /// How long each removal took that this process began, of a key or of all: from the first node to
     /// the last.
@@ -66,7 +65,8 @@ pub struct Stats {
     pub removals_incomplete: u64,
     /// How long each call of the getter took; a batch is one call.
     pub getter_times: Histogram,
-    /// The questions to each peer, by its name. Those that have left the list are shown for ten minutes.
+    /// The questions to each peer, by its name. A peer that has left the list is shown until the list
+    /// changes again, a minute later or more.
     pub peers: BTreeMap<String, PeerStats>,
     /// The cache of keys that this process owns.
     pub main: CacheStats,
@@ -111,6 +111,11 @@ impl Histogram {
         ms(50), ms(100), ms(250), ms(500), ms(1_000), ms(2_500), ms(5_000), ms(10_000),
     ];
 
+    pub(crate) fn record(&mut self, time: Duration) {
+        self.counts[Self::BOUNDS.partition_point(|&bound| bound < time)] += 1;
+        self.sum = self.sum.saturating_add(time);
+    }
+
     /// How many durations there are.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
@@ -128,167 +133,56 @@ const fn ms(millis: u64) -> Duration {
 /// What a group counts outside of the hit path.
 #[derive(Default)]
 pub(crate) struct Counters {
-    pub(crate) misses: Counter,
-    pub(crate) peer_requests: Counter,
-    // Not the sums of what is counted for each peer, which would fall when one is forgotten.
-    pub(crate) peer_loads: Counter,
-    pub(crate) peer_errors: Counter,
-    pub(crate) handed_over: Counter,
-    pub(crate) fallbacks: Counter,
-    pub(crate) local_loads: Counter,
-    pub(crate) local_load_errors: Counter,
-    pub(crate) shared: Counter,
-    pub(crate) refreshes: Counter,
-    pub(crate) refresh_errors: Counter,
-    pub(crate) stale: Counter,
-    pub(crate) removal_times: Times,
-    pub(crate) removals_incomplete: Counter,
-    pub(crate) getter_times: Times,
-    // Guards the table alone, by the peers' names.
-    peers: Mutex<BTreeMap<String, Peer>>,
-}
-
-/// How long a peer that has left the list is still shown.
-const SHOWN_AFTER: Duration = Duration::from_secs(10 * 60);
-
-#[derive(Default)]
-struct Peer {
-    counters: Arc<PeerCounters>,
-    /// When it was first seen to have left the list.
-    left: Option<Duration>,
-}
-
-#[derive(Default)]
-pub(crate) struct PeerCounters {
-    pub(crate) loads: Counter,
-    // Guards the number of errors of each kind.
-    errors: Mutex<BTreeMap<&'static str, u64>>,
-    pub(crate) times: Times,
-}
-
-/// A [`Histogram`] that threads count in.
-#[derive(Default)]
-pub(crate) struct Times {
-    counts: [Counter; Histogram::BOUNDS.len() + 1],
-    nanos: Counter,
-}
-
-impl Times {
-    pub(crate) fn record(&self, time: Duration) {
-        self.counts[Histogram::BOUNDS.partition_point(|&bound| bound < time)].add(1);
-        self.nanos.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-    }
-
-    fn snapshot(&self) -> Histogram {
-        Histogram {
-            counts: self.counts.each_ref().map(Counter::get),
-            sum: Duration::from_nanos(self.nanos.get()),
-        }
-    }
-}
-
-#[derive(Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add_one(&self) {
-        self.add(1);
-    }
-
-    fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
+    // Guards everything that is counted for a few additions. The hits, and what is known of the peers
+    // now, are added to a snapshot alone.
+    stats: Mutex<Stats>,
 }
 
 impl Counters {
-    pub(crate) fn note_local_load<T, E>(&self, loaded: &Result<T, E>) {
-        match loaded {
-            Ok(_) => self.local_loads.add_one(),
-            Err(_) => self.local_load_errors.add_one(),
-        }
+    pub(crate) fn add(&self, add: impl FnOnce(&mut Stats)) {
+        add(&mut self.stats.lock().unwrap());
     }
 
-    pub(crate) fn of_peer(&self, name: &str) -> Arc<PeerCounters> {
-        let mut peers = self.peers.lock().unwrap();
-        match peers.get(name) {
-            Some(peer) => peer.counters.clone(),
-            None => peers.entry(name.into()).or_default().counters.clone(),
-        }
-    }
-
-    /// `peers` are the current ones, and whether each is up. `now` is the group's time.
+    /// A snapshot. `peers` are those in the list, and whether they are up.
     pub(crate) fn snapshot<'p>(
         &self,
         main: CacheStats,
         hot: CacheStats,
         peers: impl IntoIterator<Item = (&'p str, bool)>,
-        now: Duration,
     ) -> Stats {
-        let are_up: BTreeMap<&str, bool> = peers.into_iter().collect();
-        let mut by_peer = self.snapshot_peers(&are_up, now);
-        for (name, is_up) in are_up {
-            by_peer.entry(name.into()).or_default().up = Some(is_up);
+        let counted = self.stats.lock().unwrap().clone();
+        let gets = main.hits + hot.hits + counted.misses;
+        let mut stats = Stats { gets, main, hot, ..counted };
+        for (name, is_up) in peers {
+            stats.peer(name).up = Some(is_up);
         }
-        let misses = self.misses.get();
-        Stats {
-            gets: main.hits + hot.hits + misses,
-            peer_requests: self.peer_requests.get(),
-            misses,
-            peer_loads: self.peer_loads.get(),
-            peer_errors: self.peer_errors.get(),
-            handed_over: self.handed_over.get(),
-            fallbacks: self.fallbacks.get(),
-            local_loads: self.local_loads.get(),
-            local_load_errors: self.local_load_errors.get(),
-            shared: self.shared.get(),
-            refreshes: self.refreshes.get(),
-            refresh_errors: self.refresh_errors.get(),
-            stale: self.stale.get(),
-            removal_times: self.removal_times.snapshot(),
-            removals_incomplete: self.removals_incomplete.get(),
-            getter_times: self.getter_times.snapshot(),
-            peers: by_peer,
-            main,
-            hot,
-        }
-    }
-
-    /// All that are shown. Forgets those that left long ago.
-    fn snapshot_peers(
-        &self,
-        current: &BTreeMap<&str, bool>,
-        now: Duration,
-    ) -> BTreeMap<String, PeerStats> {
-        let mut peers = self.peers.lock().unwrap();
-        peers.retain(|name, peer| {
-            peer.left = match current.contains_key(&**name) {
-                true => None,
-                false => peer.left.or(Some(now)),
-            };
-            peer.left.is_none_or(|left| now < left + SHOWN_AFTER)
-        });
-        peers.iter().map(|(name, peer)| (name.clone(), peer.counters.snapshot())).collect()
+        stats
     }
 }
 
-impl PeerCounters {
-    pub(crate) fn add_error(&self, kind: &'static str) {
-        *self.errors.lock().unwrap().entry(kind).or_default() += 1;
+impl Stats {
+    /// Counts a miss that a peer was asked for.
+    pub(crate) fn note_peer<T>(&mut self, name: &str, answer: &Result<T, PeerError>) {
+        let peer = self.peer(name);
+        match answer {
+            Ok(_) => {
+                peer.loads += 1;
+                self.peer_loads += 1;
+            }
+            Err(error) => {
+                peer.errors += 1;
+                *peer.errors_by_kind.entry(error.kind()).or_default() += 1;
+                self.peer_errors += 1;
+            }
+        }
     }
 
-    fn snapshot(&self) -> PeerStats {
-        let errors_by_kind = self.errors.lock().unwrap().clone();
-        PeerStats {
-            up: None,
-            loads: self.loads.get(),
-            errors: errors_by_kind.values().sum(),
-            errors_by_kind,
-            times: self.times.snapshot(),
+    /// The counters of a peer.
+    pub(crate) fn peer(&mut self, name: &str) -> &mut PeerStats {
+        if !self.peers.contains_key(name) {
+            self.peers.insert(name.into(), PeerStats::default());
         }
+        self.peers.get_mut(name).expect("it is there by now")
     }
 }
 
@@ -298,11 +192,10 @@ mod tests {
 
     #[test]
     fn a_time_is_counted_where_it_is_no_longer_than_the_bound() {
-        let times = Times::default();
+        let mut histogram = Histogram::default();
         for micros in [0, 100, 101, 10_000_000, 10_000_001] {
-            times.record(Duration::from_micros(micros));
+            histogram.record(Duration::from_micros(micros));
         }
-        let histogram = times.snapshot();
         assert_eq!((histogram.counts[0], histogram.counts[1]), (2, 1));
         assert_eq!((histogram.counts[15], histogram.counts[16]), (1, 1));
         assert_eq!(histogram.count(), 5);
@@ -313,28 +206,12 @@ mod tests {
     #[test]
     fn a_peer_that_left_keeps_its_counts_and_is_neither_up_nor_down() {
         let counters = Counters::default();
-        let load = |peer| {
-            counters.peer_loads.add_one();
-            counters.of_peer(peer).loads.add_one();
-        };
-        load("b");
-        counters.peer_errors.add_one();
-        counters.of_peer("c").add_error("timeout");
-        let caches = CacheStats::default;
-        let at = |seconds, peers: &[(&'static str, bool)]| {
-            let now = Duration::from_secs(seconds);
-            counters.snapshot(caches(), caches(), peers.iter().copied(), now)
-        };
-        let stats = at(1, &[("c", false), ("d", true)]);
+        counters.add(|stats| stats.peer("b").loads += 1);
+        let (main, hot) = (CacheStats { hits: 2, ..CacheStats::default() }, CacheStats::default());
+        counters.add(|stats| stats.misses += 1);
+        let stats = counters.snapshot(main, hot, [("c", false), ("d", true)]);
         let up: Vec<_> = stats.peers.iter().map(|(name, peer)| (&**name, peer.up)).collect();
         assert_eq!(up, [("b", None), ("c", Some(false)), ("d", Some(true))]);
-        assert_eq!((stats.peer_loads, stats.peer_errors), (1, 1));
-
-        assert_eq!(at(600, &[("c", true)]).peers.len(), 2, "for ten minutes");
-        let stats = at(601, &[("c", true)]);
-        assert_eq!(stats.peers.keys().collect::<Vec<_>>(), ["c"]);
-        assert_eq!((stats.peer_loads, stats.peer_errors), (1, 1), "the sums stay");
-        load("b");
-        assert_eq!(at(602, &[("b", true)]).peer_loads, 2, "it has returned");
+        assert_eq!((stats.gets, stats.peers["b"].loads), (3, 1));
     }
 }

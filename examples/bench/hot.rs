@@ -56,7 +56,7 @@ fn peer_calls_of(
 ) -> usize {
     let peer = Arc::new(Peer { calls: AtomicUsize::new(0) });
     let getter = |_: &str| Ok::<_, Infallible>(Some(value()));
-    let group = Group::builder("hot", getter).peers(Peers(peer.clone()));
+    let group = Group::builder("hot", getter).peers(Arc::new(Peers(peer.clone())));
     let group = settings(group).build().expect("a group");
     for &key in sequence {
         group.get(keys.get(key)).expect("an answer");

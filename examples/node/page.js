@@ -354,7 +354,7 @@ function steps(get) {
   if (!b.missed) {
     const [main, hot] = ["The main cache", "The hot cache"];
     const found = b.hit === "main" ? [`${main} has it.`] : [`${main} does not have it.`, `${hot} has a copy.`];
-    return b.renews ? [...found, "It is about to expire: it is renewed in the background."] : found;
+    return b.renews ? [...found, "It is about to expire, and due to be renewed in the background."] : found;
   }
   const told = ["Neither the main cache nor the hot cache has it."];
   const waited = b.waited === null ? "" : `Another caller was at it already: waited ${time(b.waited)}.`;
@@ -619,7 +619,7 @@ async function getOne(key, isLatest) {
 function inShort(get) {
   const b = branches(get);
   if (b.stale) return "stale: the origin failed";
-  if (!b.missed) return b.renews ? `${b.hit} hit, renewed in the background` : `${b.hit} hit`;
+  if (!b.missed) return b.renews ? `${b.hit} hit, due for renewal` : `${b.hit} hit`;
   if (b.handed) return `handed over by ${nameOf(b.handed.peer)}, ${time(b.handed.took_ms)}`;
   const waited = b.waited === null ? "found meanwhile" : `waited ${time(b.waited)} for another caller`;
   const load = b.loaded === null ? waited : `loaded from the origin in ${time(b.loaded)}`;

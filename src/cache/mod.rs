@@ -45,12 +45,8 @@ pub(crate) struct Cache {
     eviction: Eviction,
     // How long before its end a value is due for renewal.
     ahead: Duration,
-    // Called without locks at each hit on a value that is due.
-    on_due: Option<Box<OnDue>>,
     clock: Clock,
 }
-
-type OnDue = dyn Fn(&Key<'_>) + Send + Sync;
 
 /// Shares no cache line with its neighbours.
 #[repr(align(128))]
@@ -81,7 +77,8 @@ pub struct CacheStats {
 const LEAST_PART: usize = 64 << 10;
 
 impl Cache {
-    pub(crate) fn new(max_bytes: usize, eviction: Eviction, clock: Clock) -> Self {
+    /// An empty cache. `ahead` is how long before its end a value is due for renewal.
+    pub(crate) fn new(max_bytes: usize, eviction: Eviction, ahead: Duration, clock: Clock) -> Self {
         let threads = thread::available_parallelism().map_or(4, usize::from);
         let shards = (16 * threads).clamp(16, 512).min((max_bytes / LEAST_PART).max(1));
         let shard = || Padded(Mutex::new(Shard::new(eviction)));
@@ -91,23 +88,14 @@ impl Cache {
             bytes: Padded(AtomicUsize::new(0)),
             max_bytes,
             eviction,
-            ahead: Duration::ZERO,
-            on_due: None,
+            ahead,
             clock,
         }
     }
 
-    /// The same cache, which calls this at each hit on a value that expires within this time.
-    pub(crate) fn with_on_due(
-        self,
-        ahead: Duration,
-        on_due: impl Fn(&Key<'_>) + Send + Sync + 'static,
-    ) -> Self {
-        Self { ahead, on_due: Some(Box::new(on_due)), ..self }
-    }
-
+    /// The record of `key`. Calls `on_due`, without locks, if its value is due for renewal.
     #[inline]
-    pub(crate) fn get(&self, key: &Key<'_>) -> Option<Record> {
+    pub(crate) fn get(&self, key: &Key<'_>, on_due: impl FnOnce()) -> Option<Record> {
         if self.max_bytes == 0 {
             return None; // as the hot cache of a group without peers
         }
@@ -115,7 +103,7 @@ impl Cache {
         let (slot, record) = shard.find(key)?;
         let record = record.clone();
         if let Some(end) = record.expires() {
-            return self.get_before(end, key, shard, slot, record);
+            return self.get_before(end, shard, slot, record, on_due);
         }
         shard.count_hit(slot);
         Some(record)
@@ -126,10 +114,10 @@ impl Cache {
     fn get_before(
         &self,
         end: Duration,
-        key: &Key<'_>,
         mut shard: MutexGuard<'_, Shard>,
         slot: u32,
         record: Record,
+        on_due: impl FnOnce(),
     ) -> Option<Record> {
         let now = self.clock.now();
         if end <= now {
@@ -137,10 +125,8 @@ impl Cache {
         }
         shard.count_hit(slot);
         drop(shard);
-        if let Some(on_due) = &self.on_due {
-            if end <= now.saturating_add(self.ahead) && !record.is_absent() {
-                on_due(key);
-            }
+        if self.ahead >= end - now && !record.is_absent() {
+            on_due();
         }
         Some(record)
     }
@@ -314,7 +300,7 @@ mod tests {
 
     fn with_budget(max_bytes: usize, eviction: Eviction) -> Fixture {
         let (hasher, clock) = (Hasher::default(), Clock::by_hand());
-        let cache = Cache::new(max_bytes, eviction, clock.clone());
+        let cache = Cache::new(max_bytes, eviction, Duration::ZERO, clock.clone());
         Fixture { cache, hasher, clock }
     }
 
@@ -331,7 +317,7 @@ mod tests {
 
         fn get(&self, key: &str) -> Option<String> {
             self.cache
-                .get(&Key::new(key, &self.hasher))
+                .get(&Key::new(key, &self.hasher), || {})
                 .map(|r| r.into_value().unwrap().to_string())
         }
 

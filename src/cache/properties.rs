@@ -1,7 +1,6 @@
 //! Long random sequences against a plain model: what a cache may hold, and what an LRU must.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::collection::vec;
@@ -70,8 +69,6 @@ struct Entry {
 /// A cache and a model of it, which does everything the slow and plain way.
 struct Pair {
     cache: Cache,
-    /// How many hits were due.
-    due: Arc<AtomicUsize>,
     clock: Clock,
     eviction: Eviction,
     grace: Duration,
@@ -87,17 +84,8 @@ struct Pair {
 impl Pair {
     fn new(max_bytes: usize, eviction: Eviction, grace: Duration) -> Self {
         let clock = Clock::by_hand();
-        let due = Arc::new(AtomicUsize::new(0));
-        let on_due = {
-            let due = due.clone();
-            move |_: &Key<'_>| {
-                due.fetch_add(1, Ordering::Relaxed);
-            }
-        };
-        let cache = Cache::new(max_bytes, eviction, clock.clone());
         Self {
-            cache: cache.with_on_due(AHEAD, on_due),
-            due,
+            cache: Cache::new(max_bytes, eviction, AHEAD, clock.clone()),
             clock,
             eviction,
             grace,
@@ -145,9 +133,8 @@ impl Pair {
     }
 
     fn get(&mut self, key: usize) {
-        let told = self.due.load(Ordering::Relaxed);
-        let found = self.cache.get(&self.key(key)).is_some();
-        let is_due = self.due.load(Ordering::Relaxed) > told;
+        let mut is_due = false;
+        let found = self.cache.get(&self.key(key), || is_due = true).is_some();
         self.counts.hits += u64::from(found);
         let Some(entry) = self.model.get(&key) else {
             return; // `check` sees that nothing is there

@@ -21,9 +21,7 @@ const HEAD: usize = 8;
 /// The bits of a time.
 const TIME: u64 = (1 << 46) - 1; // 2,200 years of milliseconds
 const NEVER: u64 = TIME;
-/// In place of a time: the value was past its time when this record was made of it.
-const STALE: u64 = NEVER - 1;
-const LATEST: u64 = NEVER - 2;
+const LATEST: u64 = NEVER - 1;
 const KEY_LENGTH: u32 = 48;
 const ABSENT: u64 = 1 << 63;
 
@@ -40,33 +38,18 @@ pub(crate) struct Record(Arc<[u8]>);
 impl Record {
     /// `key` must be no longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
     pub(crate) fn new(key: &str, value: Option<&[u8]>, expires: Option<Duration>) -> Self {
-        Self::build(key, value, millis(expires))
-    }
-
-    fn build(key: &str, value: Option<&[u8]>, time: u64) -> Self {
         debug_assert!(key.len() < 1 << 15, "the group checks keys");
         let absent = if value.is_none() { ABSENT } else { 0 };
         let value = value.unwrap_or_default();
         let length = HEAD + key.len() + value.len();
         let mut bytes: Arc<[u8]> = repeat_n(0, length).collect();
         let (head, rest) = Arc::get_mut(&mut bytes).expect("not shared yet").split_at_mut(HEAD);
-        let bits = time | (key.len() as u64) << KEY_LENGTH | absent;
+        let bits = millis(expires) | (key.len() as u64) << KEY_LENGTH | absent;
         head.copy_from_slice(&bits.to_le_bytes());
         let (key_part, value_part) = rest.split_at_mut(key.len());
         key_part.copy_from_slice(key.as_bytes());
         value_part.copy_from_slice(value);
         Self(bytes)
-    }
-
-    /// The same key and value, as an answer that is past its time. Not for a cache.
-    pub(crate) fn stale(&self) -> Self {
-        let value = self.clone().into_value();
-        Self::build(self.key(), value.as_deref(), STALE)
-    }
-
-    /// Whether this is an answer that is [past its time](Self::stale).
-    pub(crate) fn is_stale(&self) -> bool {
-        self.head() & TIME == STALE
     }
 
     /// When the entry expires, in the group's time.
@@ -138,14 +121,6 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_record_has_the_same_value_and_no_end() {
-        let record = Record::new("Tom", Some(b"630"), Some(Duration::from_secs(1)));
-        assert!(!record.is_stale() && record.stale().is_stale());
-        assert_eq!(record.stale().key(), "Tom");
-        assert_eq!(record.stale().into_value().unwrap(), "630");
-    }
-
-    #[test]
     fn an_absent_key_is_not_an_empty_value() {
         assert_eq!(Record::new("kkk", None, None).into_value(), None);
         assert_eq!(Record::new("kkk", None, None).key(), "kkk");
@@ -157,6 +132,5 @@ mod tests {
         let at = |expires| Record::new("k", None, Some(expires)).expires().unwrap();
         assert_eq!(at(Duration::from_micros(1_999)), Duration::from_millis(1));
         assert!(at(Duration::MAX) < Duration::MAX);
-        assert!(!Record::new("k", None, Some(Duration::MAX)).is_stale());
     }
 }

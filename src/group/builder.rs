@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::doorkeeper::Doorkeeper;
 use super::fallback_log::FallbackLog;
 use super::handover::Disowned;
-use super::refresh::{self, Refresh};
+use super::refresh::Attempts;
 use super::remove::Made;
-use super::{Group, Hasher, MAX_GROUP_BYTES, Tier};
+use super::{Group, Hasher, MAX_GROUP_BYTES};
 use crate::cache::{Cache, Eviction};
 use crate::elastic::Elastic;
 use crate::flight::Flight;
@@ -20,41 +20,26 @@ use crate::{Clock, Error, Getter, PeerPicker};
 /// Settings of a [`Group`]; each has a default.
 #[must_use = "`build` makes the group"]
 pub struct GroupBuilder {
-    name: String,
-    getter: Box<dyn Getter>,
-    peers: Option<Box<dyn PeerPicker>>,
+    pub(super) name: String,
+    pub(super) getter: Box<dyn Getter>,
+    peers: Option<Arc<dyn PeerPicker>>,
     max_bytes: usize,
     hot_bytes: Option<usize>,
     eviction: Eviction,
-    ttl: Option<Duration>,
-    ttl_jitter: f64,
-    negative_ttl: Option<Duration>,
-    hot_ttl: Duration,
-    load_timeout: Duration,
-    retry_failed_loads: bool,
-    refresh_ahead: Duration,
-    stale_if_error: Duration,
-    clock: Clock,
+    pub(super) ttl: Option<Duration>,
+    pub(super) ttl_jitter: f64,
+    pub(super) negative_ttl: Option<Duration>,
+    pub(super) hot_ttl: Duration,
+    pub(super) load_timeout: Duration,
+    pub(super) retry_failed_loads: bool,
+    pub(super) refresh_ahead: Duration,
+    pub(super) stale_if_error: Duration,
+    pub(super) clock: Clock,
 }
 
-/// Shows everything but the getter and the peers.
 impl fmt::Debug for GroupBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GroupBuilder")
-            .field("name", &self.name)
-            .field("max_bytes", &self.max_bytes)
-            .field("hot_bytes", &self.hot_bytes)
-            .field("eviction", &self.eviction)
-            .field("ttl", &self.ttl)
-            .field("ttl_jitter", &self.ttl_jitter)
-            .field("negative_ttl", &self.negative_ttl)
-            .field("hot_ttl", &self.hot_ttl)
-            .field("load_timeout", &self.load_timeout)
-            .field("retry_failed_loads", &self.retry_failed_loads)
-            .field("refresh_ahead", &self.refresh_ahead)
-            .field("stale_if_error", &self.stale_if_error)
-            .field("clock", &self.clock)
-            .finish_non_exhaustive()
+        f.debug_struct("GroupBuilder").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -90,18 +75,6 @@ impl Group {
 /// The threads of a group, and the jobs that may wait for them.
 pub(super) const MOST_THREADS: usize = 4;
 pub(super) const MOST_JOBS: usize = 256;
-
-/// What a group does when the list of nodes has changed.
-fn on_change(group: Weak<Group>) -> Arc<dyn Fn() + Send + Sync> {
-    Arc::new(move || {
-        if let Some(group) = group.upgrade() {
-            group.disown();
-            group.repeat_removals();
-            // Counters of peers that left long ago go, whether anybody reads the others or not.
-            drop(group.stats());
-        }
-    })
-}
 
 impl GroupBuilder {
     /// The budget of both caches together, in bytes: keys, values and 80 bytes for each entry. Default:
@@ -198,8 +171,8 @@ impl GroupBuilder {
     ///
     /// While the origin fails, the load of a key is tried once a second, by one of its callers; the
     /// others get the old value without waiting. To [`get`](Group::get) it is a value like any other;
-    /// [`get_traced`](Group::get_traced) and the log say that it is stale, and why. Other processes
-    /// keep no copy of it. Neither "no such key" nor what was [removed](Group::remove) comes back. A copy
+    /// [`get_traced`](Group::get_traced) and the log of the process that keeps it say that it is stale,
+    /// and why. Other processes keep no copy of it. Neither "no such key" nor what was [removed](Group::remove) comes back. A copy
     /// of another process's key is kept for no more than another [`hot_ttl`](Self::hot_ttl), since a
     /// removal, or the news that there is no such key, may not have reached it.
     pub fn stale_if_error(self, duration: Duration) -> Self {
@@ -209,8 +182,8 @@ impl GroupBuilder {
     /// What knows the owners of keys, such as an [`HttpPool`](crate::HttpPool). Default: nothing,
     /// this process owns all keys.
     #[doc(alias = "RegisterPeers")]
-    pub fn peers(self, peers: impl PeerPicker + 'static) -> Self {
-        Self { peers: Some(Box::new(peers)), ..self }
+    pub fn peers(self, peers: Arc<impl PeerPicker + 'static>) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// The clock by which entries expire, are renewed, and are tried again after a failure. Deadlines,
@@ -246,30 +219,22 @@ impl GroupBuilder {
                 self.name, self.max_bytes
             )));
         };
-        let hasher = Hasher::default();
-        let cache = |bytes| Cache::new(bytes, self.eviction, self.clock.clone());
-        let (main, hot) = (cache(main_bytes), cache(hot_bytes));
         let ahead = self.refresh_ahead;
-        let group = Arc::new_cyclic(|own| Group {
-            main: main.with_on_due(ahead, refresh::on_due(own, Tier::Main)),
-            hot: hot.with_on_due(ahead.min(self.hot_ttl / 2), refresh::on_due(own, Tier::Hot)),
-            name: self.name,
-            getter: self.getter,
-            disowned: Disowned::new(),
-            made: self.peers.as_ref().map(|_| Made::default()),
-            peers: self.peers.unwrap_or_else(|| Box::new(NoPeers)),
-            hasher,
+        let cache = |bytes, ahead| Cache::new(bytes, self.eviction, ahead, self.clock.clone());
+        let (main, hot) = (cache(main_bytes, ahead), cache(hot_bytes, ahead.min(self.hot_ttl / 2)));
+        let peers = self.peers.clone();
+        let group = Arc::new_cyclic(|own: &Weak<Group>| Group {
+            settings: self,
+            made: peers.as_ref().map(|_| Made::default()),
+            peers: peers.unwrap_or_else(|| Arc::new(NoPeers)),
+            hasher: Hasher::default(),
+            main,
+            hot,
             doorkeeper: Doorkeeper::new(),
+            disowned: Disowned::new(),
             asking: Flight::new(),
             loading: Flight::new(),
-            ttl: self.ttl,
-            ttl_jitter: self.ttl_jitter,
-            negative_ttl: self.negative_ttl,
-            hot_ttl: self.hot_ttl,
-            load_timeout: self.load_timeout,
-            retry_failed_loads: self.retry_failed_loads,
-            refresh: Refresh::new(!ahead.is_zero(), self.stale_if_error),
-            clock: self.clock,
+            attempts: Attempts::default(),
             counters: Counters::default(),
             fallback_log: FallbackLog::default(),
             threads: Elastic::new("geecache-group", MOST_THREADS, MOST_JOBS),
@@ -279,4 +244,15 @@ impl GroupBuilder {
         group.peers.on_change(Arc::downgrade(&group._on_change));
         Ok(group)
     }
+}
+
+/// What a group does when the list of nodes has changed.
+fn on_change(group: Weak<Group>) -> Arc<dyn Fn() + Send + Sync> {
+    Arc::new(move || {
+        if let Some(group) = group.upgrade() {
+            group.disown();
+            group.repeat_removals();
+            group.forget_peers();
+        }
+    })
 }

@@ -14,107 +14,69 @@
 //!
 //! The main cache keeps those values, for they may be handed over, and their keys may come home. But a
 //! removal may not reach this node any more. So they are served for
-//! [`hot_ttl`](crate::GroupBuilder::hot_ttl) after the change and no longer: then a look-up drops them,
-//! and so does one sweep, after which no look-up needs to ask. A value can also come too late:
+//! [`hot_ttl`](crate::GroupBuilder::hot_ttl) after the change: then one sweep drops them, begun by the
+//! first look-up that comes. A value can also come too late:
 //!
 //! 1. Thread A wants a key that this node owns, and loads it for longer than `hot_ttl`.
 //! 2. Thread B changes the list. Another node owns the key; `hot_ttl` later the main cache is swept.
 //! 3. A keeps its value in the main cache, asks once more who owns the key, and takes it out again.
 
-use std::collections::VecDeque;
 use std::iter::zip;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Asked, Group, Owner, Told, Trace, at_once, by_peer, tell, timed};
+use super::{Asked, Group, Miss, Tier, Told, at_once, by_peer, tell, timed};
 use crate::cache::{Key, Record};
 use crate::{ByteView, Error, Loaded, PeerGetter};
 
-/// How long other nodes are asked for what they have of a key, or of a batch, all together.
+/// How long other nodes are asked for their cached values of a key, or of a batch, all together.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// A value from another node's cache, and how that was asked.
-type TakenOver = (Loaded, Asked);
-
-/// The nodes to ask for a key, one after the other.
-type Others = VecDeque<Arc<dyn PeerGetter>>;
-
 impl Group {
-    /// What another node has in its cache, or else what the getter gives. `owner` is the key's, unless
-    /// that is this node.
-    pub(super) fn source(
-        &self,
-        key: &Key<'_>,
-        owner: &Owner,
-        trace: &mut Trace,
-    ) -> Result<Option<Loaded>, Error> {
-        let others = self.who_may_have(key, owner);
-        // As nearly always.
-        if others.is_empty() {
-            return self.ask_getter(key, trace);
-        }
-        match self.take_over(&[key], vec![others]).pop().flatten() {
-            Some((loaded, asked)) => {
-                trace.handed_over = Some(asked);
-                Ok(Some(loaded))
-            }
-            None => self.ask_getter(key, trace),
-        }
-    }
-
-    /// The same for many keys.
-    pub(super) fn source_many(
-        &self,
-        keys: &[&Key<'_>],
-        owners: &[&Owner],
-    ) -> Vec<Result<Option<Loaded>, Error>> {
-        let others = zip(keys, owners).map(|(key, owner)| self.who_may_have(key, owner));
-        let taken = self.take_over(keys, others.collect());
-        let open = zip(keys, &taken).filter(|(_, taken)| taken.is_none());
-        let open: Vec<_> = open.map(|(&key, _)| key).collect();
-        let mut loaded = self.ask_getter_for_many(&open).into_iter();
-        let answer = |taken: Option<TakenOver>| match taken {
-            Some((loaded, _)) => Ok(Some(loaded)),
-            None => loaded.next().expect("one answer for each open key"),
-        };
-        taken.into_iter().map(answer).collect()
-    }
-
-    /// The owner and the earlier owners of `key`.
-    fn who_may_have(&self, key: &Key<'_>, owner: &Owner) -> Others {
-        owner.iter().cloned().chain(self.peers.former(key.text)).collect()
+    /// The getter, with other nodes' caches in front of it.
+    pub(super) fn source(&self, misses: &mut [&mut Miss<'_>]) {
+        self.take_over(misses);
+        self.ask_getter(misses);
     }
 
     /// Asks for each key one node after the other.
-    fn take_over(&self, keys: &[&Key<'_>], mut others: Vec<Others>) -> Vec<Option<TakenOver>> {
-        let mut taken: Vec<Option<TakenOver>> = vec![None; keys.len()];
-        let end = self.clock.now().saturating_add(PATIENCE);
-        loop {
-            let open = (0..keys.len()).filter(|&i| taken[i].is_none());
-            let next = open.filter_map(|i| Some((others[i].pop_front()?, i)));
-            let parts = by_peer(next.map(|(peer, i)| (Some(peer), i)));
-            let asked_at = self.clock.now();
-            let left = end.saturating_sub(asked_at);
-            if parts.is_empty() || left.is_zero() {
-                return taken;
+    fn take_over(&self, misses: &mut [&mut Miss<'_>]) {
+        let mut end = None;
+        for turn in 0.. {
+            let open = misses.iter_mut().filter(|miss| miss.loaded.is_none());
+            let next = open.map(|miss| (self.may_have(miss, turn), miss));
+            let parts = by_peer(next.filter(|(peer, _)| peer.is_some()));
+            // As nearly always.
+            if parts.is_empty() {
+                return;
             }
-            let found = at_once(&parts, |(peer, part)| {
-                let peer = peer.as_ref().expect("a peer is asked");
-                let texts: Vec<_> = part.iter().map(|&i| keys[i].text).collect();
-                let (found, took) = timed(|| peer.get_cached(&self.name, &texts, left));
-                (found, Asked { peer: peer.name().into(), took, error: None })
-            });
-            let passed = self.clock.now().saturating_sub(asked_at);
-            for ((_, part), (found, asked)) in zip(parts, found) {
-                for (i, loaded) in zip(part, found) {
-                    taken[i] = loaded.and_then(|loaded| aged(loaded, passed)).map(|loaded| {
-                        self.counters.handed_over.add_one();
-                        (loaded, asked.clone())
-                    });
+            let now = self.now();
+            let left = end.get_or_insert(now.saturating_add(PATIENCE)).saturating_sub(now);
+            if left.is_zero() {
+                return;
+            }
+            at_once(parts, |(peer, misses)| {
+                let peer = peer.expect("a peer is asked");
+                let keys: Vec<_> = misses.iter().map(|miss| miss.key.text).collect();
+                let asked_at = self.now();
+                let (found, took) = timed(|| peer.get_cached(self.name(), &keys, left));
+                let passed = self.now().saturating_sub(asked_at);
+                for (miss, loaded) in zip(misses, found) {
+                    if let Some(loaded) = loaded.and_then(|loaded| aged(loaded, passed)) {
+                        miss.loaded = Some(Ok(Some(loaded)));
+                        let asked = Asked { peer: peer.name().into(), took, error: None };
+                        miss.trace.handed_over = Some(asked);
+                    }
                 }
-            }
+            });
         }
+    }
+
+    /// The node to ask for a key when its turn comes: the owner, then the earlier owners.
+    fn may_have(&self, miss: &Miss<'_>, turn: usize) -> Option<Arc<dyn PeerGetter>> {
+        let former = self.peers.former(miss.key.text);
+        miss.owner.clone().into_iter().chain(former).nth(turn)
     }
 
     /// Answers a peer from the cache of this node's own keys: the value, and how long it still lives. Loads
@@ -142,10 +104,11 @@ impl Group {
             let key = self.key(text)?;
             let value = |record: Record| record.into_value().is_none_or(|value| fit(value.len()));
             let fits = self.main.peek(&key).is_some_and(value);
-            let Some(record) = fits.then(|| self.main.get(&key)).flatten() else {
+            let renew = || self.renew(&key, Tier::Main);
+            let Some(record) = fits.then(|| self.main.get(&key, renew)).flatten() else {
                 return Ok(Told::NotCached);
             };
-            self.counters.peer_requests.add_one();
+            self.counters.add(|stats| stats.peer_requests += 1);
             let left = self.life_left(&record);
             Ok(tell(record, left))
         };
@@ -167,11 +130,9 @@ fn aged(loaded: Loaded, passed: Duration) -> Option<Loaded> {
 
 /// When the values of keys that other nodes own now have to go.
 pub(super) struct Disowned {
-    /// The first of `due` in nanoseconds of the group's clock, or [`NEVER`].
-    next: AtomicU64,
-    // Guards when to sweep, `hot_ttl` after the first change that has not been swept for and after the last.
-    due: Mutex<VecDeque<Duration>>,
-    is_sweeping: AtomicBool,
+    /// `hot_ttl` after the first change that no sweep has followed, in nanoseconds of the group's clock;
+    /// [`NEVER`] without one.
+    due: AtomicU64,
     /// Whether the list has ever changed since the group was built.
     has_changed: AtomicBool,
 }
@@ -180,61 +141,45 @@ const NEVER: u64 = u64::MAX;
 
 impl Disowned {
     pub(super) fn new() -> Self {
-        let (due, is_sweeping, has_changed) = Default::default();
-        Self { next: AtomicU64::new(NEVER), due, is_sweeping, has_changed }
+        Self { due: AtomicU64::new(NEVER), has_changed: AtomicBool::new(false) }
     }
 
     /// Whether a look-up has to ask for the owner of what it finds.
     #[inline]
     pub(super) fn is_pending(&self) -> bool {
-        self.next.load(Ordering::Relaxed) != NEVER
+        self.due.load(Ordering::Relaxed) != NEVER
     }
 
-    /// When the values go that had to go first.
-    fn next(&self) -> Duration {
-        Duration::from_nanos(self.next.load(Ordering::Relaxed))
-    }
-
-    fn change(&self, due: impl FnOnce(&mut VecDeque<Duration>)) {
-        let mut all = self.due.lock().unwrap();
-        due(&mut all);
-        let nanos = |due: &Duration| u64::try_from(due.as_nanos()).unwrap_or(NEVER);
-        self.next.store(all.front().map_or(NEVER, nanos), Ordering::Relaxed);
+    fn due(&self) -> Duration {
+        Duration::from_nanos(self.due.load(Ordering::Relaxed))
     }
 }
 
 impl Group {
     /// The list of nodes has changed.
     pub(super) fn disown(&self) {
-        let due = self.clock.now().saturating_add(self.hot_ttl);
+        let due = self.now().saturating_add(self.settings.hot_ttl);
         self.disowned.has_changed.store(true, Ordering::SeqCst);
-        self.disowned.change(|all| {
-            all.truncate(1);
-            all.push_back(due);
-        });
+        let due = u64::try_from(due.as_nanos()).unwrap_or(NEVER);
+        self.disowned.due.fetch_min(due, Ordering::SeqCst);
     }
 
     /// Drops the value of `key` if another node owns it and its time here is over. Begins the sweep.
     #[cold]
     pub(super) fn drop_if_overdue(&self, key: &Key<'_>) {
-        let now = self.clock.now();
-        if now < self.disowned.next() {
+        if self.now() < self.disowned.due() {
             return;
         }
         self.drop_if_disowned(key);
-        if !self.disowned.is_sweeping.swap(true, Ordering::SeqCst) {
-            let group = self.own.clone();
-            let sweep = move || group.upgrade().iter().for_each(|group| group.sweep(now));
-            if self.threads.run(Box::new(sweep)).is_err() {
-                self.disowned.is_sweeping.store(false, Ordering::SeqCst);
-            }
+        // Before the sweep: a change of the list from now on is due for another one.
+        let due = self.disowned.due.swap(NEVER, Ordering::SeqCst);
+        if due != NEVER && self.in_background(Self::sweep).is_err() {
+            self.disowned.due.fetch_min(due, Ordering::SeqCst);
         }
     }
 
-    fn sweep(&self, now: Duration) {
+    fn sweep(&self) {
         self.main.visit(|record| self.drop_if_disowned(&Key::new(record.key(), &self.hasher)));
-        self.disowned.change(|all| all.retain(|&due| due > now));
-        self.disowned.is_sweeping.store(false, Ordering::SeqCst);
     }
 
     fn drop_if_disowned(&self, key: &Key<'_>) {
@@ -256,7 +201,7 @@ impl Group {
         if !self.disowned.is_pending() || self.peers.pick(record.key()).is_none() {
             return left;
         }
-        let here = self.disowned.next().saturating_sub(self.clock.now());
+        let here = self.disowned.due().saturating_sub(self.now());
         Some(left.map_or(here, |left| left.min(here)))
     }
 }

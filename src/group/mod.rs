@@ -14,9 +14,12 @@
 //!                                   load from the origin ─▶ keep ─▶ value
 //! ```
 //!
-//! [`Group::get`] and `Group::load` below are this picture. Two flights, not one, keep the
-//! threads apart: `asking` wraps "ask the owner, else fall back", and `loading` wraps "call the
-//! getter". With one flight for both, two nodes whose lists of peers differ for a moment could wait
+//! [`Group::get`] and `Group::load` below are this picture. A key that no cache has is a [`Miss`], and
+//! the functions from `load` on take several misses: those of a batch, or one. Each step writes what it
+//! finds into the miss; at the end its trace says how it was answered, and is counted and logged.
+//!
+//! Two flights, not one, keep the threads apart: `asking` wraps "ask the owner, else fall back", and
+//! `loading` wraps "call the getter". With one flight for both, two nodes whose lists of peers differ for a moment could wait
 //! for each other until a deadline ends it:
 //!
 //! 1. node A believes that B owns the key, and its thread asks B, leading the flight;
@@ -44,26 +47,24 @@ mod trace;
 
 use log::{Level, debug, max_level, warn};
 use std::any::Any;
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::iter::zip;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cache::{Cache, Hasher, Key, Lease, Record};
-use crate::clock::Clock;
-use crate::elastic::Elastic;
+use crate::elastic::{Elastic, Job};
 use crate::flight::{self, Call, Flight, Seat, Unanswered};
-use crate::stats::{Counters, PeerCounters, Stats};
-use crate::{ByteView, Error, Getter, Loaded, MAX_KEY_BYTES, PeerError, PeerGetter, PeerPicker};
+use crate::stats::{Counters, Stats};
+use crate::{BoxError, ByteView, Error, Loaded, MAX_KEY_BYTES, PeerError, PeerGetter, PeerPicker};
+use batch::{at_once, by_peer};
 pub use builder::GroupBuilder;
 use doorkeeper::Doorkeeper;
 use fallback_log::{FallbackLog, Shown};
 use handover::Disowned;
-use refresh::Refresh;
+use refresh::Attempts;
 use remove::Made;
 pub use trace::{Asked, Tier, Trace};
 
@@ -89,9 +90,8 @@ pub const MAX_GROUP_BYTES: usize = 1 << 10;
 /// # Ok::<(), geecache::Error>(())
 /// ```
 pub struct Group {
-    name: String,
-    getter: Box<dyn Getter>,
-    peers: Box<dyn PeerPicker>,
+    settings: GroupBuilder,
+    peers: Arc<dyn PeerPicker>,
     hasher: Hasher,
     // The keys that this node owns.
     main: Cache,
@@ -104,28 +104,21 @@ pub struct Group {
     made: Option<Made>,
     asking: Flight<Answer>,
     loading: Flight<Answer>,
-    ttl: Option<Duration>,
-    ttl_jitter: f64,
-    negative_ttl: Option<Duration>,
-    hot_ttl: Duration,
-    load_timeout: Duration,
-    retry_failed_loads: bool,
-    refresh: Refresh,
-    clock: Clock,
+    attempts: Attempts,
     counters: Counters,
     fallback_log: FallbackLog,
-    // For renewals, and for what takes long and nobody waits for.
+    // For renewals, and for jobs that take long and that no caller waits for.
     threads: Elastic,
     own: Weak<Group>,
     // The list of peers knows this function for as long as the group lives.
     _on_change: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Shows the name and what is in the caches, but no key and no value.
+/// Shows the name and the counts of the caches, but no key and no value.
 impl fmt::Debug for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Group")
-            .field("name", &self.name)
+            .field("name", &self.name())
             .field("main", &self.main.stats())
             .field("hot", &self.hot.stats())
             .finish_non_exhaustive()
@@ -135,14 +128,49 @@ impl fmt::Debug for Group {
 type Answer = Result<Record, Error>;
 /// The owner of a key; `None` if that is this node.
 type Owner = Option<Arc<dyn PeerGetter>>;
-type SharedError = Arc<dyn std::error::Error + Send + Sync>;
+
+/// A get that no cache could answer, on the way to its answer.
+struct Miss<'k> {
+    key: Key<'k>,
+    owner: Owner,
+    /// Whether it is no get, but a renewal of the value.
+    is_renewal: bool,
+    /// Whether it is the one get that tries again what has failed.
+    is_trial: bool,
+    /// From before the owner or the origin was asked.
+    lease: Option<Lease>,
+    /// The answer of the origin, or of another node in its place.
+    loaded: Option<Result<Option<Loaded>, Error>>,
+    answer: Option<Answer>,
+    trace: Trace,
+}
+
+impl Miss<'_> {
+    /// The cache for its value.
+    fn tier(&self) -> Tier {
+        if self.owner.is_none() { Tier::Main } else { Tier::Hot }
+    }
+
+    /// Why the owner did not answer.
+    fn peer_error(&self) -> Option<&PeerError> {
+        self.trace.asked.as_ref()?.error.as_ref()
+    }
+
+    /// Whether the load failed.
+    fn has_failed(&self) -> bool {
+        self.trace.stale.is_some() || self.answer.as_ref().is_some_and(Result::is_err)
+    }
+}
+
+/// The misses that have no answer yet.
+fn open<'m, 'k>(misses: &'m mut [&mut Miss<'k>]) -> Vec<&'m mut Miss<'k>> {
+    misses.iter_mut().map(|miss| &mut **miss).filter(|miss| miss.answer.is_none()).collect()
+}
 
 /// What this node tells a peer about a key.
 pub(crate) enum Told {
-    /// The value and its remaining time to live.
+    /// The value and its remaining time to live; zero if it is past its time, since the load failed.
     Value(ByteView, Option<Duration>),
-    /// A value past its time, since the load failed.
-    Stale(ByteView),
     /// The origin has no such key.
     Absent,
     /// Only the caches were asked, and they do not know.
@@ -159,13 +187,13 @@ impl Group {
         let key = self.key(key)?;
         let record = match self.look_up(&key) {
             Some((record, _)) => record,
-            None => self.load_logged(&key).0?,
+            None => self.answer(key, Self::load).0?,
         };
         Ok(record.into_value())
     }
 
-    /// What the caches of this process have, as [`get`](Self::get) would return it; `None` if they do
-    /// not have the key.
+    /// The answer of the caches of this process, as [`get`](Self::get) would return it; `None` if they
+    /// do not have the key.
     ///
     /// Loads nothing, asks nobody and waits for nothing, so an async program can call it on the spot,
     /// and only if it returns `None` call `get` on a thread that may block. Counted as a get if it
@@ -193,7 +221,16 @@ impl Group {
     pub fn get_cached(&self, key: &str) -> Result<Option<Option<ByteView>>, Error> {
         let key = self.key(key)?;
         let found = self.look_up(&key).map(|(record, _)| record);
-        Ok(found.or_else(|| self.stale_meanwhile(&key)).map(Record::into_value))
+        let stale = || {
+            let stale = self.resting(&key)?;
+            self.counters.add(|stats| {
+                stats.misses += 1;
+                stats.shared += 1;
+                stats.stale += 1;
+            });
+            Some(stale)
+        };
+        Ok(found.or_else(stale).map(Record::into_value))
     }
 
     /// As [`get`](Self::get), and how the answer came about.
@@ -204,164 +241,196 @@ impl Group {
         };
         let (answer, trace) = match self.look_up(&key) {
             Some((record, tier)) => {
-                let renews = self.is_renewed(&key, tier, &record);
+                let renews = self.cache(tier).is_due(&record);
                 (Ok(record), Trace { hit: Some(tier), renews, ..Trace::default() })
             }
-            None => self.load_logged(&key),
+            None => self.answer(key, Self::load),
         };
         (answer.map(Record::into_value), trace)
     }
 
-    // Cold and apart, so that a hit does not pay for its stack frame.
+    /// Answers one miss. Cold and apart, so that a hit does not pay for its stack frame.
     #[cold]
-    fn load_logged(&self, key: &Key<'_>) -> (Answer, Trace) {
-        self.counters.misses.add_one();
-        let mut trace = Trace::default();
-        let answer = self.unless_resting(key, &mut trace, |trace| self.load(key, trace));
-        debug!("[{}] {}: {trace}", self.name, Shown(key.text));
-        (answer, trace)
+    fn answer(&self, key: Key<'_>, load: fn(&Self, &mut [&mut Miss<'_>])) -> (Answer, Trace) {
+        let mut miss = self.miss(key);
+        self.answer_many(&mut [&mut miss], load);
+        (miss.answer.expect("each miss is answered"), miss.trace)
     }
 
-    fn load(&self, key: &Key<'_>, trace: &mut Trace) -> Answer {
-        let owner = match self.peers.pick(key.text) {
-            Some(owner) if !flight::is_leading() => owner,
-            // This node's own key, or a get inside a getter.
-            owner => return self.load_here(key, &owner, trace),
-        };
-        self.fly(&self.asking, key, trace, |trace| match self.load_from_peer(&*owner, key, trace) {
-            Ok(record) => Ok(record),
-            Err(error) if self.is_final(&error) => {
-                self.stand_in(key, of_owner(&*owner, key, &error))
+    /// Answers misses, by `load` unless a value past its time is the answer.
+    fn answer_many(&self, misses: &mut [&mut Miss<'_>], load: fn(&Self, &mut [&mut Miss<'_>])) {
+        self.counters.add(|stats| stats.misses += misses.len() as u64);
+        self.leave_alone(misses);
+        load(self, &mut open(misses));
+        self.note(misses);
+    }
+
+    /// Loads each key from its owner, or else from the origin.
+    fn load(&self, misses: &mut [&mut Miss<'_>]) {
+        if flight::is_leading() {
+            return self.load_here(misses); // a get inside a getter
+        }
+        let parts = by_peer(misses.iter_mut().map(|miss| (miss.owner.clone(), &mut **miss)));
+        at_once(parts, |(owner, mut misses)| match (owner, &mut misses[..]) {
+            (None, misses) => self.load_here(misses),
+            (Some(owner), misses @ [_]) => {
+                self.fly(&self.asking, misses, |led| self.load_from_peer(&*owner, led));
             }
-            Err(error) => {
-                self.note_fallback(&*owner, key, &error);
-                self.load_locally(key, Tier::Hot, trace, |trace| self.ask_getter(key, trace))
+            // Leads no flight: single gets would wait there for the slowest key of the batch.
+            (Some(owner), misses) => self.load_from_peer(&*owner, misses),
+        });
+    }
+
+    /// Loads without waiting for a load of another node.
+    fn load_here(&self, misses: &mut [&mut Miss<'_>]) {
+        self.load_locally(misses, Self::source);
+    }
+
+    #[doc(alias = "getFromPeer")]
+    fn load_from_peer(&self, owner: &dyn PeerGetter, misses: &mut [&mut Miss<'_>]) {
+        self.ask_owner(owner, misses);
+        for miss in &mut open(misses) {
+            match miss.peer_error().cloned() {
+                Some(error) if self.is_final(&error) => {
+                    miss.answer =
+                        Some(self.stand_in(&miss.key, of_owner(owner, miss.key.text, &error)));
+                }
+                Some(error) => self.note_fallback(owner, &miss.key, &error),
+                None => {}
             }
-        })
+        }
+        self.load_locally(&mut open(misses), Self::ask_getter);
+    }
+
+    /// Asks the owner, once for all. A miss that it does not answer has the error in its trace.
+    fn ask_owner(&self, owner: &dyn PeerGetter, misses: &mut [&mut Miss<'_>]) {
+        let asked_at = self.now();
+        let keys: Vec<&str> = misses.iter().map(|miss| miss.key.text).collect();
+        misses.iter_mut().for_each(|miss| miss.lease = Some(self.hot.lease(&miss.key)));
+        let (mut answers, took) = timed(|| match keys[..] {
+            [key] => vec![owner.get(self.name(), key)],
+            _ => owner.get_many(self.name(), &keys),
+        });
+        if answers.len() != keys.len() {
+            let wrong = format!("get_many gave {} answers for {} keys", answers.len(), keys.len());
+            answers = vec![Err(PeerError::Transport(wrong)); keys.len()];
+        }
+        self.counters.add(|stats| {
+            if answers.iter().any(was_attempted) {
+                stats.peer(owner.name()).times.record(took);
+            }
+            for (_, answer) in zip(&*misses, &answers).filter(|(miss, _)| !miss.is_renewal) {
+                stats.note_peer(owner.name(), answer);
+            }
+        });
+        for (miss, answer) in zip(misses, answers) {
+            let error = answer.as_ref().err().cloned();
+            miss.trace.asked = Some(Asked { peer: owner.name().into(), took, error });
+            let copy = |loaded: Option<Loaded>| Ok(self.fill_copy(miss, loaded.as_ref(), asked_at));
+            miss.answer = answer.ok().map(copy);
+        }
     }
 
     /// Whether a get ends with this error of the owner: the origin has failed there, or the owner still
     /// waits for it, and a second load would do no better.
     fn is_final(&self, error: &PeerError) -> bool {
         let waits_for_origin = matches!(error, PeerError::LoadFailed(_) | PeerError::Slow);
-        waits_for_origin && !self.retry_failed_loads
+        waits_for_origin && !self.settings.retry_failed_loads
     }
 
-    /// Loads without waiting for a load of another node.
-    fn load_here(&self, key: &Key<'_>, owner: &Owner, trace: &mut Trace) -> Answer {
-        let tier = if owner.is_none() { Tier::Main } else { Tier::Hot };
-        self.load_locally(key, tier, trace, |trace| self.source(key, owner, trace))
-    }
-
-    #[doc(alias = "getFromPeer")]
-    fn load_from_peer(
-        &self,
-        owner: &dyn PeerGetter,
-        key: &Key<'_>,
-        trace: &mut Trace,
-    ) -> Result<Record, PeerError> {
-        let (lease, asked_at) = (self.hot.lease(key), self.clock.now());
-        let (answer, took) = timed(|| owner.get(&self.name, key.text));
-        let counters = self.counters.of_peer(owner.name());
-        if was_attempted(&answer) {
-            counters.times.record(took);
-        }
-        let answer = self.keep_copy(key, answer, lease, asked_at, &counters);
-        let error = answer.as_ref().err().cloned();
-        trace.asked = Some(Asked { peer: owner.name().into(), took, error });
-        answer
-    }
-
-    /// Takes an owner's answer, and keeps a copy of the value if it was fetched before.
-    fn keep_copy(
-        &self,
-        key: &Key<'_>,
-        answer: Result<Option<Loaded>, PeerError>,
-        lease: Lease,
-        asked_at: Duration,
-        owner: &PeerCounters,
-    ) -> Result<Record, PeerError> {
-        let answer = answer.inspect_err(|error| {
-            self.counters.peer_errors.add_one();
-            owner.add_error(error.kind());
-        })?;
-        self.counters.peer_loads.add_one();
-        owner.loads.add_one();
-        let is_wanted = answer.is_some() && self.doorkeeper.note_and_was_seen(key.hash);
-        Ok(self.copy(key, answer, asked_at, is_wanted.then_some(lease)))
-    }
-
-    /// The owner's answer; kept, if there is a lease and it is not over. Its life is counted from when
-    /// the owner was asked: the answer may have been on its way for all that time.
-    fn copy(
-        &self,
-        key: &Key<'_>,
-        answer: Option<Loaded>,
-        asked_at: Duration,
-        lease: Option<Lease>,
-    ) -> Record {
-        self.note_load(key);
-        let ttl = answer.as_ref().and_then(|loaded| loaded.ttl);
-        let record = self.record(Tier::Hot, key, answer.as_ref(), ttl, || asked_at);
-        match (answer, lease) {
-            (None, _) => self.drop_outdated(key),
-            (Some(loaded), _) if loaded.stale => return record.stale(),
-            (Some(_), Some(lease)) if ttl != Some(Duration::ZERO) => {
-                self.hot.insert(key, record.clone(), lease)
-            }
-            (Some(_), _) => {}
-        }
-        record
-    }
-
-    /// Loads from `source`, and keeps the value in the cache of that tier.
+    /// Loads by `source`, and keeps the values.
     #[doc(alias = "getLocally")]
-    fn load_locally(
-        &self,
-        key: &Key<'_>,
-        tier: Tier,
-        trace: &mut Trace,
-        source: impl FnOnce(&mut Trace) -> Result<Option<Loaded>, Error>,
-    ) -> Answer {
-        self.fly(&self.loading, key, trace, |trace| {
-            let lease = self.cache(tier).lease(key);
-            match source(trace) {
-                Ok(loaded) => Ok(self.keep(tier, key, loaded, lease)),
-                Err(error) => self.stand_in(key, error),
+    fn load_locally(&self, misses: &mut [&mut Miss<'_>], source: fn(&Self, &mut [&mut Miss<'_>])) {
+        self.fly(&self.loading, misses, |led| {
+            for miss in led.iter_mut() {
+                miss.lease = Some(self.cache(miss.tier()).lease(&miss.key));
             }
-        })
+            source(self, led);
+            for miss in led {
+                miss.answer = miss.loaded.take().map(|loaded| match loaded {
+                    Ok(loaded) => Ok(self.fill(miss, loaded.as_ref())),
+                    Err(error) => self.stand_in(&miss.key, error),
+                });
+            }
+        });
     }
 
-    fn ask_getter(&self, key: &Key<'_>, trace: &mut Trace) -> Result<Option<Loaded>, Error> {
-        let (loaded, took) = timed(|| self.call_getter(key));
-        trace.loaded = Some(took);
-        self.counters.note_local_load(&loaded);
-        loaded
-    }
-
-    fn call_getter(&self, key: &Key<'_>) -> Result<Option<Loaded>, Error> {
-        let get = AssertUnwindSafe(|| self.getter.get(key.text));
-        let (loaded, took) = timed(|| catch_unwind(get));
-        self.counters.getter_times.record(took);
-        match loaded {
-            Ok(loaded) => loaded.map_err(|error| failed(key, error.into())),
-            Err(panic) => Err(panicked(key, &*panic)),
+    /// Calls the getter, once for all misses that no other node has answered.
+    fn ask_getter(&self, misses: &mut [&mut Miss<'_>]) {
+        let misses: Vec<_> = misses.iter_mut().filter(|miss| miss.loaded.is_none()).collect();
+        let keys: Vec<&str> = misses.iter().map(|miss| miss.key.text).collect();
+        if keys.is_empty() {
+            return;
+        }
+        let getter = &self.settings.getter;
+        let call = AssertUnwindSafe(|| match keys[..] {
+            [key] => Ok(vec![getter.get(key)]),
+            _ => getter.get_many(&keys),
+        });
+        let (called, took) = timed(|| catch_unwind(call));
+        self.counters.add(|stats| stats.getter_times.record(took));
+        let mut called = called.map(|loaded| match loaded {
+            Ok(loaded) if loaded.len() == keys.len() => Ok(loaded.into_iter()),
+            Ok(loaded) => {
+                let (answers, keys) = (loaded.len(), keys.len());
+                let wrong = format!("get_many gave {answers} answers for {keys} keys");
+                Err(BoxError::from(wrong).into())
+            }
+            Err(error) => Err(SharedError::from(error)),
+        });
+        for miss in misses {
+            let key = miss.key.text;
+            miss.trace.loaded = Some(took);
+            miss.loaded = Some(match &mut called {
+                Ok(Ok(loaded)) => {
+                    let loaded = loaded.next().expect("there are as many as keys");
+                    loaded.map_err(|error| failed(key, error.into()))
+                }
+                Ok(Err(error)) => Err(failed(key, error.clone())),
+                Err(panic) => Err(panicked(key, &**panic)),
+            });
         }
     }
 
-    /// Keeps what the origin gave, unless the key was removed meanwhile.
+    /// Keeps a value of the origin's, unless the key was removed meanwhile.
     #[doc(alias = "populateCache")]
-    fn keep(&self, tier: Tier, key: &Key<'_>, loaded: Option<Loaded>, lease: Lease) -> Record {
-        self.note_load(key);
-        let ttl = match &loaded {
-            Some(loaded) => loaded.ttl.or(self.ttl).map(|ttl| self.jittered(ttl, key)),
-            None => self.negative_ttl,
+    fn fill(&self, miss: &Miss<'_>, loaded: Option<&Loaded>) -> Record {
+        let settings = &self.settings;
+        let ttl = match loaded {
+            Some(loaded) => loaded.ttl.or(settings.ttl).map(|ttl| self.jittered(ttl, &miss.key)),
+            None => settings.negative_ttl,
         };
-        let record = self.record(tier, key, loaded.as_ref(), ttl, || self.clock.now());
+        let is_kept = loaded.is_some() || settings.negative_ttl.is_some();
+        let expires = |ttl| self.now().saturating_add(ttl);
+        self.keep(miss.tier(), miss, loaded, self.capped(miss.tier(), ttl).map(expires), is_kept)
+    }
+
+    /// Keeps a copy of an owner's value, if the key was fetched before. Its life is counted from when the
+    /// owner was asked: the answer may have been on its way for all that time.
+    fn fill_copy(&self, miss: &Miss<'_>, loaded: Option<&Loaded>, asked_at: Duration) -> Record {
+        let ttl = loaded.and_then(|loaded| loaded.ttl);
+        let has_life = loaded.is_some() && ttl != Some(Duration::ZERO);
+        let is_kept =
+            has_life && (miss.is_renewal || self.doorkeeper.note_and_was_seen(miss.key.hash));
+        let expires = |ttl| asked_at.saturating_add(ttl);
+        self.keep(Tier::Hot, miss, loaded, self.capped(Tier::Hot, ttl).map(expires), is_kept)
+    }
+
+    fn keep(
+        &self,
+        tier: Tier,
+        miss: &Miss<'_>,
+        loaded: Option<&Loaded>,
+        expires: Option<Duration>,
+        is_kept: bool,
+    ) -> Record {
+        let key = &miss.key;
+        self.note_load(key);
+        let record = Record::new(key.text, loaded.map(|loaded| &*loaded.value), expires);
         if loaded.is_none() {
             self.drop_outdated(key);
         }
-        if loaded.is_some() || self.negative_ttl.is_some() {
+        if let Some(lease) = miss.lease.filter(|_| is_kept) {
             self.cache(tier).insert(key, record.clone(), lease);
             if tier == Tier::Main {
                 self.drop_if_late(key);
@@ -370,9 +439,132 @@ impl Group {
         record
     }
 
+    /// How long a value with this time to live is kept: other nodes' for `hot_ttl` at the most.
+    fn capped(&self, tier: Tier, ttl: Option<Duration>) -> Option<Duration> {
+        let hot_ttl = self.settings.hot_ttl;
+        match tier {
+            Tier::Main => ttl,
+            Tier::Hot => Some(ttl.map_or(hot_ttl, |ttl| ttl.min(hot_ttl))),
+        }
+    }
+
+    /// `ttl`, shortened by a random part of it, up to `ttl_jitter`.
+    fn jittered(&self, ttl: Duration, key: &Key<'_>) -> Duration {
+        let random = self.hasher.hash_one((key.hash, self.now())) as f64 / u64::MAX as f64;
+        let part = ttl.as_secs_f64() * self.settings.ttl_jitter * random;
+        Duration::try_from_secs_f64(part).map_or(ttl, |part| ttl.saturating_sub(part))
+    }
+
+    /// Has `work` answer those misses that neither a cache nor another thread answers by now.
+    ///
+    /// The second look into the caches is needed. Without it a key can be loaded twice:
+    ///
+    /// 1. thread A misses and leads; thread B misses;
+    /// 2. A keeps the value, and its flight ends;
+    /// 3. B, which was held up, joins the flight, finds nobody there and leads as well.
+    fn fly<'k>(
+        &self,
+        flight: &Flight<Answer>,
+        misses: &mut [&mut Miss<'k>],
+        work: impl FnOnce(&mut [&mut Miss<'k>]),
+    ) {
+        let (mut led, mut guards, mut followed) = (Vec::new(), Vec::new(), Vec::new());
+        for miss in misses.iter_mut() {
+            match flight.join(miss.key.text) {
+                Seat::Follower(call) => followed.push((miss, call)),
+                Seat::Leader(guard) => match self.settled(miss) {
+                    None => {
+                        led.push(&mut **miss);
+                        guards.push(guard);
+                    }
+                    Some((record, tier)) => {
+                        miss.trace.hit = tier;
+                        guard.finish(miss.answer.insert(Ok(record)));
+                    }
+                },
+            }
+        }
+        if !led.is_empty() {
+            work(&mut led);
+        }
+        for (miss, guard) in zip(led, guards) {
+            guard.finish(miss.answer.as_ref().expect("work answers each miss"));
+        }
+        // Of these keys this thread leads none any more, so two batches cannot wait for each other.
+        for (miss, call) in followed {
+            let (answer, took) = timed(|| self.follow(&miss.key, &call));
+            (miss.answer, miss.trace.waited) = (Some(answer), Some(took));
+        }
+    }
+
+    /// The answer of another leader that has ended just now, and the cache that has it.
+    fn settled(&self, miss: &Miss<'_>) -> Option<(Record, Option<Tier>)> {
+        match self.peek(&miss.key) {
+            Some((record, tier)) => {
+                let is_old = miss.is_renewal && self.cache(tier).is_due(&record);
+                (!is_old).then_some((record, Some(tier)))
+            }
+            None if miss.is_renewal || miss.is_trial => None,
+            None => Some((self.resting(&miss.key)?, None)),
+        }
+    }
+
+    /// The answer of the leader, waited for.
+    fn follow(&self, key: &Key<'_>, call: &Arc<Call<Answer>>) -> Answer {
+        let text = || key.text.to_string();
+        let waited = self.settings.load_timeout;
+        let error = match call.wait(waited) {
+            Ok(Ok(record)) => return Ok(record),
+            // It may have failed to renew a value that was not past its time yet.
+            Ok(Err(error)) => error,
+            Err(Unanswered::Recursive) => return Err(Error::Recursive { key: text() }),
+            Err(Unanswered::TimedOut) => Error::LoadTimeout { key: text(), waited },
+            Err(Unanswered::LeaderPanicked) => {
+                Error::GetterPanicked { key: text(), message: "in another thread".into() }
+            }
+        };
+        self.stand_in(key, error)
+    }
+
+    /// Counts and logs how misses were answered.
+    fn note(&self, misses: &mut [&mut Miss<'_>]) {
+        misses.iter_mut().for_each(|miss| miss.trace.stale = self.why_stale(miss));
+        self.counters.add(|stats| misses.iter().for_each(|miss| self.count(miss, stats)));
+        if max_level() >= Level::Debug {
+            let log = |miss: &Miss<'_>| {
+                debug!("[{}] {}: {}", self.name(), Shown(miss.key.text), miss.trace);
+            };
+            misses.iter().for_each(|miss| log(miss));
+        }
+    }
+
+    fn count(&self, miss: &Miss<'_>, stats: &mut Stats) {
+        stats.stale += u64::from(miss.trace.stale.is_some());
+        let ends_get = |error: &Option<PeerError>| error.as_ref().is_none_or(|e| self.is_final(e));
+        let counter = match &miss.trace {
+            Trace { asked: Some(asked), .. } if ends_get(&asked.error) => return, // counted
+            Trace { handed_over: Some(_), .. } => &mut stats.handed_over,
+            Trace { loaded: Some(_), .. } if miss.has_failed() => &mut stats.local_load_errors,
+            Trace { loaded: Some(_), .. } => &mut stats.local_loads,
+            _ => &mut stats.shared,
+        };
+        *counter += 1;
+    }
+
+    fn note_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {
+        self.counters.add(|stats| stats.fallbacks += 1);
+        let (peer, key) = (owner.name(), key.text);
+        // While a peer is down or overloaded these come by the thousand.
+        if *error == PeerError::CoolingDown || error.is_overload() {
+            debug!("[{}] {}: peer {peer}: {error}; falls back", self.name(), Shown(key));
+        } else if let Some(line) = self.fallback_log.line(peer, key, error, self.now()) {
+            warn!("[{}] {line}", self.name());
+        }
+    }
+
     /// Answers a peer that takes this node for the key's owner: the value and its remaining time
-    /// to live, or `None` if the origin has no such key. Asks no other peer but for what it has in its
-    /// caches, and only after the list of peers has changed. A value that is
+    /// to live, or `None` if the origin has no such key. Asks no other peer but for its cached values,
+    /// and only after the list of peers has changed. A value that is
     /// [past its time](GroupBuilder::stale_if_error) has none left.
     ///
     /// [`HttpServer`](crate::HttpServer) calls this; a transport of your own would.
@@ -383,7 +575,6 @@ impl Group {
     pub fn answer_peer(&self, key: &str) -> Result<Option<(ByteView, Option<Duration>)>, Error> {
         Ok(match self.answer_peer_traced(key)?.0 {
             Told::Value(value, remaining) => Some((value, remaining)),
-            Told::Stale(value) => Some((value, Some(Duration::ZERO))),
             Told::Absent | Told::NotCached => None,
         })
     }
@@ -391,31 +582,21 @@ impl Group {
     /// As [`answer_peer`](Self::answer_peer), and whether the answer was cached.
     pub(crate) fn answer_peer_traced(&self, key: &str) -> Result<(Told, bool), Error> {
         let key = self.key(key)?;
-        self.counters.peer_requests.add_one();
-        let (record, was_cached) = match self.look_up(&key) {
-            Some((record, _)) => (record, true),
-            None => (self.load_for_peer(&key)?, false),
-        };
-        Ok((self.tell(record), was_cached))
-    }
-
-    fn load_for_peer(&self, key: &Key<'_>) -> Answer {
-        self.counters.misses.add_one();
-        let mut trace = Trace::default();
-        let load = |trace: &mut Trace| self.load_here(key, &self.peers.pick(key.text), trace);
-        let answer = self.unless_resting(key, &mut trace, load);
-        debug!("[{}] {}: {trace}, for a peer", self.name, Shown(key.text));
-        answer
+        self.counters.add(|stats| stats.peer_requests += 1);
+        match self.look_up(&key) {
+            Some((record, _)) => Ok((self.tell(record), true)),
+            None => Ok((self.tell(self.answer(key, Self::load_here).0?), false)),
+        }
     }
 
     /// As [`answer_peer`](Self::answer_peer), from the caches alone.
     ///
     /// [`HttpServer`](crate::HttpServer) asks this where it receives, so that a hit waits for no
-    /// worker. A miss is looked up twice more: when a worker gets to it, since what was loaded
+    /// worker. A miss is looked up twice more: when a worker gets to it, since a value that was loaded
     /// meanwhile is a hit then, and by the leader of its flight (see [`fly`](Self::fly)).
     pub(crate) fn answer_peer_cached(&self, key: &str) -> Result<Told, Error> {
         let Some((record, _)) = self.look_up(&self.key(key)?) else { return Ok(Told::NotCached) };
-        self.counters.peer_requests.add_one();
+        self.counters.add(|stats| stats.peer_requests += 1);
         Ok(self.tell(record))
     }
 
@@ -425,19 +606,30 @@ impl Group {
     }
 
     fn life_left(&self, record: &Record) -> Option<Duration> {
-        record.expires().map(|at| at.saturating_sub(self.clock.now()))
+        record.expires().map(|at| at.saturating_sub(self.now()))
     }
 
     /// The group's name.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.settings.name
     }
 
-    /// What the group has counted so far.
+    /// The group's counters.
     pub fn stats(&self) -> Stats {
         let peers = self.peers.others();
         let peers = peers.iter().map(|peer| (peer.name(), peer.is_up()));
-        self.counters.snapshot(self.main.stats(), self.hot.stats(), peers, self.clock.now())
+        self.counters.snapshot(self.main.stats(), self.hot.stats(), peers)
+    }
+
+    /// Drops the counters of peers that have left.
+    fn forget_peers(&self) {
+        let others = self.peers.others();
+        let is_known = |name: &str| others.iter().any(|peer| peer.name() == name);
+        self.counters.add(|stats| stats.peers.retain(|name, _| is_known(name)));
+    }
+
+    fn now(&self) -> Duration {
+        self.settings.clock.now()
     }
 
     #[inline]
@@ -446,6 +638,12 @@ impl Group {
             1..=MAX_KEY_BYTES => Ok(Key::new(key, &self.hasher)),
             length => Err(Error::KeyLength(length)),
         }
+    }
+
+    fn miss<'k>(&self, key: Key<'k>) -> Miss<'k> {
+        let (lease, loaded, answer, trace) = Default::default();
+        let owner = self.peers.pick(key.text);
+        Miss { key, owner, is_renewal: false, is_trial: false, lease, loaded, answer, trace }
     }
 
     fn cache(&self, tier: Tier) -> &Cache {
@@ -460,9 +658,9 @@ impl Group {
         if self.disowned.is_pending() {
             self.drop_if_overdue(key);
         }
-        let found = match self.main.get(key) {
+        let found = match self.main.get(key, || self.renew(key, Tier::Main)) {
             Some(record) => (record, Tier::Main),
-            None => (self.hot.get(key)?, Tier::Hot),
+            None => (self.hot.get(key, || self.renew(key, Tier::Hot))?, Tier::Hot),
         };
         if max_level() >= Level::Debug {
             self.log_hit(key, found.1);
@@ -472,7 +670,7 @@ impl Group {
 
     #[cold]
     fn log_hit(&self, key: &Key<'_>, tier: Tier) {
-        debug!("[{}] {}: {tier} hit", self.name, Shown(key.text));
+        debug!("[{}] {}: {tier} hit", self.name(), Shown(key.text));
     }
 
     /// As [`look_up`](Self::look_up), but not counted as a get, and promotes no entry.
@@ -481,122 +679,21 @@ impl Group {
         main.or_else(|| Some((self.hot.peek(key)?, Tier::Hot)))
     }
 
-    /// Runs `work` in a flight, unless a cache has the answer by now or another thread is
-    /// working on it.
-    ///
-    /// The second look into the caches is needed. Without it a key can be loaded twice:
-    ///
-    /// 1. thread A misses and leads; thread B misses;
-    /// 2. A keeps the value, and its flight ends;
-    /// 3. B, which was held up, joins the flight, finds nobody there and leads as well.
-    fn fly(
-        &self,
-        flight: &Flight<Answer>,
-        key: &Key<'_>,
-        trace: &mut Trace,
-        work: impl FnOnce(&mut Trace) -> Answer,
-    ) -> Answer {
-        match flight.join(key.text) {
-            Seat::Leader(guard) => {
-                let answer = match self.settled(key) {
-                    None => work(trace),
-                    Some((record, tier)) => {
-                        self.counters.shared.add_one();
-                        trace.hit = tier;
-                        Ok(record)
-                    }
-                };
-                guard.finish(&answer);
-                answer
+    /// Does a job on a thread of the group's, if there is one to be had.
+    fn in_background(&self, job: impl FnOnce(&Self) + Send + 'static) -> Result<(), Job> {
+        let group = self.own.clone();
+        self.threads.run(Box::new(move || {
+            if let Some(group) = group.upgrade() {
+                job(&group);
             }
-            Seat::Follower(call) => {
-                self.counters.shared.add_one();
-                let (answer, took) = timed(|| self.follow(key, &call));
-                trace.waited = Some(took);
-                answer
-            }
-        }
-    }
-
-    /// What a leader need not load any more: the answer of another one that has ended just now, and
-    /// the cache that has it.
-    fn settled(&self, key: &Key<'_>) -> Option<(Record, Option<Tier>)> {
-        let kept = self.peek(key).map(|(record, tier)| (record, Some(tier)));
-        kept.or_else(|| Some((self.resting(key)?, None)))
-    }
-
-    /// The answer of the leader, waited for.
-    fn follow(&self, key: &Key<'_>, call: &Arc<Call<Answer>>) -> Answer {
-        let text = || key.text.to_string();
-        let error = match call.wait(self.load_timeout) {
-            Ok(Ok(record)) => return Ok(record),
-            // It may have failed to renew a value that was not past its time yet.
-            Ok(Err(error)) => error,
-            Err(Unanswered::Recursive) => return Err(Error::Recursive { key: text() }),
-            Err(Unanswered::TimedOut) => {
-                Error::LoadTimeout { key: text(), waited: self.load_timeout }
-            }
-            Err(Unanswered::LeaderPanicked) => {
-                Error::GetterPanicked { key: text(), message: "in another thread".into() }
-            }
-        };
-        self.stand_in(key, error)
-    }
-
-    /// What lives for `ttl` from `start` on; other nodes' keys for `hot_ttl` at the most.
-    fn record(
-        &self,
-        tier: Tier,
-        key: &Key<'_>,
-        loaded: Option<&Loaded>,
-        ttl: Option<Duration>,
-        start: impl FnOnce() -> Duration,
-    ) -> Record {
-        let ttl = match tier {
-            Tier::Main => ttl,
-            Tier::Hot => Some(ttl.map_or(self.hot_ttl, |ttl| ttl.min(self.hot_ttl))),
-        };
-        let value = loaded.map(|loaded| &*loaded.value);
-        let expires = ttl.map(|ttl| start().saturating_add(ttl));
-        Record::new(key.text, value, expires)
-    }
-
-    /// `ttl`, shortened by a random part of it, up to `ttl_jitter`.
-    fn jittered(&self, ttl: Duration, key: &Key<'_>) -> Duration {
-        let random = self.hasher.hash_one((key.hash, self.clock.now())) as f64 / u64::MAX as f64;
-        let part = Duration::try_from_secs_f64(ttl.as_secs_f64() * self.ttl_jitter * random);
-        part.map_or(ttl, |part| ttl.saturating_sub(part))
-    }
-
-    fn note_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {
-        self.counters.fallbacks.add_one();
-        let (peer, key) = (owner.name(), key.text);
-        // While a peer is down or overloaded these come by the thousand.
-        if *error == PeerError::CoolingDown || error.is_overload() {
-            debug!("[{}] {}: peer {peer}: {error}; falls back", self.name, Shown(key));
-        } else if let Some(line) = self.fallback_log.line(peer, key, error, self.clock.now()) {
-            warn!("[{}] {line}", self.name);
-        }
+        }))
     }
 }
+
+type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 
 fn tell(record: Record, left: Option<Duration>) -> Told {
-    let is_stale = record.is_stale();
-    match record.into_value() {
-        Some(value) if is_stale => Told::Stale(value),
-        Some(value) => Told::Value(value, left),
-        None => Told::Absent,
-    }
-}
-
-/// Groups the indices of keys by the peer that is to be asked for them; `None` is this node.
-fn by_peer(keys: impl Iterator<Item = (Owner, usize)>) -> Vec<(Owner, Vec<usize>)> {
-    let mut parts = HashMap::<Option<String>, (Owner, Vec<usize>), Hasher>::default();
-    for (peer, i) in keys {
-        let name = peer.as_ref().map(|peer| peer.name().into());
-        parts.entry(name).or_insert((peer, Vec::new())).1.push(i);
-    }
-    parts.into_values().collect()
+    record.into_value().map_or(Told::Absent, |value| Told::Value(value, left))
 }
 
 /// Whether the peer was asked.
@@ -611,51 +708,22 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     (done, start.elapsed())
 }
 
-/// How many peers are asked at the same time, by one removal or one batch.
-const AT_ONCE: usize = 16;
-
-/// Does `work` on all items, on this thread and others beside it: [`AT_ONCE`] in all, or fewer if no
-/// more can be started. Each takes the next item when it has done one.
-fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let next = AtomicUsize::new(0);
-    let take_items = || {
-        let mut done = Vec::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(index) else { return done };
-            done.push((index, work(item)));
-        }
-    };
-    let mut done = thread::scope(|scope| {
-        let start = |_| thread::Builder::new().spawn_scoped(scope, take_items).ok();
-        let helpers = items.len().min(AT_ONCE).saturating_sub(1);
-        let helpers: Vec<_> = (0..helpers).map_while(start).collect();
-        let mut done = take_items();
-        for helper in helpers {
-            done.extend(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        }
-        done
-    });
-    done.sort_unstable_by_key(|&(index, _)| index);
-    done.into_iter().map(|(_, result)| result).collect()
+fn failed(key: &str, source: SharedError) -> Error {
+    Error::Getter { key: key.into(), source }
 }
 
-fn failed(key: &Key<'_>, source: SharedError) -> Error {
-    Error::Getter { key: key.text.into(), source }
+fn panicked(key: &str, panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or(panic.downcast_ref::<String>().map(String::as_str));
+    Error::GetterPanicked { key: key.into(), message: text.unwrap_or("no message").into() }
 }
 
-fn of_owner(owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) -> Error {
+fn of_owner(owner: &dyn PeerGetter, key: &str, error: &PeerError) -> Error {
     let message = match error {
         PeerError::LoadFailed(text) => text.clone(),
         error => error.to_string(),
     };
-    Error::Owner { key: key.text.into(), peer: owner.name().into(), message }
-}
-
-fn panicked(key: &Key<'_>, panic: &(dyn Any + Send)) -> Error {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or(panic.downcast_ref::<String>().map(String::as_str));
-    Error::GetterPanicked { key: key.text.into(), message: text.unwrap_or("no message").into() }
+    Error::Owner { key: key.into(), peer: owner.name().into(), message }
 }
 
 #[cfg(test)]

@@ -53,6 +53,8 @@ const A_MOMENT: Duration = Duration::from_millis(100);
 /// The peers that were not reached, and why.
 type Failed = BTreeMap<String, PeerError>;
 
+type Peer = Arc<dyn PeerGetter>;
+
 impl Group {
     /// Removes `key` from all nodes: here, at its owner, and then at all others, 16 at a time.
     /// A get that starts after this has returned sees no value from before, on any node reached.
@@ -67,7 +69,7 @@ impl Group {
     /// has left the list and does not answer is named for a minute, too: it may still serve gets.
     pub fn remove(&self, key: &str) -> Result<(), Error> {
         let (key, start) = (self.key(key)?, Instant::now());
-        self.note(|| Removal::Key(key.text.into()));
+        self.remember(|| Removal::Key(key.text.into()));
         self.complete(start, self.remove_everywhere(&[key]))
     }
 
@@ -77,7 +79,7 @@ impl Group {
     /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
     pub fn clear(&self) -> Result<(), Error> {
         let start = Instant::now();
-        self.note(|| Removal::All);
+        self.remember(|| Removal::All);
         self.complete(start, self.clear_everywhere())
     }
 
@@ -89,12 +91,12 @@ impl Group {
             return;
         }
         let is_done = Arc::new((Mutex::new(false), Condvar::new()));
-        let (group, done) = (self.own.clone(), is_done.clone());
-        let repeated = self.threads.run(Box::new(move || {
-            group.upgrade().iter().for_each(|group| group.make_again(&lately));
+        let done = is_done.clone();
+        let repeated = self.in_background(move |group| {
+            group.make_again(&lately);
             *done.0.lock().unwrap() = true;
             done.1.notify_all();
-        }));
+        });
         match repeated {
             Err(without_a_thread) => without_a_thread(),
             Ok(()) => {
@@ -115,65 +117,61 @@ impl Group {
             None => self.clear_everywhere(),
         };
         for (peer, error) in failed {
-            warn!("[{}] {peer} was not told of the last minute's removals: {error}", self.name);
+            warn!("[{}] {peer} was not told of the last minute's removals: {error}", self.name());
         }
     }
 
-    fn note(&self, removal: impl FnOnce() -> Removal) {
+    fn remember(&self, removal: impl FnOnce() -> Removal) {
         if let Some(made) = &self.made {
             made.note(removal());
         }
     }
 
     fn remove_everywhere(&self, keys: &[Key<'_>]) -> Failed {
-        let mut failed = Failed::new();
-        let remove_here = || keys.iter().for_each(|key| self.remove_here(key));
+        let (peers, mut failed) = (self.peers.others(), Failed::new());
         let owners: Vec<_> = keys.iter().map(|key| self.peers.pick(key.text)).collect();
-        let owns = |peer: &dyn PeerGetter, i: usize| {
+        let owns = |peer: &Peer, i: usize| {
             owners[i].as_ref().is_some_and(|owner| owner.name() == peer.name())
         };
-        let peers = self.peers.others();
-        let mut tell = |is_told: &dyn Fn(&dyn PeerGetter, usize) -> bool| {
+        let mut tell = |is_told: &dyn Fn(&Peer, usize) -> bool| {
+            keys.iter().for_each(|key| self.remove_here(key));
             let told = |peer| (0..keys.len()).filter(|&i| is_told(peer, i)).collect::<Vec<_>>();
-            let parts = peers.iter().map(|peer| (&**peer, told(&**peer)));
-            let parts: Vec<_> = parts.filter(|(_, part)| !part.is_empty()).collect();
-            let remove = |peer: &dyn PeerGetter, i: &usize| peer.remove(&self.name, keys[*i].text);
-            tell_all(&parts, &mut failed, |peer, part| {
-                part.iter().try_for_each(|i| remove(peer, i))
+            let parts = peers.iter().map(|peer| (peer, told(peer)));
+            tell_all(parts.filter(|(_, part)| !part.is_empty()), &mut failed, |peer, part| {
+                part.into_iter().try_for_each(|i| peer.remove(self.name(), keys[i].text))
             });
         };
-        remove_here();
         if keys.iter().any(|key| !self.peers.former(key.text).is_empty()) {
             tell(&|_, _| true);
-            // This node may be the owner, and have taken the value over meanwhile.
-            remove_here();
         }
-        tell(&|peer, i| owns(peer, i));
+        tell(&owns);
         tell(&|peer, i| !owns(peer, i));
-        // A copy may have come from the owner between the first line and its removal there.
-        remove_here();
+        // A copy may have come from the owner before that was told.
+        keys.iter().for_each(|key| self.remove_here(key));
         failed
     }
 
     /// Each node owns some keys and has copies of others, so none can be first. The first round drops
-    /// what earlier owners have, the second what was taken over from them meanwhile, and the third the
-    /// copies that were made of that.
+    /// what earlier owners have, the second the values that were taken over from them meanwhile, and the
+    /// third the copies that were made of those.
     fn clear_everywhere(&self) -> Failed {
         let (peers, mut failed) = (self.peers.others(), Failed::new());
-        let parts: Vec<_> = peers.iter().map(|peer| (&**peer, ())).collect();
         for _ in 0..3 {
             self.answer_clear();
-            tell_all(&parts, &mut failed, |peer, ()| peer.clear(&self.name));
+            let parts = peers.iter().map(|peer| (peer, ()));
+            tell_all(parts, &mut failed, |peer, ()| peer.clear(self.name()));
         }
         failed
     }
 
     fn complete(&self, start: Instant, failed: Failed) -> Result<(), Error> {
-        self.counters.removal_times.record(start.elapsed());
+        self.counters.add(|stats| {
+            stats.removal_times.record(start.elapsed());
+            stats.removals_incomplete += u64::from(!failed.is_empty());
+        });
         if failed.is_empty() {
             return Ok(());
         }
-        self.counters.removals_incomplete.add_one();
         Err(Error::RemoveIncomplete { failed: failed.into_iter().collect() })
     }
 
@@ -206,15 +204,18 @@ impl Group {
 }
 
 /// Tells each peer its part, many at the same time, but for those that have failed. Notes those that fail.
-fn tell_all<T: Sync>(
-    parts: &[(&dyn PeerGetter, T)],
+fn tell_all<'p, T: Send>(
+    parts: impl Iterator<Item = (&'p Peer, T)>,
     failed: &mut Failed,
-    tell: impl Fn(&dyn PeerGetter, &T) -> Result<(), PeerError> + Sync,
+    tell: impl Fn(&Peer, T) -> Result<(), PeerError> + Sync,
 ) {
-    let parts: Vec<_> =
-        parts.iter().filter(|(peer, _)| !failed.contains_key(peer.name())).collect();
-    let told = at_once(&parts, |(peer, part)| (peer.name().to_string(), tell(*peer, part)));
-    failed.extend(told.into_iter().filter_map(|(name, told)| Some((name, told.err()?))));
+    let parts = parts.filter(|(peer, _)| !failed.contains_key(peer.name())).collect();
+    let failed = Mutex::new(failed);
+    at_once(parts, |(peer, part)| {
+        if let Err(error) = tell(peer, part) {
+            failed.lock().unwrap().insert(peer.name().into(), error);
+        }
+    });
 }
 
 /// The removals that this process made in the last minute.

@@ -1,7 +1,8 @@
 //! The flow of a get with peers written by hand; the same over HTTP is in `tests/it`.
 
+use super::batch::AT_ONCE;
 use super::*;
-use crate::BoxError;
+use crate::{Clock, Getter};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, Weak};
@@ -283,7 +284,8 @@ fn a_load_that_another_thread_does_not_finish_is_waited_for_only_so_long() {
 fn the_owner_is_asked_and_its_absent_is_final() {
     let loads = Arc::default();
     let owner = Owner::answering([Ok(Some("from the owner".into())), Ok(None)]);
-    let group = Group::builder("scores", scores(&loads)).peers(PickOwner(owner)).build().unwrap();
+    let group =
+        Group::builder("scores", scores(&loads)).peers(Arc::new(PickOwner(owner))).build().unwrap();
     assert_eq!(group.get("Tom").unwrap().unwrap(), "from the owner");
     assert_eq!(group.get("Tom").unwrap(), None);
     assert_eq!(loads.load(Ordering::SeqCst), 0);
@@ -296,7 +298,7 @@ fn a_key_fetched_twice_is_kept_in_the_hot_cache_until_its_time_ends() {
     let clock = Clock::by_hand();
     let answers = ["1", "2", "3"].map(|v| Ok(Some(Loaded::from(v))));
     let group = Group::builder("scores", scores(&Arc::default()))
-        .peers(PickOwner(Owner::answering(answers)))
+        .peers(Arc::new(PickOwner(Owner::answering(answers))))
         .clock(clock.clone())
         .build()
         .unwrap();
@@ -312,7 +314,7 @@ fn a_copy_never_outlives_what_the_owner_says_remains() {
     let clock = Clock::by_hand();
     let answers = ["1", "2", "3"].map(|v| Ok(Some(Loaded::from(v).ttl(Duration::from_secs(5)))));
     let group = Group::builder("scores", scores(&Arc::default()))
-        .peers(PickOwner(Owner::answering(answers)))
+        .peers(Arc::new(PickOwner(Owner::answering(answers))))
         .clock(clock.clone())
         .build()
         .unwrap();
@@ -330,7 +332,7 @@ fn an_owner_that_fails_is_replaced_by_the_getter_and_the_value_is_hot_for_a_whil
     let clock = Clock::by_hand();
     let failing = [Err(PeerError::Timeout), Err(PeerError::CoolingDown)];
     let group = Group::builder("scores", scores(&loads))
-        .peers(PickOwner(Owner::answering(failing)))
+        .peers(Arc::new(PickOwner(Owner::answering(failing))))
         .clock(clock.clone())
         .build()
         .unwrap();
@@ -349,7 +351,7 @@ fn an_owner_that_fails_is_replaced_by_the_getter_and_the_value_is_hot_for_a_whil
 fn a_peers_question_is_answered_without_asking_a_peer() {
     // The list of this node says that another owns the key; the asking peer's list differs.
     let group = Group::builder("scores", scores(&Arc::default()))
-        .peers(PickOwner(Owner::answering([])))
+        .peers(Arc::new(PickOwner(Owner::answering([]))))
         .ttl(Duration::from_secs(300))
         .clock(Clock::by_hand())
         .build()
@@ -398,17 +400,14 @@ fn the_defaults_are_those_of_the_docs() {
     let alone = Group::builder("scores", scores(&Arc::default())).build().unwrap();
     let stats = alone.stats();
     assert_eq!((stats.main.max_bytes, stats.hot.max_bytes), (64 << 20, 0));
-    let peers = PickOwner(Owner::answering([]));
+    let peers = Arc::new(PickOwner(Owner::answering([])));
     let group = Group::builder("scores", scores(&Arc::default())).peers(peers).build().unwrap();
     let stats = group.stats();
     assert_eq!((stats.main.max_bytes, stats.hot.max_bytes), (56 << 20, 8 << 20));
-    assert_eq!(group.ttl, None);
-    assert_eq!(group.hot_ttl, Duration::from_secs(30));
-    assert_eq!(group.load_timeout, Duration::from_secs(60));
-    for of in [&alone, &group] {
-        assert!(!of.refresh.is_ahead);
-        assert_eq!(of.refresh.grace, Duration::ZERO);
-    }
+    let settings = &group.settings;
+    assert_eq!((settings.ttl, settings.hot_ttl), (None, Duration::from_secs(30)));
+    assert_eq!(settings.load_timeout, Duration::from_secs(60));
+    assert_eq!((settings.refresh_ahead, settings.stale_if_error), (Duration::ZERO, Duration::ZERO));
 }
 
 #[test]
@@ -596,7 +595,7 @@ fn peers_that_cannot_be_reached_are_named_after_all_others_were() {
     }
     let asked = Arc::new(AtomicUsize::new(0));
     let group = Group::builder("scores", scores(&Arc::default()))
-        .peers(Three(asked.clone()))
+        .peers(Arc::new(Three(asked.clone())))
         .build()
         .unwrap();
     group.get("Tom").unwrap();
@@ -642,7 +641,7 @@ fn a_life_is_counted_from_when_the_peer_was_asked() {
     for key in ["one by one", "in a batch", "handed over"] {
         let clock = Clock::by_hand();
         let group = Group::builder("scores", scores(&Arc::default()))
-            .peers(FarOwner(clock.clone()))
+            .peers(Arc::new(FarOwner(clock.clone())))
             .clock(clock.clone())
             .build()
             .unwrap();
@@ -712,7 +711,7 @@ impl PeerPicker for PickCrowd {
 fn a_removal_tells_two_hundred_peers_sixteen_at_a_time() {
     let crowd = Arc::<Crowd>::default();
     let builder = Group::builder("scores", scores(&Arc::default()));
-    let group = builder.peers(PickCrowd(crowd.clone())).build().unwrap();
+    let group = builder.peers(Arc::new(PickCrowd(crowd.clone()))).build().unwrap();
     let Err(Error::RemoveIncomplete { failed }) = group.remove("Tom") else { panic!("some fail") };
     assert_eq!(*crowd.busy.lock().unwrap(), (0, 16), "as many at the same time");
     assert_eq!(crowd.told.load(Ordering::SeqCst), 200);
@@ -817,7 +816,8 @@ fn a_getter_that_fails_a_whole_batch_is_an_error_for_each_key_and_the_keys_are_u
             "loading \"panic\": the getter panicked: on purpose"
         ]
     );
-    assert_eq!(errors(&["short"]), ["loading \"short\": get_many gave 0 answers for 1 keys"]);
+    let short = errors(&["short", "a"]);
+    assert_eq!(short[1], "loading \"a\": get_many gave 0 answers for 2 keys");
     for answer in group.get_many(&["a", "down", "b"]) {
         let error = answer.unwrap_err();
         let source = std::error::Error::source(&error).unwrap();
@@ -832,7 +832,10 @@ fn a_getter_that_fails_a_whole_batch_is_an_error_for_each_key_and_the_keys_are_u
 fn a_batch_falls_back_for_those_keys_that_its_owner_did_not_answer() {
     let owner = Owner::answering([Ok(Some("1".into())), Err(PeerError::Timeout), Ok(None)]);
     let (sender, calls) = bounded(100);
-    let group = Group::builder("scores", Batches(sender)).peers(PickOwner(owner)).build().unwrap();
+    let group = Group::builder("scores", Batches(sender))
+        .peers(Arc::new(PickOwner(owner)))
+        .build()
+        .unwrap();
     let answers = group.get_many(&["a", "b", "c"]).into_iter().map(Result::unwrap);
     let texts: Vec<_> = answers.map(|value| value.map(|value| value.to_string())).collect();
     assert_eq!(texts, [Some("1".into()), Some("B".into()), None]);
@@ -876,8 +879,10 @@ fn a_trace_tells_the_branches_that_a_get_took() {
     let value = || Ok(Some("1".into()));
     let (late, cold) = (Err(PeerError::Timeout), Err(PeerError::CoolingDown));
     let owner = Owner::answering([value(), value(), Ok(None), late, cold]);
-    let group =
-        Group::builder("scores", scores(&Arc::default())).peers(PickOwner(owner)).build().unwrap();
+    let group = Group::builder("scores", scores(&Arc::default()))
+        .peers(Arc::new(PickOwner(owner)))
+        .build()
+        .unwrap();
     let by_owner = |trace: &Trace, why: Option<PeerError>| {
         let asked = trace.asked.as_ref().unwrap();
         (&*asked.peer, &asked.error) == ("owner", &why) && trace.loaded.is_some() == why.is_some()
@@ -905,7 +910,7 @@ fn a_trace_tells_that_another_caller_did_the_work() {
         let leader = scope.spawn(|| group.get_traced("Tom").1);
         calls.recv_timeout(long).unwrap();
         let follower = scope.spawn(|| group.get_traced("Tom").1);
-        while group.stats().shared == 0 {
+        while group.loading.followers("Tom") == 0 {
             thread::yield_now();
         }
         open.send_timeout("630", long).unwrap();
@@ -1059,7 +1064,7 @@ fn what_is_cached_is_told_and_used_without_a_load_or_a_question() {
     check_identities(&own.stats());
 
     // A copy of another node's key, once it is kept.
-    let group = Group::builder("scores", scores(&loads)).peers(picker).build().unwrap();
+    let group = Group::builder("scores", scores(&loads)).peers(Arc::new(picker)).build().unwrap();
     for kept in [false, true] {
         group.get("Tom").unwrap();
         assert_eq!(group.get_cached("Tom").unwrap().is_some(), kept);

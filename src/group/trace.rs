@@ -35,11 +35,11 @@ pub struct Trace {
     pub loaded: Option<Duration>,
     /// How long this get waited for another one that was loading the same key.
     pub waited: Option<Duration>,
-    /// The value is about to expire, and is [loaded anew](crate::GroupBuilder::refresh_ahead) in the
-    /// background.
+    /// The value is about to expire, and is due to be
+    /// [loaded anew](crate::GroupBuilder::refresh_ahead) in the background, once a second at the most.
     pub renews: bool,
-    /// Why the value is past its time: the load that failed, of this get or shortly before. The cause
-    /// of a failure at the owner stands in the owner's log alone.
+    /// Why the value is past its time: the load that failed, of this get or shortly before. If the owner
+    /// gave a value past its time, only the owner's trace and log say so.
     pub stale: Option<String>,
 }
 
@@ -79,7 +79,7 @@ impl fmt::Display for Trace {
             steps.push(format!("handed over by {peer} in {took:.1?}"));
         }
         steps.extend(self.hit.map(|tier| format!("{tier} hit")));
-        steps.extend(self.renews.then(|| "renewed in the background".into()));
+        steps.extend(self.renews.then(|| "due for renewal".into()));
         steps.extend(self.loaded.map(|took| format!("searched the origin in {took:.1?}")));
         steps.extend(self.stale.as_ref().map(|why| format!("stale: {why}")));
         f.write_str(&steps.join(", "))
@@ -117,7 +117,7 @@ mod tests {
         let hit = Trace { hit: Some(Tier::Hot), ..Trace::default() };
         assert_eq!(hit.to_string(), "hot hit");
         let hit = Trace { renews: true, ..hit };
-        assert_eq!(hit.to_string(), "hot hit, renewed in the background");
+        assert_eq!(hit.to_string(), "hot hit, due for renewal");
         let stale = Trace { loaded, stale: Some("disk full".into()), ..Trace::default() };
         assert_eq!(stale.to_string(), "searched the origin in 20.0ms, stale: disk full");
     }

@@ -126,7 +126,7 @@ pub(super) fn read_question(body: &[u8]) -> Result<(Vec<&str>, Wanted), &'static
 pub(super) fn answer_length(answers: &[Result<Told, Error>]) -> usize {
     let mut fit = answer_budget();
     let length = |answer: &Result<Told, Error>| match answer {
-        Ok(Told::Value(value, _) | Told::Stale(value)) if fit(value.len()) => 13 + value.len(),
+        Ok(Told::Value(value, _)) if fit(value.len()) => 13 + value.len(),
         Ok(_) => 1,
         Err(error) => 3 + error.to_string().len().min(MAX_TEXT_BYTES),
     };
@@ -149,7 +149,6 @@ pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
         let millis = |ttl: Duration| (ttl.as_millis() as u64).min(NO_END - 1);
         match answer {
             Ok(Told::Value(value, ttl)) => push(value, ttl.map_or(NO_END, millis)),
-            Ok(Told::Stale(value)) => push(value, 0),
             Ok(Told::NotCached) => body.push(NOT_HERE),
             Ok(Told::Absent) => body.push(ABSENT),
             Err(error) => {
@@ -239,7 +238,7 @@ mod tests {
             Ok(Told::Absent),
             Ok(Told::NotCached),
             Err(Error::Config("disk full".into())),
-            Ok(Told::Stale(ByteView::from("589"))),
+            Ok(Told::Value(ByteView::from("589"), Some(Duration::ZERO))),
         ]);
         let heard = [
             Some(Ok(Some("630".into()))),

@@ -31,11 +31,6 @@ pub(crate) const MISS: &str = "miss";
 /// On a `200`: the milliseconds that the value still lives.
 pub(crate) const TTL_MS: &str = "Geecache-Ttl-Ms";
 
-/// On a `200`: the value is past its time, since the origin failed; in a batch, those without life
-/// are.
-pub(crate) const STALE: &str = "Geecache-Stale";
-pub(crate) const IS_STALE: &str = "1";
-
 /// The type of a value; Go's GeeCache sends it, too.
 pub(crate) const VALUE_TYPE: &str = "application/octet-stream";
 

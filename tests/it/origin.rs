@@ -100,8 +100,9 @@ fn while_the_origin_is_down_all_nodes_answer_and_none_keeps_a_copy() {
         assert_eq!(origin.loads(), 2, "one that failed, in all nodes together");
         assert_eq!(sum(&nodes, |stats| stats.hot.entries as u64), 0);
         assert_eq!(sum(&nodes, |stats| stats.fallbacks), 0);
-        let (_, trace) = nodes[0].group().get_traced(&key);
-        assert!(trace.to_string().ends_with("stale: the owner could not load it"), "{trace}");
+        let (_, trace) = nodes[2].group().get_traced(&key);
+        assert!(trace.stale.is_some(), "{trace}");
+        assert_eq!(nodes[2].stats().stale, sum(&nodes, |stats| stats.stale), "the owner counts");
         // In a batch, beside a key that nobody has.
         let (other, new) = (nodes[0].key_of(&nodes[1].url), "new");
         let answers = nodes[0].group().get_many(&[&key, new, &other]);
@@ -165,7 +166,7 @@ fn where_neither_the_owner_nor_the_origin_answers_an_old_copy_does() {
 }
 
 #[test]
-fn between_nodes_a_stale_value_says_so_and_is_a_plain_value_to_others() {
+fn between_nodes_a_stale_value_is_one_with_no_life_left() {
     let (versions, clock) = (Versions::default(), Clock::by_hand());
     let [node, _other] = nodes(Cluster::over(&versions.origin()), &clock);
     let key = node.key_of(&node.url);
@@ -176,29 +177,24 @@ fn between_nodes_a_stale_value_says_so_and_is_a_plain_value_to_others() {
         client.send(&format!("GET {path}"), &[]);
         client.answer()
     };
-    assert_eq!(ask().header("Geecache-Stale"), None);
+    assert_eq!(ask().header("Geecache-Ttl-Ms"), Some("10000"));
     versions.breaks(true);
     clock.advance(ms(10_000));
     for _ in 0..2 {
         let answer = ask();
         assert_eq!((answer.status, answer.text()), (200, &*format!("{key} v0")));
-        assert_eq!(answer.header("Geecache-Stale"), Some("1"));
         assert_eq!(answer.header("Geecache-Ttl-Ms"), Some("0"));
         assert_eq!(answer.header("Content-Type"), Some("application/octet-stream"));
     }
     let ask = |key: &str| post(&node.url, "/_geecache/scores", &[], &batch_of(&[key]));
     let answer = ask(&key);
-    assert_eq!(answer.header("Geecache-Stale"), Some("1"));
     let value = format!("{key} v0");
     let frame = [&[0; 9][..], &(value.len() as u32).to_be_bytes(), value.as_bytes()].concat();
     assert_eq!(answer.body, frame, "a value that lives for 0 ms");
-    versions.breaks(false);
-    clock.advance(ms(1_000));
-    assert_eq!(ask(&key).header("Geecache-Stale"), None);
 }
 
 #[test]
-fn an_answer_without_life_that_is_not_marked_is_not_stale_and_not_kept() {
+fn an_answer_without_life_is_not_kept() {
     // As a node answers whose value has less than a millisecond left.
     let (stub, _questions) = recording(|question| {
         let frame = [&[0; 9][..], &3_u32.to_be_bytes(), b"630"].concat();

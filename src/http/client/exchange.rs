@@ -88,10 +88,9 @@ impl Exchange {
     /// The value that a `200` brings.
     fn value(&self, answer: &mut Response<Body>) -> Result<Loaded, PeerError> {
         let ttl = header(answer, wire::TTL_MS).and_then(wire::ttl_from_header);
-        let stale = is_stale(answer);
         check_origin(answer, wire::VALUE_TYPE)?;
         let value = body(answer, self.options.max_value_bytes)?;
-        Ok(Loaded { ttl, stale, ..value.into() })
+        Ok(Loaded { ttl, ..value.into() })
     }
 
     /// Asks for several keys. `None` for the keys that are not in the answer;
@@ -134,14 +133,12 @@ impl Exchange {
         keys: usize,
     ) -> Result<Vec<Option<Answer>>, PeerError> {
         check_origin(answer, wire::BATCH_TYPE)?;
-        let has_stale = is_stale(answer);
         let body = body(answer, frame::MAX_ANSWER_BYTES as u64)?;
         let mut answers = frame::read_answer(&body, keys)
             .map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
         let limit = self.options.max_value_bytes;
         for answer in answers.iter_mut().flatten() {
             if let Ok(Some(loaded)) = answer {
-                loaded.stale = has_stale && loaded.ttl == Some(Duration::ZERO);
                 if loaded.value.len() as u64 > limit {
                     *answer = Err(PeerError::TooLarge { limit });
                 }
@@ -232,10 +229,6 @@ fn failure(error: ureq::Error) -> PeerError {
 
 fn header<'r>(answer: &'r Response<Body>, name: &str) -> Option<&'r str> {
     answer.headers().get(name).and_then(|value| value.to_str().ok())
-}
-
-fn is_stale(answer: &Response<Body>) -> bool {
-    header(answer, wire::STALE) == Some(wire::IS_STALE)
 }
 
 /// Refuses an answer that something on its way has kept or packed.

@@ -6,10 +6,9 @@
 //! An item whose client can go elsewhere may also set a limit to its wait; then it is taken out again.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
-
-use crate::stats::Counter;
 
 /// How long the oldest item waits before others are refused.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -28,7 +27,7 @@ pub(super) struct Queue<T> {
     /// Wakes the thread that takes out what has waited too long.
     waits: Condvar,
     /// Counts the requests that are refused.
-    pub(super) shed: Counter,
+    pub(super) shed: AtomicU64,
 }
 
 struct State<T> {
@@ -54,7 +53,7 @@ impl<T> State<T> {
 impl<T> Queue<T> {
     pub(super) fn new(workers: usize, room: usize, longest_wait: Option<Duration>) -> Self {
         let state = Mutex::new(State { items: VecDeque::new(), idle: 0, is_open: true });
-        let (arrived, waits, shed) = (Condvar::new(), Condvar::new(), Counter::default());
+        let (arrived, waits, shed) = (Condvar::new(), Condvar::new(), AtomicU64::new(0));
         Self { workers, room, longest_wait, state, arrived, waits, shed }
     }
 

@@ -4,9 +4,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use tiny_http::{Header, Method, Request, ResponseBox};
+use tiny_http::{Method, Request, ResponseBox};
 
 use super::queue::Queue;
 use super::reply::{bytes, bytes_later, header, text};
@@ -162,7 +162,12 @@ impl Routes {
         let waiting = self.queue.waiting() as u64;
         for (name, kind, help, value) in [
             ("geecache_queued_requests", "gauge", "Requests that wait for a worker.", waiting),
-            ("geecache_shed_total", "counter", "Requests refused with 503.", self.queue.shed.get()),
+            (
+                "geecache_shed_total",
+                "counter",
+                "Requests refused with 503.",
+                self.queue.shed.load(Ordering::Relaxed),
+            ),
         ] {
             head(&mut text, name, kind, help);
             text += &format!("{name} {value}\n");
@@ -197,22 +202,15 @@ fn answer_of(told: Told) -> ResponseBox {
     match told {
         Told::Value(bytes, None) => value(bytes),
         Told::Value(bytes, Some(left)) => value(bytes).with_header(ttl(left)),
-        Told::Stale(bytes) => value(bytes).with_header(ttl(Duration::ZERO)).with_header(stale()),
         Told::Absent => bytes(404, "").with_header(header(wire::RESULT, wire::ABSENT)),
         Told::NotCached => text(502, "not cached"),
     }
 }
 
-fn stale() -> Header {
-    header(wire::STALE, wire::IS_STALE)
-}
-
 fn batch(answers: Vec<Result<Told, Error>>) -> ResponseBox {
-    let has_stale = answers.iter().any(|answer| matches!(answer, Ok(Told::Stale(_))));
     let length = frame::answer_length(&answers);
     let answer = bytes_later(200, length, move || frame::write_answer(&answers));
-    let answer = answer.with_header(header("Content-Type", wire::BATCH_TYPE));
-    if has_stale { answer.with_header(stale()) } else { answer }
+    answer.with_header(header("Content-Type", wire::BATCH_TYPE))
 }
 
 /// Compares without telling by the time it takes how much of a guess is right.

@@ -188,7 +188,7 @@ impl Service {
     }
 
     fn refuse(self: &Arc<Self>, question: Question) {
-        self.queue.shed.add_one();
+        self.queue.shed.fetch_add(1, Ordering::Relaxed);
         let overloaded = text(503, "overloaded or shutting down, try again");
         self.send(question, overloaded.with_header(header("Retry-After", "1")), None);
     }

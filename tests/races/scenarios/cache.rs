@@ -1,6 +1,7 @@
 //! `Cache`: a budget that several threads use up, and leases.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use libtest_mimic::Trial;
 
@@ -27,7 +28,10 @@ struct Fixture {
 
 impl Fixture {
     fn new(max_bytes: usize, eviction: Eviction) -> Self {
-        Self { cache: Cache::new(max_bytes, eviction, Clock::by_hand()), hasher: Hasher::default() }
+        Self {
+            cache: Cache::new(max_bytes, eviction, Duration::ZERO, Clock::by_hand()),
+            hasher: Hasher::default(),
+        }
     }
 
     fn key<'k>(&self, key: &'k str) -> Key<'k> {
@@ -65,7 +69,7 @@ fn the_budget_holds_and_no_byte_is_lost<const LRU: bool>() {
         match i {
             0 => drop(fixture.cache.clear()),
             1 => fixture.cache.remove(&fixture.key("b")),
-            _ => drop(fixture.cache.get(&fixture.key("c"))),
+            _ => drop(fixture.cache.get(&fixture.key("c"), || {})),
         }
     });
     let stats = fixture.cache.stats();

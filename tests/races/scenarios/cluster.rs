@@ -97,7 +97,7 @@ impl PeerGetter for Peer {
 }
 
 fn nodes_over(origin: &Arc<Origin>) -> Vec<Arc<Group>> {
-    nodes_with(|own, members| origin.group().peers(Peers { own, members }))
+    nodes_with(|own, members| origin.group().peers(Arc::new(Peers { own, members })))
 }
 
 fn nodes_with(builder: impl Fn(usize, Members) -> GroupBuilder) -> Vec<Arc<Group>> {
@@ -133,7 +133,7 @@ fn nothing_from_before_a_removal_is_seen_after_it<
 fn a_removal_beats_the_renewal_of_copies<const BY: usize, const ALL: bool>() {
     let (origin, clock, ttl) = (Origin::at(1), Clock::by_hand(), Duration::from_secs(10));
     let nodes = nodes_with(|own, members| {
-        let builder = origin.group().peers(Peers { own, members });
+        let builder = origin.group().peers(Arc::new(Peers { own, members }));
         builder.clock(clock.clone()).ttl(ttl).refresh_ahead(ttl / 2)
     });
     for node in nodes.iter().cycle().take(2 * NODES) {
@@ -236,7 +236,7 @@ fn nodes_that_change(origin: &Arc<Origin>) -> (Vec<Arc<Group>>, Arc<Lists>) {
     let nodes = nodes_with(|own, members| {
         let peers = Peers { own, members };
         let changing = Changing { peers, lists: lists.clone() };
-        origin.group().peers(changing).clock(Clock::by_hand())
+        origin.group().peers(Arc::new(changing)).clock(Clock::by_hand())
     });
     assert_eq!(ask(&nodes[0], 0), 1);
     (nodes, lists)
@@ -363,7 +363,7 @@ fn getters_of_two_nodes_that_ask_for_each_others_keys_end() {
             }
         };
         let picker = Workers { own, members, are_free: are_free.clone() };
-        Group::builder("pages", load).max_bytes(10_000).peers(picker)
+        Group::builder("pages", load).max_bytes(10_000).peers(Arc::new(picker))
     });
     together(2, |i| {
         let page = ["1 page", "0 page"][i];
