@@ -34,7 +34,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread_local;
 use std::time::Duration;
 
-use foldhash::fast::{FixedState, RandomState};
+use foldhash::fast::FixedState;
 
 /// Work under way, by key.
 #[doc(alias = "singleflight")]
@@ -50,10 +50,12 @@ const TABLES: usize = 16;
 #[repr(align(128))]
 struct Table<T>(Mutex<Calls<T>>);
 
-type Calls<T> = HashMap<Box<str>, Arc<Call<T>>, RandomState>;
+// By the hash of the key. Has no seed, so that the model checker can repeat a schedule.
+type Calls<T> = HashMap<u64, Arc<Call<T>>, FixedState>;
 
 /// Work under way for one key.
 pub(crate) struct Call<T> {
+    key: Box<str>,
     leader: Arc<Thread>,
     is_done: AtomicBool,
     // Guards the leader's answer; `None` while it works.
@@ -120,23 +122,30 @@ impl<T: Clone> Flight<T> {
     /// Takes part in the work for `key`: leads it, unless another thread does. The guard is dropped by
     /// this same thread.
     #[doc(alias = "Do")]
-    pub(crate) fn join<'f>(&'f self, key: &'f str) -> Seat<'f, T> {
-        match self.table(key).lock().unwrap().entry(key.into()) {
-            Entry::Occupied(call) => Seat::Follower(call.get().clone()),
-            Entry::Vacant(vacant) => {
-                let leader = THIS.with(Arc::clone);
-                leader.leads.fetch_add(1, Ordering::Relaxed);
-                let (is_done, outcome, done) = Default::default();
-                let call = Call { leader, is_done, outcome, done };
-                let call = Some(vacant.insert(Arc::new(call)).clone());
-                Seat::Leader(LeaderGuard { flight: self, key, call })
+    pub(crate) fn join(&self, key: &str) -> Seat<'_, T> {
+        let hash = hash(key);
+        let mut calls = self.table(hash).lock().unwrap();
+        let found = calls.entry(hash);
+        if let Entry::Occupied(call) = &found {
+            if *call.get().key == *key {
+                return Seat::Follower(call.get().clone());
             }
         }
+        let leader = THIS.with(Arc::clone);
+        leader.leads.fetch_add(1, Ordering::Relaxed);
+        let (is_done, outcome, done) = Default::default();
+        let call = Arc::new(Call { key: key.into(), leader, is_done, outcome, done });
+        // While another key of the same hash is led, which hardly ever happens, nobody follows.
+        if let Entry::Vacant(vacant) = found {
+            vacant.insert(call.clone());
+        }
+        Seat::Leader(LeaderGuard { flight: self, hash, call: Some(call) })
     }
 
     /// From now on nobody follows the work that is under way for `key`: the next caller leads anew.
     pub(crate) fn forget(&self, key: &str) {
-        self.table(key).lock().unwrap().remove(key);
+        let hash = hash(key);
+        self.table(hash).lock().unwrap().remove(&hash);
     }
 
     /// The same for all keys.
@@ -144,11 +153,13 @@ impl<T: Clone> Flight<T> {
         self.tables.iter().for_each(|Table(calls)| calls.lock().unwrap().clear());
     }
 
-    fn table(&self, key: &str) -> &Mutex<Calls<T>> {
-        // Without a seed, so that the model checker can repeat a schedule. Keys chosen to meet in one
-        // table gain an attacker nothing: the map in it has a seed.
-        &self.tables[FixedState::default().hash_one(key) as usize % TABLES].0
+    fn table(&self, hash: u64) -> &Mutex<Calls<T>> {
+        &self.tables[hash as usize % TABLES].0
     }
+}
+
+fn hash(key: &str) -> u64 {
+    FixedState::default().hash_one(key)
 }
 
 impl<T: Clone + Send + 'static> Call<T> {
@@ -203,7 +214,7 @@ impl Thread {
 #[must_use]
 pub(crate) struct LeaderGuard<'f, T: Clone> {
     flight: &'f Flight<T>,
-    key: &'f str,
+    hash: u64,
     // `None` when it has ended.
     call: Option<Arc<Call<T>>>,
 }
@@ -220,11 +231,10 @@ impl<T: Clone> LeaderGuard<'_, T> {
         ended.is_done.store(true, Ordering::SeqCst);
         // The key is freed first: a caller that comes from now on leads anew, and hears of no
         // answer or panic that is older than its question.
-        let mut calls = self.flight.table(self.key).lock().unwrap();
-        let removed = calls.remove(self.key);
-        // This call was forgotten, and the key is led by another.
-        if let Some(other) = removed.filter(|removed| !Arc::ptr_eq(removed, &ended)) {
-            calls.insert(self.key.into(), other);
+        let mut calls = self.flight.table(self.hash).lock().unwrap();
+        // Unless this call was forgotten, and the key may be led by another.
+        if calls.get(&self.hash).is_some_and(|call| Arc::ptr_eq(call, &ended)) {
+            calls.remove(&self.hash);
         }
         drop(calls);
         // Most leaders have no followers, and to notify nobody is a system call, too.
@@ -243,10 +253,16 @@ impl<T: Clone> Drop for LeaderGuard<'_, T> {
 
 #[cfg(test)]
 impl<T: Clone + Send + 'static> Flight<T> {
+    fn is_led(&self, key: &str) -> bool {
+        self.table(hash(key)).lock().unwrap().contains_key(&hash(key))
+    }
+
     /// How many callers have joined the leader of a key.
     pub(crate) fn followers(&self, key: &str) -> usize {
         // The table and the leader hold one each.
-        self.table(key).lock().unwrap().get(key).map_or(0, |call| Arc::strong_count(call) - 2)
+        let hash = hash(key);
+        let calls = self.table(hash).lock().unwrap();
+        calls.get(&hash).map_or(0, |call| Arc::strong_count(call) - 2)
     }
 
     /// Leads or follows, whichever it is.
@@ -299,7 +315,7 @@ mod tests {
                     runs.fetch_add(1, Ordering::SeqCst) + 42
                 })
             });
-            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
+            eventually(|| flight.is_led("k"));
             let others: Vec<_> =
                 (0..10).map(|_| scope.spawn(|| flight.run("k", LONG, || unreachable!()))).collect();
             eventually(|| flight.followers("k") == 10);
@@ -331,7 +347,7 @@ mod tests {
                     })
                 }))
             });
-            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
+            eventually(|| flight.is_led("k"));
             let follower = scope.spawn(|| flight.run("k", LONG, || unreachable!()));
             eventually(|| flight.followers("k") == 1);
             open.send(()).unwrap();
@@ -377,7 +393,7 @@ mod tests {
         let (open, gate) = bounded(0);
         thread::scope(|scope| {
             let leader = scope.spawn(|| flight.run("k", LONG, || gate.recv_timeout(LONG).unwrap()));
-            eventually(|| flight.table("k").lock().unwrap().contains_key("k"));
+            eventually(|| flight.is_led("k"));
             let impatient = flight.run("k", Duration::from_millis(1), || unreachable!());
             assert_eq!(impatient, Err(Unanswered::TimedOut));
             open.send(()).unwrap();
@@ -421,7 +437,7 @@ mod tests {
                 });
             }
         });
-        assert!(KEYS.iter().all(|key| flight.table(key).lock().unwrap().is_empty()));
+        assert!(KEYS.iter().all(|key| !flight.is_led(key)));
     }
 
     #[test]

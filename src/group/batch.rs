@@ -9,9 +9,9 @@
 use std::sync::Mutex;
 use std::thread;
 
-use super::{Group, Miss, Owner, Told};
+use super::{Group, Misses, Owner, SharedError, Step, Told, failed, panicked};
 use crate::cache::Record;
-use crate::{ByteView, Error};
+use crate::{BoxError, ByteView, Error};
 
 impl Group {
     /// The values of many keys, in the order asked, as [`get`](Self::get) would give each. A key may be
@@ -26,10 +26,41 @@ impl Group {
         self.look_up_many(keys, Self::load_here, |record| self.tell(record))
     }
 
+    /// One call of the getter for all misses that no other node has answered.
+    pub(super) fn ask_getter_for_many(&self, misses: &mut Misses<'_, '_>) {
+        let mut open: Vec<_> = misses.iter_mut().filter(|miss| miss.loaded.is_none()).collect();
+        let keys: Vec<&str> = open.iter().map(|miss| miss.key.text).collect();
+        if keys.is_empty() {
+            return;
+        }
+        let (called, took) = self.time_getter(|| self.settings.getter.get_many(&keys));
+        let mut called = called.map(|loaded| match loaded {
+            Ok(loaded) if loaded.len() == keys.len() => Ok(loaded.into_iter()),
+            Ok(loaded) => {
+                let (answers, keys) = (loaded.len(), keys.len());
+                let wrong = format!("get_many gave {answers} answers for {keys} keys");
+                Err(SharedError::from(BoxError::from(wrong)))
+            }
+            Err(error) => Err(error.into()),
+        });
+        for miss in &mut open {
+            let key = miss.key.text;
+            miss.trace.loaded = Some(took);
+            miss.loaded = Some(match &mut called {
+                Ok(Ok(loaded)) => {
+                    let loaded = loaded.next().expect("there are as many as keys");
+                    loaded.map_err(|error| failed(key, error.into()))
+                }
+                Ok(Err(error)) => Err(failed(key, error.clone())),
+                Err(panic) => Err(panicked(key, &**panic)),
+            });
+        }
+    }
+
     fn look_up_many<T>(
         &self,
         keys: &[&str],
-        load: fn(&Self, &mut [&mut Miss<'_>]),
+        load: Step,
         give: impl Fn(Record) -> T,
     ) -> Vec<Result<T, Error>> {
         let mut misses = Vec::new();

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Asked, Group, Miss, Tier, Told, at_once, by_peer, tell, timed};
+use super::{Asked, Group, Miss, Misses, Tier, Told, at_once, by_peer, tell, timed};
 use crate::cache::{Key, Record};
 use crate::{ByteView, Error, Loaded, PeerGetter};
 
@@ -35,25 +35,24 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 impl Group {
     /// The getter, with other nodes' caches in front of it.
-    pub(super) fn source(&self, misses: &mut [&mut Miss<'_>]) {
-        self.take_over(misses);
+    pub(super) fn source(&self, misses: &mut Misses<'_, '_>) {
+        if misses.iter().any(|miss| self.may_have(miss, 0).is_some()) {
+            self.take_over(misses);
+        }
         self.ask_getter(misses);
     }
 
     /// Asks for each key one node after the other.
-    fn take_over(&self, misses: &mut [&mut Miss<'_>]) {
+    #[cold]
+    fn take_over(&self, misses: &mut Misses<'_, '_>) {
         let mut end = None;
         for turn in 0.. {
             let open = misses.iter_mut().filter(|miss| miss.loaded.is_none());
             let next = open.map(|miss| (self.may_have(miss, turn), miss));
             let parts = by_peer(next.filter(|(peer, _)| peer.is_some()));
-            // As nearly always.
-            if parts.is_empty() {
-                return;
-            }
             let now = self.now();
             let left = end.get_or_insert(now.saturating_add(PATIENCE)).saturating_sub(now);
-            if left.is_zero() {
+            if parts.is_empty() || left.is_zero() {
                 return;
             }
             at_once(parts, |(peer, misses)| {
@@ -75,8 +74,14 @@ impl Group {
 
     /// The node to ask for a key when its turn comes: the owner, then the earlier owners.
     fn may_have(&self, miss: &Miss<'_>, turn: usize) -> Option<Arc<dyn PeerGetter>> {
-        let former = self.peers.former(miss.key.text);
-        miss.owner.clone().into_iter().chain(former).nth(turn)
+        match &miss.owner {
+            Some(owner) if turn == 0 => Some(owner.clone()),
+            owner => self
+                .peers
+                .former(miss.key.text)
+                .into_iter()
+                .nth(turn - usize::from(owner.is_some())),
+        }
     }
 
     /// Answers a peer from the cache of this node's own keys: the value, and how long it still lives. Loads

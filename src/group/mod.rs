@@ -52,13 +52,14 @@ use std::hash::BuildHasher;
 use std::iter::zip;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cache::{Cache, Hasher, Key, Lease, Record};
 use crate::elastic::{Elastic, Job};
 use crate::flight::{self, Call, Flight, Seat, Unanswered};
 use crate::stats::{Counters, Stats};
-use crate::{BoxError, ByteView, Error, Loaded, MAX_KEY_BYTES, PeerError, PeerGetter, PeerPicker};
+use crate::{ByteView, Error, Loaded, MAX_KEY_BYTES, PeerError, PeerGetter, PeerPicker};
 use batch::{at_once, by_peer};
 pub use builder::GroupBuilder;
 use doorkeeper::Doorkeeper;
@@ -139,6 +140,8 @@ struct Miss<'k> {
     is_trial: bool,
     /// From before the owner or the origin was asked.
     lease: Option<Lease>,
+    /// The call of another thread whose answer is waited for.
+    call: Option<Arc<Call<Answer>>>,
     /// The answer of the origin, or of another node in its place.
     loaded: Option<Result<Option<Loaded>, Error>>,
     answer: Option<Answer>,
@@ -156,15 +159,34 @@ impl Miss<'_> {
         self.trace.asked.as_ref()?.error.as_ref()
     }
 
+    fn is_open(&self) -> bool {
+        self.answer.is_none()
+    }
+
     /// Whether the load failed.
     fn has_failed(&self) -> bool {
         self.trace.stale.is_some() || self.answer.as_ref().is_some_and(Result::is_err)
     }
 }
 
-/// The misses that have no answer yet.
-fn open<'m, 'k>(misses: &'m mut [&mut Miss<'k>]) -> Vec<&'m mut Miss<'k>> {
-    misses.iter_mut().map(|miss| &mut **miss).filter(|miss| miss.answer.is_none()).collect()
+/// Some misses, in no order.
+type Misses<'m, 'k> = [&'m mut Miss<'k>];
+/// A step on their way.
+type Step = fn(&Group, &mut Misses<'_, '_>);
+
+/// Those misses of which `is` is true: brings them to the front, in their order.
+fn those<'a, 'm, 'k>(
+    misses: &'a mut Misses<'m, 'k>,
+    is: impl Fn(&Miss<'k>) -> bool,
+) -> &'a mut Misses<'m, 'k> {
+    let mut found = 0;
+    for i in 0..misses.len() {
+        if is(misses[i]) {
+            misses.swap(found, i);
+            found += 1;
+        }
+    }
+    &mut misses[..found]
 }
 
 /// What this node tells a peer about a key.
@@ -251,45 +273,51 @@ impl Group {
 
     /// Answers one miss. Cold and apart, so that a hit does not pay for its stack frame.
     #[cold]
-    fn answer(&self, key: Key<'_>, load: fn(&Self, &mut [&mut Miss<'_>])) -> (Answer, Trace) {
+    fn answer(&self, key: Key<'_>, load: Step) -> (Answer, Trace) {
         let mut miss = self.miss(key);
         self.answer_many(&mut [&mut miss], load);
         (miss.answer.expect("each miss is answered"), miss.trace)
     }
 
     /// Answers misses, by `load` unless a value past its time is the answer.
-    fn answer_many(&self, misses: &mut [&mut Miss<'_>], load: fn(&Self, &mut [&mut Miss<'_>])) {
+    fn answer_many(&self, misses: &mut Misses<'_, '_>, load: Step) {
         self.counters.add(|stats| stats.misses += misses.len() as u64);
         self.leave_alone(misses);
-        load(self, &mut open(misses));
+        load(self, those(misses, Miss::is_open));
         self.note(misses);
     }
 
     /// Loads each key from its owner, or else from the origin.
-    fn load(&self, misses: &mut [&mut Miss<'_>]) {
+    fn load(&self, misses: &mut Misses<'_, '_>) {
         if flight::is_leading() {
             return self.load_here(misses); // a get inside a getter
         }
-        let parts = by_peer(misses.iter_mut().map(|miss| (miss.owner.clone(), &mut **miss)));
-        at_once(parts, |(owner, mut misses)| match (owner, &mut misses[..]) {
+        let load = |owner: Owner, misses: &mut Misses<'_, '_>| match (owner, misses) {
             (None, misses) => self.load_here(misses),
             (Some(owner), misses @ [_]) => {
                 self.fly(&self.asking, misses, |led| self.load_from_peer(&*owner, led));
             }
             // Leads no flight: single gets would wait there for the slowest key of the batch.
             (Some(owner), misses) => self.load_from_peer(&*owner, misses),
-        });
+        };
+        match misses {
+            [miss] => load(miss.owner.clone(), misses),
+            _ => {
+                let owners = misses.iter_mut().map(|miss| (miss.owner.clone(), &mut **miss));
+                at_once(by_peer(owners), |(owner, mut misses)| load(owner, &mut misses));
+            }
+        }
     }
 
     /// Loads without waiting for a load of another node.
-    fn load_here(&self, misses: &mut [&mut Miss<'_>]) {
+    fn load_here(&self, misses: &mut Misses<'_, '_>) {
         self.load_locally(misses, Self::source);
     }
 
     #[doc(alias = "getFromPeer")]
-    fn load_from_peer(&self, owner: &dyn PeerGetter, misses: &mut [&mut Miss<'_>]) {
+    fn load_from_peer(&self, owner: &dyn PeerGetter, misses: &mut Misses<'_, '_>) {
         self.ask_owner(owner, misses);
-        for miss in &mut open(misses) {
+        for miss in those(misses, Miss::is_open) {
             match miss.peer_error().cloned() {
                 Some(error) if self.is_final(&error) => {
                     miss.answer =
@@ -299,11 +327,11 @@ impl Group {
                 None => {}
             }
         }
-        self.load_locally(&mut open(misses), Self::ask_getter);
+        self.load_locally(those(misses, Miss::is_open), Self::ask_getter);
     }
 
     /// Asks the owner, once for all. A miss that it does not answer has the error in its trace.
-    fn ask_owner(&self, owner: &dyn PeerGetter, misses: &mut [&mut Miss<'_>]) {
+    fn ask_owner(&self, owner: &dyn PeerGetter, misses: &mut Misses<'_, '_>) {
         let asked_at = self.now();
         let keys: Vec<&str> = misses.iter().map(|miss| miss.key.text).collect();
         misses.iter_mut().for_each(|miss| miss.lease = Some(self.hot.lease(&miss.key)));
@@ -340,7 +368,7 @@ impl Group {
 
     /// Loads by `source`, and keeps the values.
     #[doc(alias = "getLocally")]
-    fn load_locally(&self, misses: &mut [&mut Miss<'_>], source: fn(&Self, &mut [&mut Miss<'_>])) {
+    fn load_locally(&self, misses: &mut Misses<'_, '_>, source: Step) {
         self.fly(&self.loading, misses, |led| {
             for miss in led.iter_mut() {
                 miss.lease = Some(self.cache(miss.tier()).lease(&miss.key));
@@ -355,41 +383,27 @@ impl Group {
         });
     }
 
-    /// Calls the getter, once for all misses that no other node has answered.
-    fn ask_getter(&self, misses: &mut [&mut Miss<'_>]) {
-        let misses: Vec<_> = misses.iter_mut().filter(|miss| miss.loaded.is_none()).collect();
-        let keys: Vec<&str> = misses.iter().map(|miss| miss.key.text).collect();
-        if keys.is_empty() {
-            return;
-        }
-        let getter = &self.settings.getter;
-        let call = AssertUnwindSafe(|| match keys[..] {
-            [key] => Ok(vec![getter.get(key)]),
-            _ => getter.get_many(&keys),
-        });
-        let (called, took) = timed(|| catch_unwind(call));
-        self.counters.add(|stats| stats.getter_times.record(took));
-        let mut called = called.map(|loaded| match loaded {
-            Ok(loaded) if loaded.len() == keys.len() => Ok(loaded.into_iter()),
-            Ok(loaded) => {
-                let (answers, keys) = (loaded.len(), keys.len());
-                let wrong = format!("get_many gave {answers} answers for {keys} keys");
-                Err(BoxError::from(wrong).into())
+    /// Calls the getter for the misses that no other node has answered.
+    fn ask_getter(&self, misses: &mut Misses<'_, '_>) {
+        match misses {
+            [miss] if miss.loaded.is_some() => {}
+            [miss] => {
+                let key = miss.key.text;
+                let (loaded, took) = self.time_getter(|| self.settings.getter.get(key));
+                miss.trace.loaded = Some(took);
+                miss.loaded = Some(match loaded {
+                    Ok(loaded) => loaded.map_err(|error| failed(key, error.into())),
+                    Err(panic) => Err(panicked(key, &*panic)),
+                });
             }
-            Err(error) => Err(SharedError::from(error)),
-        });
-        for miss in misses {
-            let key = miss.key.text;
-            miss.trace.loaded = Some(took);
-            miss.loaded = Some(match &mut called {
-                Ok(Ok(loaded)) => {
-                    let loaded = loaded.next().expect("there are as many as keys");
-                    loaded.map_err(|error| failed(key, error.into()))
-                }
-                Ok(Err(error)) => Err(failed(key, error.clone())),
-                Err(panic) => Err(panicked(key, &**panic)),
-            });
+            _ => self.ask_getter_for_many(misses),
         }
+    }
+
+    fn time_getter<T>(&self, call: impl FnOnce() -> T) -> (thread::Result<T>, Duration) {
+        let called = timed(|| catch_unwind(AssertUnwindSafe(call)));
+        self.counters.add(|stats| stats.getter_times.record(called.1));
+        called
     }
 
     /// Keeps a value of the origin's, unless the key was removed meanwhile.
@@ -455,7 +469,8 @@ impl Group {
         Duration::try_from_secs_f64(part).map_or(ttl, |part| ttl.saturating_sub(part))
     }
 
-    /// Has `work` answer those misses that neither a cache nor another thread answers by now.
+    /// Has `work` answer those misses that neither a cache nor another thread answers by now. It keeps
+    /// their order.
     ///
     /// The second look into the caches is needed. Without it a key can be loaded twice:
     ///
@@ -465,18 +480,15 @@ impl Group {
     fn fly<'k>(
         &self,
         flight: &Flight<Answer>,
-        misses: &mut [&mut Miss<'k>],
-        work: impl FnOnce(&mut [&mut Miss<'k>]),
+        misses: &mut Misses<'_, 'k>,
+        work: impl FnOnce(&mut Misses<'_, 'k>),
     ) {
-        let (mut led, mut guards, mut followed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut guards = Vec::with_capacity(misses.len());
         for miss in misses.iter_mut() {
             match flight.join(miss.key.text) {
-                Seat::Follower(call) => followed.push((miss, call)),
+                Seat::Follower(call) => miss.call = Some(call),
                 Seat::Leader(guard) => match self.settled(miss) {
-                    None => {
-                        led.push(&mut **miss);
-                        guards.push(guard);
-                    }
+                    None => guards.push(guard),
                     Some((record, tier)) => {
                         miss.trace.hit = tier;
                         guard.finish(miss.answer.insert(Ok(record)));
@@ -484,16 +496,19 @@ impl Group {
                 },
             }
         }
+        let led = those(misses, |miss| miss.is_open() && miss.call.is_none());
         if !led.is_empty() {
-            work(&mut led);
+            work(led);
         }
         for (miss, guard) in zip(led, guards) {
             guard.finish(miss.answer.as_ref().expect("work answers each miss"));
         }
         // Of these keys this thread leads none any more, so two batches cannot wait for each other.
-        for (miss, call) in followed {
-            let (answer, took) = timed(|| self.follow(&miss.key, &call));
-            (miss.answer, miss.trace.waited) = (Some(answer), Some(took));
+        for miss in misses {
+            if let Some(call) = miss.call.take() {
+                let (answer, took) = timed(|| self.follow(&miss.key, &call));
+                (miss.answer, miss.trace.waited) = (Some(answer), Some(took));
+            }
         }
     }
 
@@ -527,7 +542,7 @@ impl Group {
     }
 
     /// Counts and logs how misses were answered.
-    fn note(&self, misses: &mut [&mut Miss<'_>]) {
+    fn note(&self, misses: &mut Misses<'_, '_>) {
         misses.iter_mut().for_each(|miss| miss.trace.stale = self.why_stale(miss));
         self.counters.add(|stats| misses.iter().for_each(|miss| self.count(miss, stats)));
         if max_level() >= Level::Debug {
@@ -641,9 +656,9 @@ impl Group {
     }
 
     fn miss<'k>(&self, key: Key<'k>) -> Miss<'k> {
-        let (lease, loaded, answer, trace) = Default::default();
         let owner = self.peers.pick(key.text);
-        Miss { key, owner, is_renewal: false, is_trial: false, lease, loaded, answer, trace }
+        let (is_renewal, is_trial, lease, call, loaded, answer, trace) = Default::default();
+        Miss { key, owner, is_renewal, is_trial, lease, call, loaded, answer, trace }
     }
 
     fn cache(&self, tier: Tier) -> &Cache {
@@ -653,7 +668,7 @@ impl Group {
         }
     }
 
-    #[inline]
+    #[inline(always)] // a hit returns in registers
     fn look_up(&self, key: &Key<'_>) -> Option<(Record, Tier)> {
         if self.disowned.is_pending() {
             self.drop_if_overdue(key);

@@ -37,7 +37,7 @@ use std::time::Duration;
 use log::{debug, warn};
 
 use super::fallback_log::Shown;
-use super::{Answer, Group, Miss, Tier};
+use super::{Answer, Group, Miss, Misses, Tier};
 use crate::Error;
 use crate::cache::{Key, Record};
 
@@ -115,6 +115,7 @@ impl Attempts {
 impl Group {
     /// Starts the renewal of a value that is due, unless one is under way, was tried a moment ago, or
     /// too many others wait. Never waits.
+    #[cold]
     pub(super) fn renew(&self, key: &Key<'_>, tier: Tier) {
         if self.attempts.begin(key, self.now(), self.settings.load_timeout) {
             let text = key.text.to_string();
@@ -170,7 +171,7 @@ impl Group {
 impl Group {
     /// Answers those misses whose load has failed a moment ago, or is being tried again, by their values
     /// past their time. If a miss may be tried, others may not until that has ended.
-    pub(super) fn leave_alone(&self, misses: &mut [&mut Miss<'_>]) {
+    pub(super) fn leave_alone(&self, misses: &mut Misses<'_, '_>) {
         if self.settings.stale_if_error.is_zero() {
             return;
         }

@@ -2,7 +2,7 @@
 
 use super::batch::AT_ONCE;
 use super::*;
-use crate::{Clock, Getter};
+use crate::{BoxError, Clock, Getter};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, Weak};
