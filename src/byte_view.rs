@@ -65,15 +65,15 @@ impl From<Vec<u8>> for ByteView {
     }
 }
 
-impl From<&[u8]> for ByteView {
-    fn from(bytes: &[u8]) -> Self {
-        Self::tail(bytes.into(), 0)
+impl From<&str> for ByteView {
+    fn from(text: &str) -> Self {
+        Self::tail(text.as_bytes().into(), 0)
     }
 }
 
-impl From<&str> for ByteView {
-    fn from(text: &str) -> Self {
-        text.as_bytes().into()
+impl From<ByteView> for Vec<u8> {
+    fn from(view: ByteView) -> Self {
+        view.to_vec()
     }
 }
 

@@ -212,8 +212,14 @@ impl fmt::Display for PeerError {
             Self::OutOfTime => write!(f, "too little time was left to ask"),
             Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
             Self::LoadFailed(text) => write!(f, "its own load failed: {text}"),
+            Self::Status { code: 401, text } => {
+                write!(f, "answered 401: {text}: this node's token is not one of the peer's")
+            }
             Self::Status { code, text } => write!(f, "answered {code}: {text}"),
-            Self::Stranger(what) => write!(f, "{what}: not an answer of a geecache node"),
+            Self::Stranger(what) => write!(
+                f,
+                "{what}: not an answer of a geecache node; is the address still the peer's?"
+            ),
             Self::Unsupported => write!(f, "does not know this kind of request"),
             Self::TooLarge { limit } => {
                 write!(f, "the value is larger than the limit of {limit} bytes")

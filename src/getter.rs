@@ -6,8 +6,6 @@
 
 use std::time::Duration;
 
-use crate::ByteView;
-
 /// The error of a getter, of any kind.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -94,32 +92,9 @@ impl Loaded {
     }
 }
 
-impl From<Vec<u8>> for Loaded {
-    fn from(value: Vec<u8>) -> Self {
-        Self { value, ttl: None }
-    }
-}
-
-impl From<&[u8]> for Loaded {
-    fn from(value: &[u8]) -> Self {
-        value.to_vec().into()
-    }
-}
-
-impl From<String> for Loaded {
-    fn from(value: String) -> Self {
-        value.into_bytes().into()
-    }
-}
-
-impl From<&str> for Loaded {
-    fn from(value: &str) -> Self {
-        value.as_bytes().into()
-    }
-}
-
-impl From<ByteView> for Loaded {
-    fn from(value: ByteView) -> Self {
-        value.to_vec().into()
+/// Bytes, text, or a view of such as a cache gives.
+impl<V: Into<Vec<u8>>> From<V> for Loaded {
+    fn from(value: V) -> Self {
+        Self { value: value.into(), ttl: None }
     }
 }

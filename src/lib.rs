@@ -108,7 +108,7 @@
 //! | `cache/key.rs`, `cache/slab.rs`, `cache/table.rs` | a key and its hash; slots and the lists over them; slots by key |
 //! | `cache/order.rs`, `cache/ghosts.rs` | which entry goes first |
 //! | `group/batch.rs`, `group/remove.rs`, `group/trace.rs` | many keys at once; removals; how a get was answered |
-//! | `group/doorkeeper.rs`, `group/fallback_log.rs` | which copies are kept; a log that one can read |
+//! | `cache/doorkeeper.rs`, `warnings.rs` | which copies are kept; a log that one can read |
 //! | `group/refresh.rs`, `group/handover.rs`, `http/discovery.rs` | a slow or failing origin; a list of nodes that changes; nodes found by a name |
 //! | `http/options.rs`, `http/frame.rs` | options, their limits and checks; a batch as bytes |
 //! | `http/client/combine.rs` | gets that share a request |
@@ -207,6 +207,7 @@ mod metrics;
 mod peer;
 mod ring;
 mod stats;
+mod warnings;
 
 pub use byte_view::ByteView;
 pub use cache::{CacheStats, Eviction};

@@ -4,17 +4,16 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::doorkeeper::Doorkeeper;
-use super::fallback_log::FallbackLog;
 use super::handover::Disowned;
 use super::refresh::Attempts;
 use super::remove::Made;
 use super::{Group, Hasher, MAX_GROUP_BYTES};
-use crate::cache::{Cache, Eviction};
+use crate::cache::{Cache, Doorkeeper, Eviction};
 use crate::elastic::Elastic;
 use crate::flight::Flight;
 use crate::peer::NoPeers;
 use crate::stats::Counters;
+use crate::warnings::Warnings;
 use crate::{Clock, Error, Getter, PeerPicker};
 
 /// Settings of a [`Group`]; each has a default.
@@ -199,25 +198,18 @@ impl GroupBuilder {
     /// [`Error::Config`] if the name is empty or longer than [`MAX_GROUP_BYTES`], `hot_bytes` is more
     /// than `max_bytes`, or `ttl_jitter` is not between 0 and 1.
     pub fn build(self) -> Result<Arc<Group>, Error> {
+        let wrong = |what| Err(Error::Config(format!("group {:.100}: {what}", self.name)));
         if !(1..=MAX_GROUP_BYTES).contains(&self.name.len()) {
-            return Err(Error::Config(format!(
-                "a group has a name of 1 to {MAX_GROUP_BYTES} bytes, not of {}",
-                self.name.len()
-            )));
+            return wrong(format!("a name has 1 to {MAX_GROUP_BYTES} bytes"));
         }
         if !(0.0..=1.0).contains(&self.ttl_jitter) {
-            return Err(Error::Config(format!(
-                "group {}: ttl_jitter ({}) is a fraction from 0 to 1",
-                self.name, self.ttl_jitter
-            )));
+            return wrong(format!("ttl_jitter ({}) is a fraction from 0 to 1", self.ttl_jitter));
         }
         let default_hot = if self.peers.is_some() { self.max_bytes / 8 } else { 0 };
         let hot_bytes = self.hot_bytes.unwrap_or(default_hot);
         let Some(main_bytes) = self.max_bytes.checked_sub(hot_bytes) else {
-            return Err(Error::Config(format!(
-                "group {}: hot_bytes ({hot_bytes}) is a part of max_bytes ({}) and cannot be more",
-                self.name, self.max_bytes
-            )));
+            let max_bytes = self.max_bytes;
+            return wrong(format!("hot_bytes ({hot_bytes}) is a part of max_bytes ({max_bytes})"));
         };
         let ahead = self.refresh_ahead;
         let cache = |bytes, ahead| Cache::new(bytes, self.eviction, ahead, self.clock.clone());
@@ -236,7 +228,7 @@ impl GroupBuilder {
             loading: Flight::new(),
             attempts: Attempts::default(),
             counters: Counters::default(),
-            fallback_log: FallbackLog::default(),
+            warnings: Warnings::default(),
             threads: Elastic::new("geecache-group", MOST_THREADS, MOST_JOBS),
             own: own.clone(),
             _on_change: on_change(own.clone()),

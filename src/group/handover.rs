@@ -23,7 +23,7 @@
 
 use std::iter::zip;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{Asked, Group, Miss, Misses, Tier, Told, at_once, by_peer, tell, timed};
@@ -135,24 +135,24 @@ fn aged(loaded: Loaded, passed: Duration) -> Option<Loaded> {
 
 /// When the values of keys that other nodes own now have to go.
 pub(super) struct Disowned {
-    /// `hot_ttl` after the first change that no sweep has followed, in nanoseconds of the group's clock;
-    /// [`NEVER`] without one.
+    /// `hot_ttl` after the first change that no sweep has followed, in nanoseconds of the group's clock.
     due: AtomicU64,
-    /// Whether the list has ever changed since the group was built.
-    has_changed: AtomicBool,
 }
 
+/// The list has not changed since the group was built.
 const NEVER: u64 = u64::MAX;
+/// A sweep has followed each change.
+const SWEPT: u64 = NEVER - 1;
 
 impl Disowned {
     pub(super) fn new() -> Self {
-        Self { due: AtomicU64::new(NEVER), has_changed: AtomicBool::new(false) }
+        Self { due: AtomicU64::new(NEVER) }
     }
 
     /// Whether a look-up has to ask for the owner of what it finds.
     #[inline]
     pub(super) fn is_pending(&self) -> bool {
-        self.due.load(Ordering::Relaxed) != NEVER
+        self.due.load(Ordering::Relaxed) < SWEPT
     }
 
     fn due(&self) -> Duration {
@@ -164,8 +164,7 @@ impl Group {
     /// The list of nodes has changed.
     pub(super) fn disown(&self) {
         let due = self.now().saturating_add(self.settings.hot_ttl);
-        self.disowned.has_changed.store(true, Ordering::SeqCst);
-        let due = u64::try_from(due.as_nanos()).unwrap_or(NEVER);
+        let due = u64::try_from(due.as_nanos()).unwrap_or(SWEPT);
         self.disowned.due.fetch_min(due, Ordering::SeqCst);
     }
 
@@ -177,8 +176,8 @@ impl Group {
         }
         self.drop_if_disowned(key);
         // Before the sweep: a change of the list from now on is due for another one.
-        let due = self.disowned.due.swap(NEVER, Ordering::SeqCst);
-        if due != NEVER && self.in_background(Self::sweep).is_err() {
+        let due = self.disowned.due.swap(SWEPT, Ordering::SeqCst);
+        if self.in_background(Self::sweep).is_err() {
             self.disowned.due.fetch_min(due, Ordering::SeqCst);
         }
     }
@@ -195,7 +194,7 @@ impl Group {
 
     /// Called when a value has been put into the main cache: its key may have got another owner since.
     pub(super) fn drop_if_late(&self, key: &Key<'_>) {
-        if self.disowned.has_changed.load(Ordering::SeqCst) {
+        if self.disowned.due.load(Ordering::SeqCst) != NEVER {
             self.drop_if_disowned(key);
         }
     }

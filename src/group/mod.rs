@@ -38,8 +38,6 @@
 
 mod batch;
 mod builder;
-mod doorkeeper;
-mod fallback_log;
 mod handover;
 mod refresh;
 mod remove;
@@ -55,15 +53,14 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cache::{Cache, Hasher, Key, Lease, Record};
+use crate::cache::{Cache, Doorkeeper, Hasher, Key, Lease, Record};
 use crate::elastic::{Elastic, Job};
 use crate::flight::{self, Call, Flight, Seat, Unanswered};
 use crate::stats::{Counters, Stats};
+use crate::warnings::{Shown, Warnings};
 use crate::{ByteView, Error, Loaded, MAX_KEY_BYTES, PeerError, PeerGetter, PeerPicker};
 use batch::{at_once, by_peer};
 pub use builder::GroupBuilder;
-use doorkeeper::Doorkeeper;
-use fallback_log::{FallbackLog, Shown};
 use handover::Disowned;
 use refresh::Attempts;
 use remove::Made;
@@ -107,7 +104,7 @@ pub struct Group {
     loading: Flight<Answer>,
     attempts: Attempts,
     counters: Counters,
-    fallback_log: FallbackLog,
+    warnings: Warnings,
     // For renewals, and for jobs that take long and that no caller waits for.
     threads: Elastic,
     own: Weak<Group>,
@@ -344,7 +341,8 @@ impl Group {
             answers = vec![Err(PeerError::Transport(wrong)); keys.len()];
         }
         self.counters.add(|stats| {
-            if answers.iter().any(was_attempted) {
+            let was_attempted = |error: &PeerError| error.was_attempted();
+            if answers.iter().any(|answer| answer.as_ref().err().is_none_or(was_attempted)) {
                 stats.peer(owner.name()).times.record(took);
             }
             for (_, answer) in zip(&*misses, &answers).filter(|(miss, _)| !miss.is_renewal) {
@@ -415,8 +413,7 @@ impl Group {
             None => settings.negative_ttl,
         };
         let is_kept = loaded.is_some() || settings.negative_ttl.is_some();
-        let expires = |ttl| self.now().saturating_add(ttl);
-        self.keep(miss.tier(), miss, loaded, self.capped(miss.tier(), ttl).map(expires), is_kept)
+        self.keep(miss.tier(), miss, loaded, ttl, || self.now(), is_kept)
     }
 
     /// Keeps a copy of an owner's value, if the key was fetched before. Its life is counted from when the
@@ -424,23 +421,28 @@ impl Group {
     fn fill_copy(&self, miss: &Miss<'_>, loaded: Option<&Loaded>, asked_at: Duration) -> Record {
         let ttl = loaded.and_then(|loaded| loaded.ttl);
         let has_life = loaded.is_some() && ttl != Some(Duration::ZERO);
-        let is_kept =
-            has_life && (miss.is_renewal || self.doorkeeper.note_and_was_seen(miss.key.hash));
-        let expires = |ttl| asked_at.saturating_add(ttl);
-        self.keep(Tier::Hot, miss, loaded, self.capped(Tier::Hot, ttl).map(expires), is_kept)
+        let is_wanted = || miss.is_renewal || self.doorkeeper.note_and_was_seen(miss.key.hash);
+        self.keep(Tier::Hot, miss, loaded, ttl, || asked_at, has_life && is_wanted())
     }
 
+    /// Keeps a value for its time to live `since` then; other nodes' for `hot_ttl` at the most.
     fn keep(
         &self,
         tier: Tier,
         miss: &Miss<'_>,
         loaded: Option<&Loaded>,
-        expires: Option<Duration>,
+        ttl: Option<Duration>,
+        since: impl FnOnce() -> Duration,
         is_kept: bool,
     ) -> Record {
-        let key = &miss.key;
-        self.note_load(key);
+        let (key, hot_ttl) = (&miss.key, self.settings.hot_ttl);
+        let ttl = match tier {
+            Tier::Main => ttl,
+            Tier::Hot => Some(ttl.map_or(hot_ttl, |ttl| ttl.min(hot_ttl))),
+        };
+        let expires = ttl.map(|ttl| since().saturating_add(ttl));
         let record = Record::new(key.text, loaded.map(|loaded| &*loaded.value), expires);
+        self.note_load(key);
         if loaded.is_none() {
             self.drop_outdated(key);
         }
@@ -451,15 +453,6 @@ impl Group {
             }
         }
         record
-    }
-
-    /// How long a value with this time to live is kept: other nodes' for `hot_ttl` at the most.
-    fn capped(&self, tier: Tier, ttl: Option<Duration>) -> Option<Duration> {
-        let hot_ttl = self.settings.hot_ttl;
-        match tier {
-            Tier::Main => ttl,
-            Tier::Hot => Some(ttl.map_or(hot_ttl, |ttl| ttl.min(hot_ttl))),
-        }
     }
 
     /// `ttl`, shortened by a random part of it, up to `ttl_jitter`.
@@ -545,11 +538,8 @@ impl Group {
     fn note(&self, misses: &mut Misses<'_, '_>) {
         misses.iter_mut().for_each(|miss| miss.trace.stale = self.why_stale(miss));
         self.counters.add(|stats| misses.iter().for_each(|miss| self.count(miss, stats)));
-        if max_level() >= Level::Debug {
-            let log = |miss: &Miss<'_>| {
-                debug!("[{}] {}: {}", self.name(), Shown(miss.key.text), miss.trace);
-            };
-            misses.iter().for_each(|miss| log(miss));
+        for miss in misses {
+            debug!("[{}] {}: {}", self.name(), Shown(miss.key.text), miss.trace);
         }
     }
 
@@ -568,12 +558,13 @@ impl Group {
 
     fn note_fallback(&self, owner: &dyn PeerGetter, key: &Key<'_>, error: &PeerError) {
         self.counters.add(|stats| stats.fallbacks += 1);
-        let (peer, key) = (owner.name(), key.text);
+        let (group, peer) = (self.name(), owner.name());
+        let line = format!("peer {peer}: {error}; {} falls back", Shown(key.text));
         // While a peer is down or overloaded these come by the thousand.
         if *error == PeerError::CoolingDown || error.is_overload() {
-            debug!("[{}] {}: peer {peer}: {error}; falls back", self.name(), Shown(key));
-        } else if let Some(line) = self.fallback_log.line(peer, key, error, self.now()) {
-            warn!("[{}] {line}", self.name());
+            debug!("[{group}] {line}");
+        } else if let Some(line) = self.warnings.due(peer, error.kind(), self.now(), line) {
+            warn!("[{group}] {line}");
         }
     }
 
@@ -709,11 +700,6 @@ type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 
 fn tell(record: Record, left: Option<Duration>) -> Told {
     record.into_value().map_or(Told::Absent, |value| Told::Value(value, left))
-}
-
-/// Whether the peer was asked.
-fn was_attempted(answer: &Result<Option<Loaded>, PeerError>) -> bool {
-    answer.as_ref().map_or_else(PeerError::was_attempted, |_| true)
 }
 
 /// Does `work`; returns how long it took as well.

@@ -30,16 +30,15 @@
 //! flight has ended, and must not try again: so the failure is noted before the end.
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use log::{debug, warn};
 
-use super::fallback_log::Shown;
 use super::{Answer, Group, Miss, Misses, Tier};
 use crate::Error;
 use crate::cache::{Key, Record};
+use crate::warnings::Shown;
 
 /// After a failed load of a key, the next one is this much later at the earliest.
 const REST: Duration = Duration::from_secs(1);
@@ -251,20 +250,11 @@ impl Group {
         Some(failure.0)
     }
 
-    fn warn_seldom(&self, key: &Key<'_>, what: &str, why: &dyn Display) {
+    fn warn_seldom(&self, key: &Key<'_>, what: &str, why: &str) {
+        let line = format!("{} {what}: {why}", Shown(key.text));
         // The origin is no peer.
-        let Some((silent, _)) = self.fallback_log.due("", "origin", self.now()) else {
-            return;
-        };
-        let key = Shown(key.text);
-        match silent {
-            0 => warn!("[{}] {key} {what}: {why}", self.name()),
-            _ => {
-                warn!(
-                    "[{}] {key} {what}, and {silent} more since the last line: {why}",
-                    self.name()
-                )
-            }
+        if let Some(line) = self.warnings.due("", "origin", self.now(), line) {
+            warn!("[{}] {line}", self.name());
         }
     }
 }

@@ -69,7 +69,7 @@ impl Group {
     /// has left the list and does not answer is named for a minute, too: it may still serve gets.
     pub fn remove(&self, key: &str) -> Result<(), Error> {
         let (key, start) = (self.key(key)?, Instant::now());
-        self.remember(|| Removal::Key(key.text.into()));
+        self.remember(Some(key.text));
         self.complete(start, self.remove_everywhere(&[key]))
     }
 
@@ -79,7 +79,7 @@ impl Group {
     /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
     pub fn clear(&self) -> Result<(), Error> {
         let start = Instant::now();
-        self.remember(|| Removal::All);
+        self.remember(None);
         self.complete(start, self.clear_everywhere())
     }
 
@@ -108,10 +108,7 @@ impl Group {
     }
 
     fn make_again(&self, lately: &[Removal]) {
-        let keys = lately.iter().map(|removal| match removal {
-            Removal::Key(key) => self.key(key).ok(),
-            Removal::All => None,
-        });
+        let keys = lately.iter().map(|key| self.key(key.as_deref()?).ok());
         let failed = match keys.collect::<Option<Vec<_>>>() {
             Some(keys) => self.remove_everywhere(&keys),
             None => self.clear_everywhere(),
@@ -121,9 +118,9 @@ impl Group {
         }
     }
 
-    fn remember(&self, removal: impl FnOnce() -> Removal) {
+    fn remember(&self, removed: Option<&str>) {
         if let Some(made) = &self.made {
-            made.note(removal());
+            made.note(removed.map(Into::into));
         }
     }
 
@@ -225,11 +222,8 @@ pub(super) struct Made {
     removals: Mutex<VecDeque<(Instant, Removal)>>,
 }
 
-#[derive(Clone)]
-enum Removal {
-    Key(Box<str>),
-    All,
-}
+/// A key, or all of them.
+type Removal = Option<Box<str>>;
 
 impl Made {
     /// More keys than that count as all.
@@ -240,11 +234,9 @@ impl Made {
         while removals.front().is_some_and(|(at, _)| at.elapsed() > LATELY) {
             removals.pop_front();
         }
-        let removal = if removals.len() < Self::MOST { removal } else { Removal::All };
-        let outdated = match removal {
-            Removal::Key(_) => VecDeque::new(),
-            Removal::All => mem::take(&mut *removals),
-        };
+        let removal = removal.filter(|_| removals.len() < Self::MOST);
+        let is_of_all = removal.is_none();
+        let outdated = if is_of_all { mem::take(&mut *removals) } else { VecDeque::new() };
         removals.push_back((Instant::now(), removal));
         drop(removals);
         drop(outdated);
@@ -264,14 +256,14 @@ mod tests {
     #[test]
     fn very_many_keys_are_all_and_what_was_removed_before_all_is_among_it() {
         let made = Made::default();
-        let keys = || made.lately().iter().filter(|r| matches!(r, Removal::Key(_))).count();
-        (0..Made::MOST).for_each(|i| made.note(Removal::Key(i.to_string().into())));
+        let keys = || made.lately().iter().filter(|r| r.is_some()).count();
+        (0..Made::MOST).for_each(|i| made.note(Some(i.to_string().into())));
         assert_eq!((keys(), made.lately().len()), (Made::MOST, Made::MOST));
-        made.note(Removal::Key("one more".into()));
+        made.note(Some("one more".into()));
         assert_eq!((keys(), made.lately().len()), (0, 1));
-        made.note(Removal::Key("Tom".into()));
+        made.note(Some("Tom".into()));
         assert_eq!((keys(), made.lately().len()), (1, 2));
-        made.note(Removal::All);
+        made.note(None);
         assert_eq!((keys(), made.lately().len()), (0, 1));
     }
 }

@@ -434,7 +434,7 @@ fn settings_that_cannot_work_are_refused() {
         built.err().map(|error| error.to_string())
     };
     assert_eq!(build("scores", 100), None);
-    assert_eq!(build("", 0).unwrap(), "a group has a name of 1 to 1024 bytes, not of 0");
+    assert_eq!(build("", 0).unwrap(), "group : a name has 1 to 1024 bytes");
     assert!(build("scores", 101).unwrap().contains("hot_bytes (101)"));
 }
 

@@ -57,6 +57,8 @@ mod peer;
 mod queue;
 #[path = "../../src/stats.rs"]
 mod stats;
+#[path = "../../src/warnings.rs"]
+mod warnings;
 
 use byte_view::ByteView;
 use clock::Clock;
