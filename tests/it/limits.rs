@@ -232,10 +232,7 @@ fn settings_reach_their_limits_and_not_beyond() {
         group.err().map(|error| error.to_string())
     };
     assert_eq!(name(MAX_GROUP_BYTES), None);
-    assert_eq!(
-        name(MAX_GROUP_BYTES + 1).unwrap(),
-        "a group has a name of 1 to 1024 bytes, not of 1025"
-    );
+    assert!(name(MAX_GROUP_BYTES + 1).unwrap().ends_with(": a name has 1 to 1024 bytes"));
 
     let pool = |options| {
         let pool = HttpPool::with_options("http://a:1", options)

@@ -326,7 +326,7 @@ fn a_deletion_that_cannot_be_says_why() {
     for (request, status) in [
         ("DELETE /_geecache/", 400),
         ("DELETE /_geecache/scores/", 400),
-        ("DELETE /_geecache/scores/%zz", 400),
+        ("DELETE /_geecache/scores/%FF", 400),
         (&*long, 400),
         ("DELETE /_geecache/heights", 404),
         ("DELETE /_geecache/heights/Tom", 404),

@@ -51,11 +51,6 @@ impl Exchange {
         &self.base_url
     }
 
-    /// Closes connections that are old, also those that nobody uses any more.
-    pub(super) fn sweep(&self) {
-        self.connections.sweep(self.clock.now());
-    }
-
     /// Whether the peer may be sent batches: a Go node knows none, and a proxy may refuse them.
     pub(super) fn takes_batches(&self) -> bool {
         self.clock.now().as_nanos() >= self.no_batches_until.load(Ordering::Relaxed).into()
@@ -179,12 +174,12 @@ impl Exchange {
         read: impl FnOnce(&mut Response<Body>) -> Result<T, PeerError>,
     ) -> Result<T, PeerError> {
         let began = self.clock.now();
-        let mut used = self.connections.current();
+        let mut used = self.connections.current(began);
         let mut answer = request(&used.agent, timeout);
         if answer.as_ref().is_err_and(transport::is_stale) {
-            self.connections.distrust(&used, self.clock.now());
-            used = self.connections.current();
-            let left = (began + timeout).saturating_sub(self.clock.now());
+            let now = self.clock.now();
+            used = self.connections.replace(&used, now);
+            let left = (began + timeout).saturating_sub(now);
             answer = request(&used.agent, left);
         }
         let found = answer.map_err(failure).and_then(|mut answer| {
@@ -192,7 +187,7 @@ impl Exchange {
             read(&mut answer)
         });
         if found.as_ref().is_err_and(PeerError::is_transport) {
-            self.connections.distrust(&used, self.clock.now());
+            self.connections.replace(&used, self.clock.now());
             self.addresses.doubt();
         }
         found
@@ -364,7 +359,6 @@ mod tests {
         // Five a second, for half a minute.
         for _ in 0..150 {
             clock.advance(Duration::from_millis(200));
-            exchange.sweep();
             get();
         }
         let start = Instant::now();
@@ -378,11 +372,5 @@ mod tests {
             "one each {:?}",
             transport::MAX_AGE
         );
-        clock.advance(transport::MAX_AGE);
-        exchange.sweep();
-        while peer.open() > 0 {
-            assert!(start.elapsed() < LONG, "it is closed though nobody asks");
-            thread::yield_now();
-        }
     }
 }

@@ -63,11 +63,6 @@ impl HttpGetter {
         }
     }
 
-    /// Closes connections that are old, also those that nobody uses any more.
-    pub(super) fn sweep(&self) {
-        self.exchange.sweep();
-    }
-
     fn combine(&self, group: &str) -> Arc<Combine<Answer>> {
         let mut groups = self.groups.lock().unwrap();
         if let Some(combine) = groups.get(group) {

@@ -17,9 +17,9 @@
 //! ureq's own resolver starts a thread for each request that has a deadline, for kept connections and
 //! numeric addresses too, and panics where none can be had.
 
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::{io, mem};
 
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -76,29 +76,20 @@ impl Connections {
     }
 
     /// The connections that a question may use.
-    pub(super) fn current(&self) -> Arc<Generation> {
-        self.current.lock().unwrap().clone()
+    pub(super) fn current(&self, now: Duration) -> Arc<Generation> {
+        let current = self.current.lock().unwrap().clone();
+        if now < current.began + MAX_AGE { current } else { self.replace(&current, now) }
     }
 
-    /// A question that used these connections has failed: all of them are closed, those in use once
-    /// their questions end.
-    pub(super) fn distrust(&self, failed: &Arc<Generation>, now: Duration) {
-        self.replace(now, |current| Arc::ptr_eq(current, failed));
-    }
-
-    /// Closes the connections if they are old.
-    pub(super) fn sweep(&self, now: Duration) {
-        self.replace(now, |current| now >= current.began + MAX_AGE);
-    }
-
-    fn replace(&self, now: Duration, is_over: impl Fn(&Arc<Generation>) -> bool) {
+    /// The connections that are used instead of those, on which a question has failed: all of those are
+    /// closed, the ones in use once their questions end.
+    pub(super) fn replace(&self, old: &Arc<Generation>, now: Duration) -> Arc<Generation> {
         let mut current = self.current.lock().unwrap();
-        if is_over(&current) {
-            let next = Arc::new(Generation { agent: (self.connect)(), began: now });
-            let replaced = mem::replace(&mut *current, next);
-            drop(current);
-            drop(replaced);
+        if Arc::ptr_eq(&current, old) {
+            // Nothing is closed under the lock: the caller has a share of the old ones.
+            *current = Arc::new(Generation { agent: (self.connect)(), began: now });
         }
+        current.clone()
     }
 }
 

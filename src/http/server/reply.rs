@@ -6,7 +6,7 @@
 //! hold a thread for ever. So there is a deadline for the answer as a whole, or for each MiB of a long one.
 
 use std::fmt::Display;
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, Cursor, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,41 +33,14 @@ pub(super) fn text(code: u16, line: impl Display) -> ResponseBox {
         .with_header(header("Content-Type", "text/plain; charset=utf-8"))
 }
 
-/// An answer of bytes.
+/// An answer of bytes. Never in chunks: peers look at the length before they read. And no cache on the
+/// way may keep it.
 pub(super) fn bytes(code: u16, body: impl AsRef<[u8]> + Send + 'static) -> ResponseBox {
     let length = body.as_ref().len();
-    of_length(code, length, Cursor::new(body))
-}
-
-/// The same; the bytes are made by the thread that sends them.
-pub(super) fn bytes_later(
-    code: u16,
-    length: usize,
-    make: impl FnOnce() -> Vec<u8> + Send + 'static,
-) -> ResponseBox {
-    of_length(code, length, Later { make: Some(make), made: Cursor::default() })
-}
-
-/// Never in chunks: peers look at the length before they read. And no cache on the way may keep it.
-fn of_length(code: u16, length: usize, body: impl Read + Send + 'static) -> ResponseBox {
     let headers = vec![header("Cache-Control", "no-store")];
-    Response::new(code.into(), headers, body, Some(length), None)
+    Response::new(code.into(), headers, Cursor::new(body), Some(length), None)
         .with_chunked_threshold(usize::MAX)
         .boxed()
-}
-
-struct Later<M> {
-    make: Option<M>,
-    made: Cursor<Vec<u8>>,
-}
-
-impl<M: FnOnce() -> Vec<u8>> Read for Later<M> {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        if let Some(make) = self.make.take() {
-            self.made = Cursor::new(make());
-        }
-        self.made.read(to)
-    }
 }
 
 pub(super) fn header(name: &str, value: &str) -> Header {

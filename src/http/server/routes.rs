@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use tiny_http::{Method, Request, ResponseBox};
 
 use super::queue::Queue;
-use super::reply::{bytes, bytes_later, header, text};
+use super::reply::{bytes, header, text};
 use super::request::{Question, first, header_bytes, path_of};
 use crate::group::Told;
 use crate::http::frame::Wanted;
@@ -55,7 +55,7 @@ impl Routes {
         match self.route(request, body) {
             Err(answer) => answer,
             Ok(Asked::Key(group, key)) => answer_get(group, &key),
-            Ok(Asked::Keys(group, keys)) => batch(group.answer_batch(&keys)),
+            Ok(Asked::Keys(group, keys)) => batch(&group.answer_batch(&keys)),
         }
     }
 
@@ -68,9 +68,7 @@ impl Routes {
                 told => Some(answer_of(told)),
             },
             Ok(Asked::Keys(group, keys)) => {
-                // A value that does not fit must not be held until the client has read.
-                let fit = frame::answer_budget();
-                let answer = || batch(group.answer_batch_cached(&keys, fit));
+                let answer = || batch(&group.answer_batch_cached(&keys, |_| true));
                 group.has_cached(&keys).then(answer)
             }
         }
@@ -136,7 +134,7 @@ impl Routes {
                     (keys, Wanted::All) => return Ok(Asked::Keys(group, keys)),
                     (keys, Wanted::Cached) => {
                         let fit = frame::cached_budget(keys.len());
-                        batch(group.answer_batch_cached(&keys, fit))
+                        batch(&group.answer_batch_cached(&keys, fit))
                     }
                 }
             }
@@ -207,10 +205,8 @@ fn answer_of(told: Told) -> ResponseBox {
     }
 }
 
-fn batch(answers: Vec<Result<Told, Error>>) -> ResponseBox {
-    let length = frame::answer_length(&answers);
-    let answer = bytes_later(200, length, move || frame::write_answer(&answers));
-    answer.with_header(header("Content-Type", wire::BATCH_TYPE))
+fn batch(answers: &[Result<Told, Error>]) -> ResponseBox {
+    bytes(200, frame::write_answer(answers)).with_header(header("Content-Type", wire::BATCH_TYPE))
 }
 
 /// Compares without telling by the time it takes how much of a guess is right.
