@@ -60,6 +60,17 @@ impl Elastic {
         self.shared.start()
     }
 
+    /// Starts a thread for each job that could not have one. To be called now and then: all threads may
+    /// have jobs that take long.
+    pub(crate) fn catch_up(&self) {
+        let mut state = self.shared.state.lock().unwrap();
+        let lacking = if state.lacks_threads { state.jobs.len() } else { 0 };
+        state.threads += lacking;
+        drop(state);
+        // Each that fails is no longer counted.
+        (0..lacking).for_each(|_| drop(self.shared.start()));
+    }
+
     /// Leaves `job` to a thread. Never waits.
     pub(crate) fn run(&self, job: Job) -> Result<(), Job> {
         let shared = &self.shared;
@@ -116,27 +127,19 @@ impl Shared {
 
     /// Does one job after the other, until none has come for a while.
     fn work(self: &Arc<Self>) {
-        while let Some((job, others_wait)) = self.next() {
-            if others_wait {
-                // There were no threads for them; if that has changed, each starts the next.
-                let _ = self.start();
-            }
+        while let Some(job) = self.next() {
             if catch_unwind(AssertUnwindSafe(job)).is_err() {
                 log::error!("a panic in {}", self.name);
             }
         }
     }
 
-    /// The next job, and whether a thread is to be started for those behind it: it is counted then.
-    /// `None` if this thread is to end: it is no longer counted.
-    fn next(&self) -> Option<(Job, bool)> {
+    /// The next job. `None` if this thread is to end: it is no longer counted.
+    fn next(&self) -> Option<Job> {
         let mut state = self.state.lock().unwrap();
         loop {
             if let Some(job) = state.jobs.pop_front() {
-                let others_wait =
-                    state.jobs.len() > state.idle && state.threads < self.most_threads;
-                state.threads += usize::from(others_wait);
-                return Some((job, others_wait));
+                return Some(job);
             }
             state.idle += 1;
             let is_idle = |state: &mut State| state.jobs.is_empty() && !state.is_over;

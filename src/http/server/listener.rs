@@ -141,9 +141,11 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// The next request; waits for it. `None` if it accepts no more and its connections must have ended.
-    pub(super) fn recv(&mut self) -> Option<Request> {
+    /// The next request; waits for it, and calls `look` once a second at least. `None` if it accepts no
+    /// more and its connections must have ended.
+    pub(super) fn recv(&mut self, look: impl Fn()) -> Option<Request> {
         loop {
+            look();
             // An error is the end of the acceptor, which the keeper finds out by itself.
             let request = self.server.recv_timeout(LOOK).ok().flatten();
             if request.is_some() || self.accepts.load(Ordering::Relaxed) {

@@ -112,7 +112,8 @@ impl Service {
     /// If the next one is there already and a worker is idle, that worker takes this one: then all
     /// processors are used.
     pub(super) fn take_in(self: &Arc<Self>, mut generation: Generation) {
-        let mut next = generation.recv();
+        let catch_up = || self.slow_threads.catch_up();
+        let mut next = generation.recv(catch_up);
         while let Some(request) = next {
             let question = self.accept(request);
             next = if self.queue.has_idle() { generation.try_recv() } else { None };
@@ -123,7 +124,7 @@ impl Service {
             if let Some(question) = left {
                 self.answer(question);
             }
-            next = next.or_else(|| generation.recv());
+            next = next.or_else(|| generation.recv(catch_up));
         }
     }
 

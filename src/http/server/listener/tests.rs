@@ -35,7 +35,7 @@ fn echo_with(socket: TcpListener, doors: Vec<SocketAddr>, idle_timeout: Duration
     let ((begins, begun), (ends, ended)) = (mpsc::channel(), mpsc::channel());
     let intake = move |mut generation: Generation| {
         let _ = begins.send(());
-        while let Some(request) = generation.recv() {
+        while let Some(request) = generation.recv(|| {}) {
             let path = request.url().to_owned();
             let _ = request.respond(Response::from_string(path));
         }
@@ -162,7 +162,7 @@ fn the_kernel_ends_connections_whose_clients_do_not_read() {
     let (ended, end) = mpsc::channel();
     let addr = socket.local_addr().unwrap();
     let listener = Listener::start(socket, doors(addr), IDLE, move |mut generation: Generation| {
-        let Some(request) = generation.recv() else { return };
+        let Some(request) = generation.recv(|| {}) else { return };
         let mut writer = request.into_writer();
         let start = Instant::now();
         let error = loop {
