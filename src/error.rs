@@ -25,7 +25,7 @@ pub enum Error {
     Getter {
         /// The key that was to be loaded.
         key: String,
-        /// What the getter returned.
+        /// The getter's error.
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The getter panicked. The key is not poisoned: the next get calls it again.
@@ -152,11 +152,11 @@ pub enum PeerError {
         text: String,
     },
     /// A server answered that is none of the cluster's nodes: its address may have been given to
-    /// another program. What it answered.
+    /// another program. Says how that showed.
     Stranger(String),
     /// The peer cannot do this: its [`PeerGetter`](crate::PeerGetter) does not implement removals.
     Unsupported,
-    /// The value is larger than what may travel.
+    /// The value is larger than the limit between nodes.
     TooLarge {
         /// The limit in bytes.
         limit: u64,

@@ -20,7 +20,7 @@
 //! 2. A's work asks for "b" and waits for B;
 //! 3. B's work asks for "a" and waits for A.
 //!
-//! So a thread that leads says for whom it waits, and one that would close a circle is told instead; a
+//! So a leader says which leader it waits for, and one that would close a circle is told instead; a
 //! circle of one is a leader that asks for its own key.
 //!
 //! Read on in [`Group`](crate::Group), which has two flights and says why one is not enough.
@@ -67,7 +67,7 @@ thread_local! {
     static THIS: Arc<Thread> = Arc::default();
 }
 
-/// What others need to know of a thread to see whether it waits for them.
+/// A thread as others see it that may have to wait for it.
 #[derive(Default)]
 struct Thread {
     /// How many calls it leads, in all flights.
@@ -92,7 +92,7 @@ impl<T: Send> Led for Call<T> {
     }
 }
 
-/// Whether this thread leads a call in any flight: what it asks for now, its work needs.
+/// Whether this thread leads a call in any flight, and now asks for something that its work needs.
 pub(crate) fn is_leading() -> bool {
     THIS.with(|this| this.leads.load(Ordering::Relaxed) > 0)
 }
@@ -108,7 +108,7 @@ pub(crate) enum Unanswered {
     TimedOut,
 }
 
-/// What [`Flight::join`] gives.
+/// The part of a caller in the work for its key.
 pub(crate) enum Seat<'f, T: Clone> {
     Leader(LeaderGuard<'f, T>),
     Follower(Arc<Call<T>>),

@@ -1,4 +1,4 @@
-//! `Getter`: the origin, the slow source of data behind the cache; `Loaded`: what it gives.
+//! `Getter`: the origin, the slow source of data behind the cache; `Loaded`: a value of it.
 //!
 //! How is a key loaded that no cache has? By code of the user. A closure will do, and bytes or text
 //! that it returns become a [`Loaded`].
@@ -19,7 +19,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Give it a deadline of its own, shorter than [`PoolOptions::timeout`](crate::PoolOptions::timeout):
 /// nothing else ends a load. Without one, an origin that hangs holds the thread that loads for as long,
 /// the others that want the key for [`load_timeout`](crate::GroupBuilder::load_timeout), and the
-/// server's workers one after the other. With one, its error reaches all who wait; a process that has
+/// server's workers one after the other. With one, its error reaches all callers that wait; a process that has
 /// asked the owner then tries once more, unless [told not to](crate::GroupBuilder::retry_failed_loads).
 ///
 /// A getter may ask its own group for other keys, as long as these do not ask back. If it asks for

@@ -11,7 +11,7 @@ use crate::{Loaded, PeerError};
 
 /// A removal reaches all nodes that are in the list from so long before it until so long after it. Twice
 /// as long as an earlier owner is asked for a key, since lists do not change everywhere at the same
-/// time: who takes a value over from a node must not do so after removals have ceased to reach it.
+/// time: no node may take a value over from one that removals no longer reach.
 pub(crate) const LATELY: Duration = Duration::from_secs(60);
 
 /// Knows which peer owns a key.
@@ -29,7 +29,7 @@ pub trait PeerPicker: Send + Sync {
 
     /// The peers other than its owner that owned `key` before the list changed, up to three of them,
     /// the last one first; those that have left the list, too, but not longer than 30 seconds ago.
-    /// Before this process loads a key as its owner, it asks them for what they have in their
+    /// Before this process loads a key as its owner, it asks them for the values in their
     /// [caches](PeerGetter::get_cached). Default: none.
     fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
         let _ = key;

@@ -49,7 +49,7 @@ fn fmix32(mut h: u32) -> u32 {
     h ^ (h >> 16)
 }
 
-/// Who owns which key.
+/// Which node owns which key.
 ///
 /// Point `i` of node `n` lies at `hash(decimal(i) + n)`. The owner of a key depends on the set
 /// of nodes alone, never on their order: if two points have the same position, the node with the

@@ -1,4 +1,4 @@
-//! `Stats`: what a group counts.
+//! `Stats`: the counters of a group.
 //!
 //! How does an operator know that a node does well? By how many gets its caches answer, by which
 //! peers do not answer, and by how long loads take. Three identities hold whenever no get is under
@@ -130,11 +130,10 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// What a group counts outside of the hit path.
+/// The counters outside of the hit path.
 #[derive(Default)]
 pub(crate) struct Counters {
-    // Guards everything that is counted for a few additions. The hits, and what is known of the peers
-    // now, are added to a snapshot alone.
+    // Guards all counters, held for a few additions. A snapshot adds the hits and the state of the peers.
     stats: Mutex<Stats>,
 }
 

@@ -153,7 +153,7 @@ impl Cache {
         (end <= now && now < end.saturating_add(grace)).then_some(record)
     }
 
-    /// The right to keep what is loaded from now on, unless the key is removed meanwhile.
+    /// The right to keep a value that is loaded from now on, unless the key is removed meanwhile.
     pub(crate) fn lease(&self, key: &Key<'_>) -> Lease {
         self.lock(key).lease(key)
     }
@@ -180,17 +180,17 @@ impl Cache {
         self.make_room(home);
     }
 
-    /// Removes `key`, and ends its leases, so that what is being loaded for it now is not kept.
+    /// Removes `key`, and ends its leases, so that a value that is being loaded for it now is not kept.
     pub(crate) fn remove(&self, key: &Key<'_>) {
         drop(self.change(self.home(key), |shard| shard.remove(key)));
     }
 
-    /// Takes `key` out, but ends no lease: what was kept is outdated, and not what is being loaded.
+    /// Takes `key` out, but ends no lease: the entry is outdated, a value that is being loaded is not.
     pub(crate) fn drop_outdated(&self, key: &Key<'_>) {
         drop(self.change(self.home(key), |shard| shard.take_key(key)));
     }
 
-    /// Removes all keys in the same way. Returns what they held, to be dropped: for a million entries
+    /// Removes all keys in the same way. Returns the entries, to be dropped: for a million entries
     /// that takes a tenth of a second.
     pub(crate) fn clear(&self) -> impl Send + use<> {
         let clear = |index| self.change(index, |shard| shard.clear(self.eviction));
@@ -203,7 +203,7 @@ impl Cache {
         let mut shard = self.shards[index].0.lock().unwrap();
         let before = shard.bytes();
         let left = change(&mut shard);
-        // Under the lock, so that nobody subtracts what is not added yet.
+        // Under the lock, so that no thread subtracts bytes that are not added yet.
         self.bytes.0.fetch_add(shard.bytes().wrapping_sub(before), Ordering::Relaxed);
         left
     }

@@ -5,7 +5,7 @@
 //! makes its entry the newest.
 //!
 //! Why not LRU? A hit there moves an entry to the front, which is five writes under the lock;
-//! and one scan pushes out what is popular. Here a hit sets a counter of two bits and relinks
+//! and one scan pushes out the popular entries. Here a hit sets a counter of two bits and relinks
 //! nothing:
 //!
 //! - A new entry goes into the *small* queue. At its end, if it was hit at least twice there, it
@@ -16,7 +16,7 @@
 //!
 //! In the paper the small queue has a tenth of the space. If popularity drifts, that is too
 //! little: keys are gone before they are asked for again. So a tenth is only the start, and each
-//! queue shows what a little more space would have brought it: a key that comes back shortly after
+//! queue shows that it is too small: a key that comes back shortly after
 //! it left the small queue is a sign that this queue is too small, and one that left main, that main
 //! is (the shadow queues of Cidon et al., *Cliffhanger*, NSDI 2016). In a loop over more keys than
 //! fit, every key comes back, and the small queue would take all the space and hit nothing; so it

@@ -25,7 +25,7 @@ const LATEST: u64 = NEVER - 1;
 const KEY_LENGTH: u32 = 48;
 const ABSENT: u64 = 1 << 63;
 
-/// What the cache charges for an entry besides its key and value, in bytes: the record's head (8),
+/// The bytes that the cache charges for an entry besides its key and value: the record's head (8),
 /// its reference counts (16), the allocator's header and rounding (16 on average), its entry in the
 /// slab (32), the head of its chain and its ghosts. `bench memory` measures how well that describes
 /// small entries.

@@ -1,7 +1,7 @@
 //! `Shard`: a part of the cache's entries, with their table, bytes and order; one thread at a time.
 //!
 //! The cache is cut into shards so that threads seldom meet at the same lock. A shard never
-//! drops a record itself: it returns what leaves, to be dropped outside of the lock.
+//! drops a record itself: it returns those that leave, to be dropped outside of the lock.
 
 use std::cell::LazyCell;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(crate) struct Shard {
 /// Removals are counted in 64 buckets of keys, so that one removal ends few other leases.
 const REMOVAL_COUNTERS: usize = 64;
 
-/// The right to insert what is loaded from now on. A removal of the key ends it, and now and then
+/// The right to insert a value that is loaded from now on. A removal of the key ends it, and now and then
 /// the removal of another key.
 ///
 /// 1. Thread A misses, takes a lease and asks the origin, which answers v1.

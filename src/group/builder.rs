@@ -131,7 +131,7 @@ impl GroupBuilder {
     }
 
     /// Whether this process tries to load a key whose owner answered that its own load has failed.
-    /// Default: `true`, which helps if what failed was the owner's way to the origin.
+    /// Default: `true`, which helps if the owner's way to the origin has failed.
     ///
     /// With `false` the get ends with [`Error::Owner`]. Turn it off if all processes ask the same
     /// origin and its failures last: with an origin that hangs and a getter that gives up after 2 s,
@@ -153,8 +153,8 @@ impl GroupBuilder {
     /// The owner of the key asks its getter, another process that has a copy asks the owner. Until the
     /// new value is there, gets see the old one, no longer than it lives. If the load fails, or the
     /// getter panics, they go on to see it, and one of them causes another try after a second. If the
-    /// origin has no such key any more, the value goes. What is [removed](Group::remove) while it is
-    /// being renewed is not kept. A value that nobody asks for in that time expires.
+    /// origin has no such key any more, the value goes. A value that is [removed](Group::remove) while
+    /// it is being renewed is not kept. A value that nobody asks for in that time expires.
     ///
     /// Up to four threads do this for a group; they start when they are needed, and end when there is
     /// nothing to do. Each renews one key at a time. Where all threads are busy and 256 keys wait, values
@@ -171,14 +171,14 @@ impl GroupBuilder {
     /// While the origin fails, the load of a key is tried once a second, by one of its callers; the
     /// others get the old value without waiting. To [`get`](Group::get) it is a value like any other;
     /// [`get_traced`](Group::get_traced) and the log of the process that keeps it say that it is stale,
-    /// and why. Other processes keep no copy of it. Neither "no such key" nor what was [removed](Group::remove) comes back. A copy
-    /// of another process's key is kept for no more than another [`hot_ttl`](Self::hot_ttl), since a
+    /// and why. Other processes keep no copy of it. After "no such key", or a
+    /// [removal](Group::remove), no old value comes back. A copy of another process's key is kept for no more than another [`hot_ttl`](Self::hot_ttl), since a
     /// removal, or the news that there is no such key, may not have reached it.
     pub fn stale_if_error(self, duration: Duration) -> Self {
         Self { stale_if_error: duration, ..self }
     }
 
-    /// What knows the owners of keys, such as an [`HttpPool`](crate::HttpPool). Default: nothing,
+    /// The list of peers, which knows the owners of keys, such as an [`HttpPool`](crate::HttpPool). Default: nothing,
     /// this process owns all keys.
     #[doc(alias = "RegisterPeers")]
     pub fn peers(self, peers: Arc<impl PeerPicker + 'static>) -> Self {
@@ -238,7 +238,7 @@ impl GroupBuilder {
     }
 }
 
-/// What a group does when the list of nodes has changed.
+/// Called when the list of nodes has changed.
 fn on_change(group: Weak<Group>) -> Arc<dyn Fn() + Send + Sync> {
     Arc::new(move || {
         if let Some(group) = group.upgrade() {

@@ -1,16 +1,16 @@
-//! Hand-over: what the list of nodes gives to another owner is fetched from the earlier one.
+//! Hand-over: after a change of the list of nodes, a key's new owner fetches the value from the earlier one.
 //!
 //! When three nodes become four, a quarter of all keys has a new owner, which has none of them; and a
 //! node that is replaced takes its share along. The origin would have to give all that once more. But
-//! for 30 seconds the earlier owners are asked before the getter is: the last one first, for what they
-//! have in their main caches and for no longer than [`PATIENCE`] in all. A node that is asked so asks
+//! for 30 seconds the earlier owners are asked before the getter is: the last one first, for the
+//! values in their main caches and for no longer than [`PATIENCE`] in all. A node that is asked so asks
 //! nobody, so there are no loops. A value keeps the life that it had. "No such key" is not handed over.
 //!
 //! [`Group::source`] is the getter with this in front of it. It also serves two callers that must not
 //! wait for another node's worker, although a key is not this node's own: a peer that takes this node
 //! for the owner, and a get inside a getter. They ask the owner in the same way.
 //!
-//! # What another node owns now
+//! # Values that another node owns now
 //!
 //! The main cache keeps those values, for they may be handed over, and their keys may come home. But a
 //! removal may not reach this node any more. So they are served for
@@ -127,7 +127,7 @@ impl Group {
     }
 }
 
-/// What is left of a value after that time; `None` if it has ended.
+/// The value after that time, with the rest of its life; `None` if it has ended.
 fn aged(loaded: Loaded, passed: Duration) -> Option<Loaded> {
     let ttl = loaded.ttl.map(|ttl| ttl.saturating_sub(passed));
     (ttl != Some(Duration::ZERO)).then_some(Loaded { ttl, ..loaded })
@@ -149,7 +149,7 @@ impl Disowned {
         Self { due: AtomicU64::new(NEVER) }
     }
 
-    /// Whether a look-up has to ask for the owner of what it finds.
+    /// Whether a look-up has to ask who owns its key.
     #[inline]
     pub(super) fn is_pending(&self) -> bool {
         self.due.load(Ordering::Relaxed) < SWEPT

@@ -15,12 +15,12 @@
 //! ```
 //!
 //! [`Group::get`] and `Group::load` below are this picture. A key that no cache has is a [`Miss`], and
-//! the functions from `load` on take several misses: those of a batch, or one. Each step writes what it
-//! finds into the miss; at the end its trace says how it was answered, and is counted and logged.
+//! the functions from `load` on take several misses: those of a batch, or one. Each step writes its
+//! findings into the miss; at the end its trace says how it was answered, and is counted and logged.
 //!
 //! Two flights, not one, keep the threads apart: `asking` wraps "ask the owner, else fall back", and
-//! `loading` wraps "call the getter". With one flight for both, two nodes whose lists of peers differ for a moment could wait
-//! for each other until a deadline ends it:
+//! `loading` wraps "call the getter". With one flight for both, two nodes whose lists of peers differ
+//! for a moment could wait for each other until a deadline ends it:
 //!
 //! 1. node A believes that B owns the key, and its thread asks B, leading the flight;
 //! 2. node B believes that A owns it, and its thread asks A, leading a flight of its own;
@@ -28,7 +28,7 @@
 //! 4. A's question arrives at B and joins B's flight, which waits for A.
 //!
 //! Here a peer's question ([`Group::answer_peer`]) only ever joins `loading`, and a leader there calls the
-//! getter; other nodes it asks only for what they have in their caches, which waits for nobody (see
+//! getter; it asks other nodes for their cached values alone, which waits for nobody (see
 //! [`handover`]). A get inside a getter does the same, for else this could happen:
 //!
 //! 1. All workers of A run getters, each of which asks for a key that B owns;
@@ -133,7 +133,7 @@ struct Miss<'k> {
     owner: Owner,
     /// Whether it is no get, but a renewal of the value.
     is_renewal: bool,
-    /// Whether it is the one get that tries again what has failed.
+    /// Whether it is the one get that tries again after a failure.
     is_trial: bool,
     /// From before the owner or the origin was asked.
     lease: Option<Lease>,
@@ -186,7 +186,7 @@ fn those<'a, 'm, 'k>(
     &mut misses[..found]
 }
 
-/// What this node tells a peer about a key.
+/// The answer of this node to a peer.
 pub(crate) enum Told {
     /// The value and its remaining time to live; zero if it is past its time, since the load failed.
     Value(ByteView, Option<Duration>),

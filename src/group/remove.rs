@@ -17,7 +17,7 @@
 //! - *An earlier owner*, for 30 seconds after the list of nodes has changed: the owner would take the
 //!   value [over](super::handover) from it. So then all nodes are told once before the owner is.
 //! - *A node that this one does not know.* A node that has left the list may still be asked, and a node
-//!   that has come is asked by those who know it already, and loads by itself:
+//!   that has come is asked by nodes that know it already, and loads by itself:
 //!
 //!   1. Node B knows of the new node N, which owns the key now. A get at B asks N, which loads v1.
 //!   2. The origin turns to v2, and A, which does not know N yet, removes the key everywhere else.
@@ -27,7 +27,7 @@
 //! Those that have left are told with the others. And each node keeps the removals that it
 //! [made](Made), and repeats them when its list changes. No change is missed: a removal is noted before
 //! the list is read, and the list is swapped before the notes are read, so the second of the two sees
-//! what the first has done.
+//! the work of the first.
 //!
 //! What remains: between a removal and the next change of the remover's list, a node that it does not
 //! know may serve the old value; if the remover ends before that change, nobody repeats its removal; and
@@ -149,7 +149,7 @@ impl Group {
     }
 
     /// Each node owns some keys and has copies of others, so none can be first. The first round drops
-    /// what earlier owners have, the second the values that were taken over from them meanwhile, and the
+    /// the values of earlier owners, the second the values that were taken over from them meanwhile, and the
     /// third the copies that were made of those.
     fn clear_everywhere(&self) -> Failed {
         let (peers, mut failed) = (self.peers.others(), Failed::new());

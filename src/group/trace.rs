@@ -8,7 +8,7 @@ use crate::PeerError;
 /// How one get was answered: which branches of the [flow](crate#one-get) it took.
 ///
 /// A step that a get did not take is `None`. If an owner was asked and did not answer, `asked` says
-/// why, beside the fields that say what was done instead. [`Display`](fmt::Display) gives the text of
+/// why, beside the fields of the steps that were taken instead. [`Display`](fmt::Display) gives the text of
 /// the log line, which is not all ASCII.
 ///
 /// ```
