@@ -87,28 +87,27 @@ fn a_batch_inside_a_getter_finds_the_key_that_is_being_loaded() {
 
 #[test]
 fn two_batches_whose_getters_ask_for_each_others_keys_end() {
-    let both_lead = Barrier::new(2);
+    let keys = Arc::new(OnceLock::<[String; 4]>::new());
+    let (known, both_lead) = (keys.clone(), Barrier::new(2));
     let (groups, [a, _b]) = nodes(4, move |groups, key| {
-        let asked = match key.split(' ').next_back() {
-            Some("a") => key.replace(" a", " y"),
-            Some("z") => key.replace(" z", " c"),
+        let [a, c, y, z] = known.get().unwrap();
+        let asked = match key {
+            key if key == a => y,
+            key if key == z => c,
             _ => return "value".into(),
         };
         both_lead.wait();
-        groups.get().unwrap()[0].get(&asked).map_or_else(|e| e.to_string(), |_| "value".into())
+        groups.get().unwrap()[0].get(asked).map_or_else(|e| e.to_string(), |_| "value".into())
     });
-    // All of these are node a's own.
-    let prefix = (0..).map(|i| i.to_string()).find(|prefix| {
-        ["a", "c", "y", "z"].iter().all(|key| a.pool.owner(&format!("{prefix} {key}")) == a.url)
-    });
-    let key = |name: &str| format!("{} {name}", prefix.as_ref().unwrap());
+    let mut own = a.keys_of(&a.url);
+    keys.set([(); 4].map(|()| own.next().unwrap())).unwrap();
+    let [a, c, y, z] = keys.get().unwrap();
     let group = &groups.get().unwrap()[0];
     let start = Instant::now();
     thread::scope(|scope| {
-        for names in [["a", "c"], ["z", "y"]] {
+        for keys in [[a, c], [z, y]] {
             scope.spawn(move || {
-                let keys = names.map(key);
-                let answers = group.get_many(&keys.each_ref().map(String::as_str));
+                let answers = group.get_many(&keys.map(String::as_str));
                 assert!(answers.iter().all(Result::is_ok), "{answers:?}");
             });
         }
