@@ -10,16 +10,13 @@ use tiny_http::{Method, Request, ResponseBox};
 
 use super::queue::Queue;
 use super::reply::{bytes, header, text};
-use super::request::{Question, first, header_bytes, path_of};
+use super::request::{Question, first, path_of};
 use crate::group::Told;
 use crate::http::frame::Wanted;
 use crate::http::options::ServerOptions;
 use crate::http::{frame, wire};
 use crate::metrics::{head, prometheus};
 use crate::{Error, Group};
-
-/// The most bytes in the names and values of a header.
-const MAX_HEADER_BYTES: usize = 64 << 10;
 
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -32,9 +29,9 @@ pub(super) struct Routes {
 }
 
 /// What a peer asks of a group that may have to load it.
-enum Asked<'r> {
-    Key(&'r Group, String),
-    Keys(&'r Group, Vec<&'r str>),
+enum Gets<'r> {
+    One(&'r Group, String),
+    Many(&'r Group, Vec<&'r str>),
 }
 
 impl Routes {
@@ -54,8 +51,8 @@ impl Routes {
     pub(super) fn answer(&self, request: &Request, body: &[u8]) -> ResponseBox {
         match self.route(request, body) {
             Err(answer) => answer,
-            Ok(Asked::Key(group, key)) => answer_get(group, &key),
-            Ok(Asked::Keys(group, keys)) => batch(&group.answer_batch(&keys)),
+            Ok(Gets::One(group, key)) => answer_get(group, &key),
+            Ok(Gets::Many(group, keys)) => batch(&group.answer_batch(&keys)),
         }
     }
 
@@ -63,11 +60,11 @@ impl Routes {
     pub(super) fn immediate(&self, request: &Request, body: &[u8]) -> Option<ResponseBox> {
         match self.route(request, body) {
             Err(answer) => Some(answer),
-            Ok(Asked::Key(group, key)) => match group.answer_peer_cached(&key).ok()? {
+            Ok(Gets::One(group, key)) => match group.answer_peer_cached(&key).ok()? {
                 Told::NotCached => None,
                 told => Some(answer_of(told)),
             },
-            Ok(Asked::Keys(group, keys)) => {
+            Ok(Gets::Many(group, keys)) => {
                 let answer = || batch(&group.answer_batch_cached(&keys, |_| true));
                 group.has_cached(&keys).then(answer)
             }
@@ -75,10 +72,7 @@ impl Routes {
     }
 
     /// What may have to be loaded; the answer to everything else, which has been done by then.
-    fn route<'r>(&'r self, request: &Request, body: &'r [u8]) -> Result<Asked<'r>, ResponseBox> {
-        if header_bytes(request) > MAX_HEADER_BYTES {
-            return Err(text(431, format!("a header has up to {MAX_HEADER_BYTES} bytes")));
-        }
+    fn route<'r>(&'r self, request: &Request, body: &'r [u8]) -> Result<Gets<'r>, ResponseBox> {
         // A page of another site, which the browser of somebody on this network has open.
         if first(request, "Origin").is_some() {
             return Err(text(403, "this port is for peers, and not for browsers"));
@@ -110,7 +104,7 @@ impl Routes {
         request: &Request,
         path: &str,
         body: &'r [u8],
-    ) -> Result<Asked<'r>, ResponseBox> {
+    ) -> Result<Gets<'r>, ResponseBox> {
         let (group, key) = wire::parse(path).map_err(|what| text(400, what))?;
         let check = first(request, wire::KEY_CHECK);
         if check.is_some() && check != key.as_deref().and_then(wire::check_of).as_deref() {
@@ -121,7 +115,7 @@ impl Routes {
                 .with_header(header(wire::ERROR, wire::NO_GROUP)));
         };
         Err(match (request.method(), key) {
-            (Method::Get, Some(key)) => return Ok(Asked::Key(group, key)),
+            (Method::Get, Some(key)) => return Ok(Gets::One(group, key)),
             // While the origin is slow, all workers may wait for it: that must not keep old values.
             (Method::Delete, Some(key)) => removal(group, &key),
             (Method::Delete, None) => {
@@ -131,7 +125,7 @@ impl Routes {
             (Method::Post, None) => {
                 let question = frame::read_question(body).map_err(|what| text(400, what))?;
                 match question {
-                    (keys, Wanted::All) => return Ok(Asked::Keys(group, keys)),
+                    (keys, Wanted::All) => return Ok(Gets::Many(group, keys)),
                     (keys, Wanted::Cached) => {
                         let fit = frame::cached_budget(keys.len());
                         batch(&group.answer_batch_cached(&keys, fit))

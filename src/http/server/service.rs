@@ -245,19 +245,15 @@ impl Service {
         });
     }
 
-    /// Lets nothing more be sent on a connection whose answer was not finished: it would be taken for
-    /// the rest of that. tiny_http sends nothing there as long as the writer lives, and closes a
-    /// connection that is silent; only then the writer is dropped.
+    /// Keeps a connection whose answer was not finished until tiny_http has closed it, since it is silent:
+    /// what is sent there meanwhile would be taken for the rest of that answer. tiny_http sends nothing as
+    /// long as the writer lives.
     fn outlast(&self, client: SocketAddr, writer: Writer) {
-        let mut writers = vec![writer];
-        loop {
-            thread::sleep(self.idle_timeout + Duration::from_secs(1));
-            let late = self.clients.take_waiting(client);
-            if late.is_empty() {
-                return;
-            }
-            // Not answered: only a writer that is never used sends nothing.
-            writers.extend(late.into_iter().map(Request::into_writer));
+        thread::sleep(self.idle_timeout + Duration::from_secs(1));
+        drop(writer);
+        // Not answered: only a writer that is never used sends nothing.
+        while let Some(late) = self.clients.next(client) {
+            drop(late.into_writer());
         }
     }
 
@@ -282,7 +278,7 @@ impl Handlers {
     fn immediate(&self, question: &mut Question) -> Option<ResponseBox> {
         let is_new = mem::take(&mut question.is_new);
         let answer = || caught(question, &self.immediate).unwrap_or_else(Some);
-        if question.refusal.is_none() && is_new { answer() } else { question.refusal.take() }
+        if is_new { answer() } else { None }
     }
 
     fn by_handler(&self, question: &Question) -> ResponseBox {
