@@ -2,7 +2,7 @@
 //!
 //! A blocking client with a connection for each caller pays for each get with system calls,
 //! wake-ups and headers at both ends, and at 64 callers that is all that both ends do. Databases met
-//! this long ago and commit in groups: what arrives while a commit is under way leaves together
+//! this long ago and commit in groups: transactions that arrive while a commit is under way leave together
 //! in the next one.
 //!
 //! But a commit is short, and a round trip may be long. So there are a few *lanes*, and no get waits
@@ -11,14 +11,14 @@
 //! - A get leaves plainly, as a request of its own, while a lane is free and no gets gather.
 //! - Otherwise it gathers. The first of those that gather leads them into a *batch*, as soon as a lane
 //!   is free, and after [`PAUSE`] in any case: a few slow keys must not hold up the others.
-//! - There are [`LANES`] of them, but one, and three times the pause, after a batch of more keys than
-//!   that: where so many gets meet, the processors of either end are busy, and larger batches make them
-//!   less so.
+//! - There are [`LANES`] lanes. After a batch of more keys than that there is one, and the pause is three
+//!   times as long: so many gets keep the processors of both ends busy, and larger batches make them less
+//!   so.
 //! - Those that have their answer are woken before the leader of the next batch, so that a caller that
 //!   asks again at once comes along. Otherwise there would be two half batches in turns, each at the
 //!   cost of a whole one.
 //!
-//! No get waits for another one's origin: a batch asks only for what the peer has in its caches. A key
+//! No get waits for another one's origin: a batch asks only for the peer's cached values. A key
 //! that a batch does not bring is asked for plainly after it, by its own caller, and so takes two round
 //! trips. Groups that miss much are spared that: after each such get, the next [`PLAIN_AFTER_MISS`]
 //! leave plainly.
@@ -42,8 +42,8 @@ pub(super) struct Combine<A> {
     pause: Duration,
     /// How many of the next gets leave plainly.
     plain_left: AtomicU32,
-    // Guards what is out and what gathers; nobody asks a peer under it. Locked before the lock of
-    // a batch, never under it.
+    // Guards the number of requests that are out and the batch that gathers; no peer is asked under it.
+    // Locked before the lock of a batch, never under it.
     state: Mutex<State<A>>,
     /// Wakes the first of those that gather.
     lane_is_free: Condvar,
@@ -59,7 +59,7 @@ struct State<A> {
 
 /// Keys that are asked for together, each by its own caller.
 struct Batch<A> {
-    // Guards which keys are in it and what it has brought.
+    // Guards its keys and its answers.
     inner: Mutex<Inner<A>>,
     is_back: Condvar,
 }
@@ -141,7 +141,7 @@ impl<A> Combine<A> {
         let pause = if state.lanes == 1 { 3 * self.pause } else { self.pause };
         let waited = self.lane_is_free.wait_timeout_while(state, pause, is_full);
         let (mut state, _) = waited.unwrap();
-        // Nobody joins the batch from here on.
+        // No get joins the batch from here on.
         state.gathering = None;
         let keys = led.inner.lock().unwrap().keys.len();
         state.lanes = if keys > LANES { 1 } else { self.lanes };

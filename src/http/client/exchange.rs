@@ -1,7 +1,7 @@
 //! `Exchange`: one request to one peer, one answer, one deadline.
 //!
-//! What it promises to the layer above: an answer is the peer's own, as a node has written it, or it is
-//! an error. A network does three things that one machine does not:
+//! The promise to the layer above: an answer is the peer's own, as a node has written it, or it is an
+//! error. A network does three things that one machine does not:
 //!
 //! - It forgets connections. A request that fails on a connection that was used before is sent once
 //!   more, on a new one; all our requests may be repeated.
@@ -190,7 +190,7 @@ fn failure(error: ureq::Error) -> PeerError {
     }
 }
 
-/// What a peer has answered.
+/// The answer to a request.
 struct Reply {
     head: Parts,
     /// The whole body of a `200`; else the start of a text.

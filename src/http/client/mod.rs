@@ -36,8 +36,8 @@ use crate::{Loaded, PeerError, PeerGetter, PoolOptions};
 pub(crate) struct HttpGetter {
     exchange: Exchange,
     cooldown: Cooldown,
-    /// Of questions for what is cached: they have less time than others, and a peer that is too slow
-    /// for them is not down.
+    /// Of questions for cached values: they have less time than others, and a peer that is too slow for them
+    /// is not down.
     cached_cooldown: Cooldown,
     // Guards the table alone. As many as this process has groups.
     groups: Mutex<HashMap<String, Arc<Combine<Answer>>>>,
@@ -55,7 +55,7 @@ impl HttpGetter {
             |of: &str, timeout| Cooldown::new(format!("{of} {base_url}"), timeout, clock.clone());
         Self {
             cooldown: cooldown("peer", options.timeout),
-            cached_cooldown: cooldown("what is cached at peer", Duration::ZERO),
+            cached_cooldown: cooldown("cached values of peer", Duration::ZERO),
             exchange: Exchange::new(base_url, options.clone(), clock.clone()),
             groups: Mutex::default(),
             clock,
@@ -106,8 +106,8 @@ impl HttpGetter {
                 Err(error) if error.is_overload() => error,
                 answers => return answers,
             };
-            // A key or two wait for the owner's origin, or its workers do. What it has in its caches
-            // it gives at once.
+            // A key or two wait for the owner's origin, or its workers do. It gives its cached values at
+            // once.
             let cached = ask(Wanted::Cached, end.saturating_sub(self.clock.now()))?;
             let or_error = |answer: Option<_>| answer.or_else(|| Some(Err(error.clone())));
             Ok(cached.into_iter().map(or_error).collect())

@@ -1,8 +1,8 @@
-//! What a client asks: the headers and the body of tiny_http's `Request`.
+//! A request: its headers, and how its body is read.
 //!
-//! Where does a request end? tiny_http goes by the first header that says so, and a proxy in front
-//! may go by another. What one of them takes for a body, the other could then take for the next
-//! request. So a request whose headers leave that open is refused.
+//! Where does a request end? tiny_http goes by the first header that says so, and a proxy in front may go by
+//! another. Bytes that one of them takes for a body, the other could then take for the next request. So a
+//! request whose headers leave that open is refused.
 
 use std::io::{self, Read, Write};
 use std::mem;
@@ -21,14 +21,14 @@ const SHORT: usize = 1024;
 /// How much of a request is shown in the log, in characters.
 const SHOWN: usize = 100;
 
-/// Where the answer goes.
+/// Takes the bytes of the answer.
 pub(super) type Writer = Box<dyn Write + Send>;
 
 /// A request and its whole body.
 pub(super) struct Question {
     pub(super) request: Request,
     pub(super) body: Vec<u8>,
-    /// Nobody has looked yet for an answer that waits for nothing.
+    /// An answer that waits for nothing has not been looked for.
     pub(super) is_new: bool,
 }
 
@@ -48,8 +48,7 @@ pub(super) fn path_of(request: &Request) -> &str {
     target
 }
 
-/// Method and target for the log: cut, and without control characters, which the terminal of
-/// whoever reads the log would obey.
+/// Method and target for the log: cut, and without control characters, which a terminal would obey.
 pub(super) fn shown(request: &Request) -> String {
     let text = format!("{} {}", request.method(), request.url()).escape_debug().to_string();
     if text.len() > SHOWN { format!("{text:.SHOWN$}…") } else { text }
@@ -101,7 +100,7 @@ pub(super) fn read(mut request: Request) -> Option<Question> {
         .by_ref()
         .take(MAX_BODY_BYTES as u64 + 1)
         .read_to_end(&mut body)
-        // What is over the limit is read, or it would be taken for the next request.
+        // The bytes over the limit are read, or they would be taken for the next request.
         .and_then(|_| io::copy(&mut reader, &mut io::sink()));
     let refusal = match read {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -121,7 +120,7 @@ pub(super) fn read(mut request: Request) -> Option<Question> {
     None
 }
 
-/// Whether everyone who reads the headers sees the end of the body at the same byte.
+/// Whether all readers of the headers see the end of the body at the same byte.
 fn is_framed_well(request: &Request, length: usize) -> bool {
     let values = |name| {
         let headers = request.headers().iter().filter(move |header| header.field.equiv(name));

@@ -24,11 +24,11 @@ pub(super) struct Routes {
     base_path: String,
     tokens: Vec<String>,
     groups: HashMap<String, Arc<Group>>,
-    /// What waits for a worker, for `/metrics`.
+    /// The questions that wait for a worker, for `/metrics`.
     pub(super) queue: Arc<Queue<Question>>,
 }
 
-/// What a peer asks of a group that may have to load it.
+/// The keys that a peer asks for. The group may have to load them.
 enum Gets<'r> {
     One(&'r Group, String),
     Many(&'r Group, Vec<&'r str>),
@@ -71,9 +71,10 @@ impl Routes {
         }
     }
 
-    /// What may have to be loaded; the answer to everything else, which has been done by then.
+    /// The keys that may have to be loaded; or the answer, to any other request. A removal has been done by
+    /// then.
     fn route<'r>(&'r self, request: &Request, body: &'r [u8]) -> Result<Gets<'r>, ResponseBox> {
-        // A page of another site, which the browser of somebody on this network has open.
+        // A page of another site, in a browser on this network.
         if first(request, "Origin").is_some() {
             return Err(text(403, "this port is for peers, and not for browsers"));
         }
@@ -151,19 +152,14 @@ impl Routes {
 
     pub(super) fn metrics(&self) -> String {
         let mut text = prometheus(self.groups.values().map(|group| (group.name(), group.stats())));
-        let waiting = self.queue.waiting() as u64;
-        for (name, kind, help, value) in [
-            ("geecache_queued_requests", "gauge", "Requests that wait for a worker.", waiting),
-            (
-                "geecache_shed_total",
-                "counter",
-                "Requests refused with 503.",
-                self.queue.shed.load(Ordering::Relaxed),
-            ),
-        ] {
+        let mut add = |name, kind, help, value: u64| {
             head(&mut text, name, kind, help);
             text += &format!("{name} {value}\n");
-        }
+        };
+        let (waiting, shed) = (self.queue.waiting(), self.queue.shed.load(Ordering::Relaxed));
+        let help = "Requests that wait for a worker.";
+        add("geecache_queued_requests", "gauge", help, waiting as u64);
+        add("geecache_shed_total", "counter", "Requests refused with 503.", shed);
         text
     }
 }
