@@ -1,8 +1,8 @@
-//! `Following`: the list of nodes comes from a name, and changes with what the name leads to.
+//! `Following`: the list of nodes comes from a name, and changes with its addresses.
 //!
-//! Who tells a node which others there are? Kubernetes' headless services, Consul and every cloud
-//! have a name that leads to the addresses of all instances of a service. So a thread looks that name
-//! up again and again, and gives the pool what it finds.
+//! How does a node learn which others there are? Kubernetes' headless services, Consul and every cloud have
+//! a name that leads to the addresses of all instances of a service. So a thread looks that name up again
+//! and again, and gives the pool the addresses.
 //!
 //! The system's resolver blocks for as long as it likes. So nothing waits for that thread: a drop of the
 //! handle returns at once, and a look-up that returns after that changes nothing.
@@ -47,7 +47,7 @@ impl Following {
         self.looked_up.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
     }
 
-    /// Follows what `look_up` finds for `name`, all with the port of the name.
+    /// Follows the addresses that `look_up` finds, all with the port of `name`.
     fn start(
         pool: &Arc<HttpPool>,
         name: &str,
@@ -101,8 +101,8 @@ impl HttpPool {
     ///
     /// It is the system's resolver (`getaddrinfo`) that looks the name up. So `/etc/hosts` and the
     /// search domains of `/etc/resolv.conf` hold, a name with a dot at its end is taken as it is, and
-    /// what caches there are (`nscd`, `systemd-resolved`, the cluster's DNS) delay a change by the
-    /// time to live of the record. Each address is a node of its own: a node that has an IPv4 and an
+    /// its caches (`nscd`, `systemd-resolved`, the cluster's DNS) delay a change by the time to live of the
+    /// record. Each address is a node of its own: a node that has an IPv4 and an
     /// IPv6 address should be found by one of them only.
     ///
     /// ```no_run
@@ -201,18 +201,16 @@ fn port_of(name: &str) -> Result<u16, Error> {
     port.ok_or_else(|| Error::Config(format!("{name:?}: write a name and a port, like cache:8001")))
 }
 
-/// The scheme and the address of this node, as it finds itself among the others.
+/// The scheme and the address of this node, whose URL must be as it finds itself among the others.
 fn own_address(url: &str) -> Result<(&'static str, SocketAddr), Error> {
     let scheme = if url.starts_with("https://") { "https" } else { "http" };
     let address = url.split_once("://").and_then(|(_, address)| address.parse().ok());
+    let right = address.map(|address: SocketAddr| format!("{scheme}://{address}"));
     match address {
-        Some(address) if format!("{scheme}://{address}") == url => Ok((scheme, address)),
-        Some(address) => Err(Error::Config(format!(
-            "node URL {url:?}: the others find this node as {scheme}://{address}; write it so"
-        ))),
-        None => Err(Error::Config(format!(
-            "node URL {url:?}: the others find this node by its address; write it like \
-             http://10.0.0.1:8001"
+        Some(address) if right.as_deref() == Some(url) => Ok((scheme, address)),
+        _ => Err(Error::Config(format!(
+            "node URL {url:?}: the others find this node by its address; write it like {}",
+            right.as_deref().unwrap_or("http://10.0.0.1:8001")
         ))),
     }
 }
@@ -388,7 +386,7 @@ mod tests {
         assert!(reason("http://cache-0:8001", "cache:8001", SOON).contains("by its address"));
         assert!(reason("http://10.0.0.1", "cache:80", SOON).contains("by its address"));
         let reason_of_ipv6 = reason("http://[0:0::1]:8001", "cache:8001", SOON);
-        assert!(reason_of_ipv6.contains("as http://[::1]:8001"), "{reason_of_ipv6}");
+        assert!(reason_of_ipv6.ends_with("like http://[::1]:8001"), "{reason_of_ipv6}");
         assert!(reason(node, "cache:8001", Duration::ZERO).contains("more than no time"));
         assert_eq!(Following::EVERY, Duration::from_secs(5));
     }

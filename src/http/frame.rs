@@ -2,7 +2,7 @@
 //!
 //! `guide::protocol` has the bytes as two tables.
 //!
-//! A length is compared with what was received before it is used.
+//! A length is compared with the bytes that were received before it is used.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::{Error, Loaded, MAX_KEY_BYTES, PeerError};
 pub(super) const MAX_KEYS: usize = 1024;
 /// The longest body of a question.
 pub(super) const MAX_QUESTION_BYTES: usize = 1 << 20;
-/// The most bytes of values in one answer; what does not fit is asked for singly.
+/// The most bytes of values in one answer; the others are asked for by the next question, or singly.
 pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
 /// The most bytes of values in an answer from the caches alone, and of one value among several in it:
 /// small values do not wait for large ones.
 const MAX_CACHED_BYTES: usize = 256 << 10;
 const MAX_CACHED_VALUE_BYTES: usize = 64 << 10;
-/// The most bytes of an error's text; what is longer is cut.
+/// The most bytes of an error's text; longer ones are cut.
 pub(super) const MAX_TEXT_BYTES: usize = 1 << 10;
 /// The longest body of an answer.
 pub(super) const MAX_ANSWER_BYTES: usize = MAX_VALUE_BYTES + MAX_KEYS * (3 + MAX_TEXT_BYTES);
@@ -30,7 +30,7 @@ const ABSENT: u8 = 1;
 const FAILED: u8 = 2;
 const NOT_HERE: u8 = 3;
 
-/// In the number of keys of a question: only what is cached is asked for. A node that does not know
+/// In the number of keys of a question: only cached values are asked for. A node that does not know
 /// this bit takes it for too many keys, and refuses the question instead of loading the keys.
 const ONLY_CACHED: u32 = 1 << 31;
 
@@ -43,7 +43,7 @@ pub(super) enum Wanted {
     Cached,
 }
 
-/// What a peer says about one key.
+/// A peer's answer for one key.
 pub(super) type Answer = Result<Option<Loaded>, PeerError>;
 
 /// Whether this many keys, with this many bytes together, fit into one question.
@@ -171,7 +171,7 @@ pub(super) fn read_answer(body: &[u8], count: usize) -> Result<Vec<Option<Answer
     answers
 }
 
-/// What is not read yet.
+/// The bytes that are not read yet.
 struct Rest<'b>(&'b [u8]);
 
 impl<'b> Rest<'b> {

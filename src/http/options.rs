@@ -34,8 +34,8 @@ pub struct PoolOptions {
     pub max_value_bytes: u64,
     /// For how long after a change of the list of nodes this node, when it misses a key that it owns
     /// now, asks those that owned it before, from their caches and for 100 ms at the most, before
-    /// it loads from the origin. Up to 30 seconds; zero turns it off. What a node
-    /// no longer owns it keeps for [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the most. Default: 30 s.
+    /// it loads from the origin. Up to 30 seconds; zero turns it off. A node keeps the values of keys that
+    /// it no longer owns for [`hot_ttl`](crate::GroupBuilder::hot_ttl) at the most. Default: 30 s.
     pub handover: Duration,
     /// Whether gets of a group that go to the same peer at the same time share requests, if there are more
     /// than four. Default: `true`.
@@ -76,7 +76,7 @@ impl Default for PoolOptions {
 }
 
 impl PoolOptions {
-    /// Refuses what cannot work.
+    /// Refuses options that cannot work.
     pub(super) fn check(&self) -> Result<(), Error> {
         check_base_path(&self.base_path)?;
         check_token(self.token.as_deref())?;
@@ -149,7 +149,7 @@ impl Default for ServerOptions {
 }
 
 impl ServerOptions {
-    /// Refuses what cannot work.
+    /// Refuses options that cannot work.
     pub(super) fn check(&self) -> Result<(), Error> {
         check_base_path(&self.base_path)?;
         self.tokens.iter().try_for_each(|token| check_token(Some(token)))?;
@@ -199,7 +199,7 @@ pub(super) fn check_url(url: &str) -> Result<(), Error> {
     }
 }
 
-/// A token travels in a header: what is read from a file often ends in a newline, which cannot.
+/// A token travels in a header. One that is read from a file often ends in a newline, which cannot.
 fn check_token(token: Option<&str>) -> Result<(), Error> {
     let Some(token) = token else { return Ok(()) };
     if (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic()) {

@@ -110,7 +110,7 @@ impl HttpPool {
     }
 
     /// Replaces the list of nodes, this one among them. May be called at any time. The nodes that came are
-    /// told what this process [removed](crate::Group::remove) in the last minute; this waits for that
+    /// told the [removals](crate::Group::remove) of this process in the last minute; this waits for that
     /// for 100 ms at the most.
     ///
     /// # Errors

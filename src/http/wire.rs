@@ -1,4 +1,4 @@
-//! What travels between nodes: paths, headers, status codes. Both ends use this.
+//! Paths and headers between nodes. Both ends use this.
 //!
 //! A key is any UTF-8 text, a path is not. Each of `{group}` and `{key}` is percent-encoded by
 //! itself, every byte but RFC 3986's unreserved ones, so `/`, `+`, `?` and `#` in a key cannot
@@ -37,7 +37,7 @@ pub(crate) const VALUE_TYPE: &str = "application/octet-stream";
 /// The type of the body of a batch and of its answer.
 pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";
 
-/// On a question for a key that is escaped in the path: what [`check_of`] it gives. A proxy may have
+/// On a question for a key that is escaped in the path: the result of [`check_of`]. A proxy may have
 /// decoded the path, merged slashes in it or taken dots in it for directories.
 pub(crate) const KEY_CHECK: &str = "Geecache-Key-Check";
 
@@ -70,7 +70,7 @@ impl fmt::Display for Segment<'_> {
     }
 }
 
-/// The group and the key of a raw path behind the base path, or what is wrong with it. A path
+/// The group and the key of a raw path behind the base path, or the reason why it has none. A path
 /// without a slash names a whole group.
 ///
 /// A bare `+` is a space, since Go's GeeCache clients encode as for a query.

@@ -186,7 +186,7 @@ fn attempt_of(seed: u64) -> Attempt {
             let (bytes, may_be): (_, &[u16]) = match number % 6 {
                 0 => (request(HEALTH, &[&format!("TE: {}", qualities.join(", "))], b""), &[200]),
                 1 => (request(HEALTH, &many, b""), &[200]),
-                2 => (request(HEALTH, &[&format!("X: {}", "x".repeat(100_000))], b""), &[431]),
+                2 => (request(HEALTH, &[&format!("X: {}", "x".repeat(100_000))], b""), &[200]),
                 3 => (request(HEALTH, &["no colon"], b""), &[400]),
                 4 => (request(HEALTH, &["Connection: upgrade", "Upgrade: h2c"], b"??"), &[200]),
                 _ => (request(&format!("GET /{} HTTP/1.1", "x".repeat(100_000)), &[], b""), &[404]),

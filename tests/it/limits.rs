@@ -14,7 +14,6 @@ use crate::support::*;
 /// As the table has them.
 const MAX_TOKEN_BYTES: usize = 4_096;
 const MAX_URL_BYTES: usize = 1_024;
-const MAX_HEADER_BYTES: usize = 64 << 10;
 const MAX_TEXT_BYTES: usize = 1_024;
 const MAX_BATCH_KEYS: usize = 1_024;
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -198,22 +197,6 @@ fn the_first_1024_bytes_of_an_errors_text_travel() {
         let expected = Err(PeerError::LoadFailed(text));
         assert_eq!(peer.get("scores", "bad"), expected, "{length}");
         assert_eq!(peer.get_many("scores", &["bad", "bad"]), [expected.clone(), expected]);
-    }
-}
-
-#[test]
-fn a_header_has_up_to_64_kibibytes() {
-    let [node] = Cluster::over(&Origin::of_all()).start();
-    let mut client = Client::connect(&node.url);
-    let others = "Host".len() + "localhost".len() + "Padding".len();
-    for (more, status) in [(0, 200), (1, 431), (0, 200)] {
-        let padding = "p".repeat(MAX_HEADER_BYTES - others + more);
-        client.send("GET /_geecache/scores/Tom", &[&format!("Padding: {padding}")]);
-        let answer = client.answer();
-        assert_eq!(answer.status, status);
-        if status == 431 {
-            assert_eq!(answer.text(), "a header has up to 65536 bytes\n");
-        }
     }
 }
 

@@ -1,16 +1,16 @@
 //! `Addresses`: where a peer's name leads.
 //!
-//! A look-up by the system's resolver blocks for as long as that likes, and what it found holds for a
-//! while only. So it is made on a thread of its own, for all callers together. A get waits for it for a
+//! A look-up by the system's resolver blocks for as long as that likes, and its result holds for a while
+//! only. So it is made on a thread of its own, for all callers together. A get waits for it for a
 //! moment, and only if no address is known; once one is, it is looked up again in the background: every
 //! [`LOOK_UP_AGAIN`], and after a failure. A numeric address is never looked up.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
-use std::{fmt, io, mem, thread};
+use std::{fmt, io, thread};
 
-use log::{debug, info};
+use log::debug;
 use ureq::http::Uri;
 
 use crate::clock::Clock;
@@ -18,7 +18,7 @@ use crate::clock::Clock;
 /// A name whose address is in use is looked up again after this time.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(30);
 
-/// What a look-up returns.
+/// The result of a look-up.
 type Found = io::Result<Vec<SocketAddr>>;
 
 /// The addresses of one peer. Clones share them.
@@ -36,7 +36,7 @@ struct Shared {
     name: String,
     look_up: Box<dyn Fn(&str) -> Found + Send + Sync>,
     clock: Clock,
-    // Guards what is known. Not held during a look-up.
+    // Guards the known addresses. Not held during a look-up.
     state: Mutex<State>,
     looked_up: Condvar,
 }
@@ -85,7 +85,7 @@ impl Addresses {
             let thread = thread::Builder::new().name("geecache-look-up".into());
             match thread.spawn(move || looking.look_up()) {
                 Ok(_) => state.is_looking = true,
-                // For want of a thread. What is known serves on, and the next get tries again.
+                // For want of a thread. The known addresses serve on, and the next get tries again.
                 Err(error) if state.known.is_empty() => return Err(error),
                 Err(_) => {}
             }
@@ -113,23 +113,16 @@ impl Shared {
             found.dedup();
             if found.is_empty() { Err(io::Error::other("no address")) } else { Ok(found) }
         });
-        if let Err(error) = &found {
-            debug!("looking up {}: {error}", self.name);
-        }
+        debug!("looking up {}: {found:?}", self.name);
         let mut state = self.state.lock().unwrap();
         state.is_looking = false;
         state.due = Some(self.clock.now() + LOOK_UP_AGAIN);
-        let mut before = Vec::new();
         match found {
-            Ok(found) => before = mem::replace(&mut state.known, found),
+            Ok(found) => state.known = found,
             Err(error) => state.error = error.to_string(),
         }
-        let now = state.known.clone();
         drop(state);
         self.looked_up.notify_all();
-        if !before.is_empty() && before != now {
-            info!("{} leads to {now:?} now, before to {before:?}", self.name);
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A blocking client with a connection for each caller pays for each get with system calls,
 //! wake-ups and headers at both ends, and at 64 callers that is all that both ends do. Databases met
-//! this long ago and commit in groups: what arrives while a commit is under way leaves together
+//! this long ago and commit in groups: transactions that arrive while a commit is under way leave together
 //! in the next one.
 //!
 //! But a commit is short, and a round trip may be long. So there are a few *lanes*, and no get waits
@@ -11,14 +11,14 @@
 //! - A get leaves plainly, as a request of its own, while a lane is free and no gets gather.
 //! - Otherwise it gathers. The first of those that gather leads them into a *batch*, as soon as a lane
 //!   is free, and after [`PAUSE`] in any case: a few slow keys must not hold up the others.
-//! - There are [`LANES`] of them, but one, and three times the pause, after a batch of more keys than
-//!   that: where so many gets meet, the processors of either end are busy, and larger batches make them
-//!   less so.
+//! - There are [`LANES`] lanes. After a batch of more keys than that there is one, and the pause is three
+//!   times as long: so many gets keep the processors of both ends busy, and larger batches make them less
+//!   so.
 //! - Those that have their answer are woken before the leader of the next batch, so that a caller that
 //!   asks again at once comes along. Otherwise there would be two half batches in turns, each at the
 //!   cost of a whole one.
 //!
-//! No get waits for another one's origin: a batch asks only for what the peer has in its caches. A key
+//! No get waits for another one's origin: a batch asks only for the peer's cached values. A key
 //! that a batch does not bring is asked for plainly after it, by its own caller, and so takes two round
 //! trips. Groups that miss much are spared that: after each such get, the next [`PLAIN_AFTER_MISS`]
 //! leave plainly.
@@ -42,8 +42,8 @@ pub(super) struct Combine<A> {
     pause: Duration,
     /// How many of the next gets leave plainly.
     plain_left: AtomicU32,
-    // Guards what is out and what gathers; nobody asks a peer under it. Locked before the lock of
-    // a batch, never under it.
+    // Guards the number of requests that are out and the batch that gathers; no peer is asked under it.
+    // Locked before the lock of a batch, never under it.
     state: Mutex<State<A>>,
     /// Wakes the first of those that gather.
     lane_is_free: Condvar,
@@ -59,7 +59,7 @@ struct State<A> {
 
 /// Keys that are asked for together, each by its own caller.
 struct Batch<A> {
-    // Guards which keys are in it and what it has brought.
+    // Guards its keys and its answers.
     inner: Mutex<Inner<A>>,
     is_back: Condvar,
 }
@@ -67,15 +67,8 @@ struct Batch<A> {
 struct Inner<A> {
     keys: Vec<String>,
     key_bytes: usize,
-    brought: Option<Brought<A>>,
-}
-
-/// What a batch has brought.
-pub(super) enum Brought<A> {
-    /// An answer for each key, in their order; `None` for a key that the peer has not cached.
-    Each(Vec<Option<A>>),
-    /// One answer for all keys: an error.
-    All(A),
+    /// The answers, in the order of the keys; each is taken once.
+    brought: Option<Vec<Option<A>>>,
 }
 
 /// The part that a caller plays.
@@ -87,7 +80,7 @@ enum Part<'c, A> {
     Follow(Arc<Batch<A>>, usize),
 }
 
-impl<A: Clone> Combine<A> {
+impl<A> Combine<A> {
     pub(super) fn new(lanes: usize, pause: Duration) -> Self {
         let state = Mutex::new(State { out: 0, lanes, gathering: None });
         let plain_left = AtomicU32::new(0);
@@ -95,14 +88,15 @@ impl<A: Clone> Combine<A> {
     }
 
     /// Asks for a key by `plain`, which also tells whether the peer had it in its caches, or together
-    /// with others by `batch`. A batch takes as many keys as `fit` into it, which is given their number
-    /// and the sum of their bytes. `None` if nobody answered within `patience`.
+    /// with others by `batch`, which gives no answer for a key that the peer has not cached. A batch takes as
+    /// many keys as `fit` into it, which is given their number and the sum of their bytes. `None` if nobody
+    /// answered within `patience`: the batch is slow, or its leader has panicked.
     pub(super) fn get(
         &self,
         key: &str,
         patience: Duration,
         fit: impl Fn(usize, usize) -> bool,
-        batch: impl FnOnce(&[String]) -> Brought<A>,
+        batch: impl FnOnce(&[String]) -> Vec<Option<A>>,
         plain: impl FnOnce() -> (A, bool),
     ) -> Option<A> {
         let one_less = |left: u32| left.checked_sub(1);
@@ -147,7 +141,7 @@ impl<A: Clone> Combine<A> {
         let pause = if state.lanes == 1 { 3 * self.pause } else { self.pause };
         let waited = self.lane_is_free.wait_timeout_while(state, pause, is_full);
         let (mut state, _) = waited.unwrap();
-        // Nobody joins the batch from here on.
+        // No get joins the batch from here on.
         state.gathering = None;
         let keys = led.inner.lock().unwrap().keys.len();
         state.lanes = if keys > LANES { 1 } else { self.lanes };
@@ -160,20 +154,23 @@ impl<A: Clone> Combine<A> {
     }
 }
 
-impl<A: Clone> Batch<A> {
+impl<A> Batch<A> {
     fn new(key: &str) -> Self {
         let mut inner = Inner { keys: vec![], key_bytes: 0, brought: None };
         inner.add(key);
         Self { inner: Mutex::new(inner), is_back: Condvar::new() }
     }
 
-    /// Asks for all keys; the answer for the first one.
-    fn lead(&self, batch: impl FnOnce(&[String]) -> Brought<A>) -> Option<A> {
+    /// Asks for all keys; the answer for the first one. The others are told all at once: to wake them one by
+    /// one would be a system call for each, and each would take the processor from the thread that wakes
+    /// the others.
+    fn lead(&self, batch: impl FnOnce(&[String]) -> Vec<Option<A>>) -> Option<A> {
         let keys = mem::take(&mut self.inner.lock().unwrap().keys);
-        // Where the leader panics, the others ask plainly.
-        let mut back = Back { batch: self, brought: Brought::Each(Vec::new()) };
-        back.brought = batch(&keys);
-        back.brought.take(0)
+        let mut brought = batch(&keys);
+        let own = brought.first_mut().and_then(Option::take);
+        self.inner.lock().unwrap().brought = Some(brought);
+        self.is_back.notify_all();
+        own
     }
 
     /// Waits until the batch is back. `None` if it is not within `patience`.
@@ -181,7 +178,7 @@ impl<A: Clone> Batch<A> {
         let inner = self.inner.lock().unwrap();
         let is_out = |inner: &mut Inner<A>| inner.brought.is_none();
         let (mut inner, _) = self.is_back.wait_timeout_while(inner, patience, is_out).unwrap();
-        Some(inner.brought.as_mut()?.take(index))
+        Some(inner.brought.as_mut()?.get_mut(index).and_then(Option::take))
     }
 }
 
@@ -191,32 +188,6 @@ impl<A> Inner<A> {
         self.keys.push(key.into());
         self.key_bytes += key.len();
         self.keys.len() - 1
-    }
-}
-
-impl<A: Clone> Brought<A> {
-    /// The answer for the key at `index`, each of which is taken once.
-    fn take(&mut self, index: usize) -> Option<A> {
-        match self {
-            Self::Each(answers) => answers.get_mut(index).and_then(Option::take),
-            Self::All(answer) => Some(answer.clone()),
-        }
-    }
-}
-
-/// A batch that is back when this is dropped, also if its leader panics.
-struct Back<'b, A> {
-    batch: &'b Batch<A>,
-    brought: Brought<A>,
-}
-
-impl<A> Drop for Back<'_, A> {
-    /// Tells all callers at once. To wake them one by one would be a system call for each, and each
-    /// would take the processor from the thread that wakes the others.
-    fn drop(&mut self) {
-        let brought = mem::replace(&mut self.brought, Brought::Each(Vec::new()));
-        self.batch.inner.lock().unwrap().brought = Some(brought);
-        self.batch.is_back.notify_all();
     }
 }
 
@@ -267,11 +238,11 @@ mod tests {
                 self.batch_gate.1.recv_timeout(LONG).unwrap();
                 assert!(!keys.contains(&"bomb".into()), "on purpose");
                 if keys.contains(&"dead".into()) {
-                    return Brought::All("unreachable".into());
+                    return vec![Some("unreachable".into()); keys.len()];
                 }
                 let is_cached = |key: &&String| key.starts_with("hit");
                 let answer = |key| is_cached(&key).then(|| format!("{key} by batch"));
-                Brought::Each(keys.iter().map(answer).collect())
+                keys.iter().map(answer).collect()
             };
             let plain = || {
                 self.asked.0.send(format!("plain {key}")).unwrap();
@@ -404,7 +375,7 @@ mod tests {
             let mut plain = 0;
             for i in 0..1_000 {
                 let misses = i % every == 0;
-                let batch = |_: &[String]| Brought::Each(vec![(!misses).then_some(())]);
+                let batch = |_: &[String]| vec![(!misses).then_some(())];
                 let is_plain = combine.plain_left.load(Ordering::Relaxed) > 0;
                 combine.get("key", LONG, |_, _| true, batch, || ((), !misses)).unwrap();
                 plain += u32::from(is_plain);
@@ -468,21 +439,18 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_panics_lets_the_others_ask_plainly() {
+    fn a_leader_that_panics_leaves_the_others_to_their_patience() {
         let peer = Peer::new(1, LONG);
         thread::scope(|scope| {
             let first = peer.out(scope, "hit1");
             let bomb = scope.spawn(|| catch_unwind(AssertUnwindSafe(|| peer.get("bomb", LONG))));
             peer.wait_for(1);
-            let other = peer.start(scope, "hit2");
-            peer.wait_for(2);
+            let other = scope.spawn(|| peer.get("hit2", Duration::from_millis(1)));
+            assert_eq!(other.join().unwrap(), None);
             peer.let_plain();
             assert_eq!(peer.next_request(), "batch bomb hit2");
             peer.let_batch();
             assert!(bomb.join().unwrap().is_err());
-            assert_eq!(peer.next_request(), "plain hit2");
-            peer.let_plain();
-            assert_eq!(answers(vec![other]), ["hit2 plainly"]);
             answers(vec![first]);
         });
         peer.assert_at_rest();

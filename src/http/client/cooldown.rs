@@ -1,6 +1,7 @@
 //! `Cooldown`: a dead peer costs its callers one deadline, not one each.
 //!
-//! What it promises to the layer above: a question ends in time, and its error says whose fault it is.
+//! The promise to the layer above: a question ends in time, and its error tells a peer that is down from one
+//! that is slow, and from a caller without time.
 //! A peer that failed is left alone for a while, which doubles with each failure; then one caller
 //! tries, and the others fall back at once until it has come back.
 //!
@@ -41,7 +42,7 @@ pub(super) struct Cooldown {
 struct State {
     /// For how long the peer is left alone. Zero: it answered last time, or was never asked.
     pause: Duration,
-    /// Until then nobody asks: the pause lasts, or one caller is trying.
+    /// Until then the peer is not asked: the pause lasts, or one caller is trying.
     until: Duration,
     /// When the peer last answered.
     answered: Duration,
@@ -81,7 +82,7 @@ impl Cooldown {
         self.judge(self.clock.now(), end, false, ask)
     }
 
-    /// Asks, and notes what the answer says of the peer.
+    /// Asks, and notes whether the peer is well.
     fn judge<T>(
         &self,
         began: Duration,

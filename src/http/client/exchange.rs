@@ -1,7 +1,7 @@
 //! `Exchange`: one request to one peer, one answer, one deadline.
 //!
-//! What it promises to the layer above: an answer is the peer's own, as a node has written it, or it is
-//! an error. A network does three things that one machine does not:
+//! The promise to the layer above: an answer is the peer's own, as a node has written it, or it is an
+//! error. A network does three things that one machine does not:
 //!
 //! - It forgets connections. A request that fails on a connection that was used before is sent once
 //!   more, on a new one; all our requests may be repeated.
@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ureq::http::Response;
+use ureq::http::response::Parts;
 use ureq::{Agent, Body, RequestBuilder};
 
 use super::addresses::Addresses;
 use super::transport::{self, Connections};
 use crate::clock::Clock;
-use crate::http::frame::{self, Answer, Wanted};
+use crate::http::frame::{self, Answer, MAX_TEXT_BYTES, Wanted};
 use crate::http::wire;
 use crate::{Loaded, PeerError, PoolOptions};
 
@@ -65,27 +66,16 @@ impl Exchange {
     ) -> Result<(Option<Loaded>, bool), PeerError> {
         let url = self.url(group, Some(key));
         let get = |agent: &Agent, left| self.prepare(agent.get(&url), Some(key), left).call();
-        self.send(timeout, get, |answer| {
-            let was_cached = header(answer, wire::CACHE) != Some(wire::MISS);
-            let is_absent = header(answer, wire::RESULT) == Some(wire::ABSENT);
-            match answer.status().as_u16() {
-                200 => Ok((Some(self.value(answer)?), was_cached)),
-                404 if is_absent => {
-                    // An empty body; reading it gives the connection back.
-                    let _ = body(answer, 0);
-                    Ok((None, was_cached))
-                }
-                _ => Err(status(answer)),
+        let reply = self.send(timeout, self.options.max_value_bytes, get)?;
+        let was_cached = reply.header(wire::CACHE) != Some(wire::MISS);
+        let ttl = reply.header(wire::TTL_MS).and_then(wire::ttl_from_header);
+        match reply.status() {
+            200 if reply.is(wire::VALUE_TYPE) => {
+                Ok((Some(Loaded { ttl, ..reply.body.into() }), was_cached))
             }
-        })
-    }
-
-    /// The value that a `200` brings.
-    fn value(&self, answer: &mut Response<Body>) -> Result<Loaded, PeerError> {
-        let ttl = header(answer, wire::TTL_MS).and_then(wire::ttl_from_header);
-        check_origin(answer, wire::VALUE_TYPE)?;
-        let value = body(answer, self.options.max_value_bytes)?;
-        Ok(Loaded { ttl, ..value.into() })
+            404 if reply.header(wire::RESULT) == Some(wire::ABSENT) => Ok((None, was_cached)),
+            _ => Err(reply.error()),
+        }
     }
 
     /// Asks for several keys. `None` for the keys that are not in the answer;
@@ -103,43 +93,29 @@ impl Exchange {
             let request = self.prepare(agent.post(&url), None, left);
             request.content_type(wire::BATCH_TYPE).send(&question[..])
         };
-        self.send(timeout, post, |answer| {
-            let is_batch = answer.body().mime_type() == Some(wire::BATCH_TYPE);
-            match answer.status().as_u16() {
-                200 if is_batch => self.batch(answer, keys.len()),
-                // Of a node or a proxy: no token, too many requests.
-                401 | 429 | 503 => Err(status(answer)),
-                // A Go node answers in its own way, and a proxy as it likes; a node of ours marks it.
-                200 | 400.. if header(answer, wire::ERROR).is_none() => {
-                    let _ = status(answer);
-                    let until = self.clock.now() + TRY_BATCHES_AGAIN;
-                    self.no_batches_until.store(until.as_nanos() as u64, Ordering::Relaxed);
-                    Err(PeerError::Unsupported)
+        let reply = self.send(timeout, frame::MAX_ANSWER_BYTES as u64, post)?;
+        match reply.status() {
+            200 if reply.is(wire::BATCH_TYPE) => {
+                let malformed = |what| PeerError::Transport(format!("a malformed batch: {what}"));
+                let mut answers = frame::read_answer(&reply.body, keys.len()).map_err(malformed)?;
+                let limit = self.options.max_value_bytes;
+                for answer in answers.iter_mut().flatten() {
+                    if matches!(answer, Ok(Some(loaded)) if loaded.value.len() as u64 > limit) {
+                        *answer = Err(PeerError::TooLarge { limit });
+                    }
                 }
-                _ => Err(status(answer)),
+                Ok(answers)
             }
-        })
-    }
-
-    /// The answers that a batch brings.
-    fn batch(
-        &self,
-        answer: &mut Response<Body>,
-        keys: usize,
-    ) -> Result<Vec<Option<Answer>>, PeerError> {
-        check_origin(answer, wire::BATCH_TYPE)?;
-        let body = body(answer, frame::MAX_ANSWER_BYTES as u64)?;
-        let mut answers = frame::read_answer(&body, keys)
-            .map_err(|w| PeerError::Transport(format!("a malformed batch: {w}")))?;
-        let limit = self.options.max_value_bytes;
-        for answer in answers.iter_mut().flatten() {
-            if let Ok(Some(loaded)) = answer {
-                if loaded.value.len() as u64 > limit {
-                    *answer = Err(PeerError::TooLarge { limit });
-                }
+            // Of a node or a proxy: no token, too many requests.
+            401 | 429 | 503 => Err(reply.error()),
+            // A Go node answers in its own way, and a proxy as it likes; a node of ours marks it.
+            200 | 400.. if reply.header(wire::ERROR).is_none() => {
+                let until = self.clock.now() + TRY_BATCHES_AGAIN;
+                self.no_batches_until.store(until.as_nanos() as u64, Ordering::Relaxed);
+                Err(PeerError::Unsupported)
             }
+            _ => Err(reply.error()),
         }
-        Ok(answers)
     }
 
     /// Tells the peer to remove a key, or all of a group.
@@ -151,28 +127,23 @@ impl Exchange {
     ) -> Result<(), PeerError> {
         let url = self.url(group, key);
         let delete = |agent: &Agent, left| self.prepare(agent.delete(&url), key, left).call();
-        self.send(timeout, delete, |answer| {
-            let has_no_group = header(answer, wire::ERROR) == Some(wire::NO_GROUP);
-            match answer.status().as_u16() {
-                204 => Ok(()),
-                // A node without the group has nothing of it.
-                404 if has_no_group => {
-                    let _ = status(answer); // reading it gives the connection back
-                    Ok(())
-                }
-                _ => Err(status(answer)),
-            }
-        })
+        let reply = self.send(timeout, self.options.max_value_bytes, delete)?;
+        match reply.status() {
+            204 => Ok(()),
+            // A node without the group has nothing of it.
+            404 if reply.header(wire::ERROR) == Some(wire::NO_GROUP) => Ok(()),
+            _ => Err(reply.error()),
+        }
     }
 
-    /// Sends a request and reads its answer. Once more, if the connection was an old one that the
-    /// network had forgotten.
-    fn send<T>(
+    /// Sends a request and reads its answer, if that brings no more than `limit` bytes. Once more, if the
+    /// connection was an old one that the network had forgotten.
+    fn send(
         &self,
         timeout: Duration,
+        limit: u64,
         request: impl Fn(&Agent, Duration) -> Result<Response<Body>, ureq::Error>,
-        read: impl FnOnce(&mut Response<Body>) -> Result<T, PeerError>,
-    ) -> Result<T, PeerError> {
+    ) -> Result<Reply, PeerError> {
         let began = self.clock.now();
         let mut used = self.connections.current(began);
         let mut answer = request(&used.agent, timeout);
@@ -182,15 +153,12 @@ impl Exchange {
             let left = (began + timeout).saturating_sub(now);
             answer = request(&used.agent, left);
         }
-        let found = answer.map_err(failure).and_then(|mut answer| {
-            check_way(&answer)?;
-            read(&mut answer)
-        });
-        if found.as_ref().is_err_and(PeerError::is_transport) {
+        let reply = answer.map_err(failure).and_then(|answer| Reply::read(answer, limit));
+        if reply.as_ref().is_err_and(PeerError::is_transport) {
             self.connections.replace(&used, self.clock.now());
             self.addresses.doubt();
         }
-        found
+        reply
     }
 
     fn url(&self, group: &str, key: Option<&str>) -> String {
@@ -222,63 +190,75 @@ fn failure(error: ureq::Error) -> PeerError {
     }
 }
 
-fn header<'r>(answer: &'r Response<Body>, name: &str) -> Option<&'r str> {
-    answer.headers().get(name).and_then(|value| value.to_str().ok())
+/// The answer to a request.
+struct Reply {
+    head: Parts,
+    /// The whole body of a `200`; else the start of a text.
+    body: Vec<u8>,
 }
 
-/// Refuses an answer that something on its way has kept or packed.
-fn check_way(answer: &Response<Body>) -> Result<(), PeerError> {
-    let is_packed = |coding: &str| !coding.trim().eq_ignore_ascii_case("identity");
-    if let Some(coding) = header(answer, "Content-Encoding").filter(|coding| is_packed(coding)) {
-        return Err(PeerError::Stranger(format!("packed with {coding}")));
+impl Reply {
+    /// Reads an answer, unless that is a stranger's. Reading it to its end gives the connection back.
+    fn read(answer: Response<Body>, limit: u64) -> Result<Self, PeerError> {
+        let (head, mut body) = answer.into_parts();
+        let mut reply = Self { head, body: Vec::new() };
+        reply.check()?;
+        if reply.status() != 200 {
+            let _ = body.as_reader().take(MAX_TEXT_BYTES as u64).read_to_end(&mut reply.body);
+            return Ok(reply);
+        }
+        if body.content_length().is_some_and(|length| length > limit) {
+            return Err(PeerError::TooLarge { limit });
+        }
+        // One byte more than the limit, to tell a body of just that size from a larger one.
+        let mut reader = body.as_reader().take(limit.saturating_add(1));
+        reader.read_to_end(&mut reply.body).map_err(|error| failure(error.into()))?;
+        if reply.body.len() as u64 > limit { Err(PeerError::TooLarge { limit }) } else { Ok(reply) }
     }
-    match answer.headers().get("Age") {
-        Some(_) => Err(PeerError::Stranger("from a cache".into())),
-        None => Ok(()),
-    }
-}
 
-/// Refuses an answer that no node writes: a peer's address may have been given to another server.
-fn check_origin(answer: &Response<Body>, mime_type: &str) -> Result<(), PeerError> {
-    let stranger = |what: String| Err(PeerError::Stranger(what));
-    match answer.body().mime_type() {
-        Some(found) if found == mime_type => {}
-        Some(found) => return stranger(format!("200 with the content type {found}")),
-        None => return stranger("200 without a content type".into()),
+    /// Refuses an answer that something on its way has packed or kept, and a value that may have lost its
+    /// end: no node writes such a one.
+    fn check(&self) -> Result<(), PeerError> {
+        let has_length =
+            self.header("Content-Length").or(self.header("Transfer-Encoding")).is_some();
+        let what = match (self.header("Content-Encoding"), self.header("Age")) {
+            (Some(coding), _) => format!("packed with {coding}"),
+            (_, Some(_)) => "from a cache".into(),
+            _ if self.status() == 200 && !has_length => "200 without a length".into(),
+            _ => return Ok(()),
+        };
+        Err(PeerError::Stranger(what))
     }
-    let is_chunked = header(answer, "Transfer-Encoding")
-        .is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"));
-    if header(answer, "Content-Length").is_none() && !is_chunked {
-        return stranger("200 without a length".into());
-    }
-    Ok(())
-}
 
-/// The body, if it is no longer than `limit`.
-fn body(answer: &mut Response<Body>, limit: u64) -> Result<Vec<u8>, PeerError> {
-    let body = answer.body_mut();
-    if body.content_length().is_some_and(|length| length > limit) {
-        return Err(PeerError::TooLarge { limit });
+    fn status(&self) -> u16 {
+        self.head.status.as_u16()
     }
-    // One more than the limit, to tell a body of just that size from a larger one.
-    match body.with_config().limit(limit.saturating_add(1)).read_to_vec() {
-        Ok(bytes) if bytes.len() as u64 <= limit => Ok(bytes),
-        Ok(_) | Err(ureq::Error::BodyExceedsLimit(_)) => Err(PeerError::TooLarge { limit }),
-        Err(error) => Err(failure(error)),
-    }
-}
 
-/// What a status says that is no answer, with the start of its text.
-fn status(answer: &mut Response<Body>) -> PeerError {
-    let code = answer.status().as_u16();
-    if matches!(code, 200..400) {
-        return PeerError::Stranger(format!("{code}"));
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.headers.get(name).and_then(|value| value.to_str().ok())
     }
-    let has_failed = header(answer, wire::ERROR) == Some(wire::LOAD_FAILED);
-    let mut text = Vec::new();
-    let _ = answer.body_mut().as_reader().take(frame::MAX_TEXT_BYTES as u64).read_to_end(&mut text);
-    let text = String::from_utf8_lossy(&text).trim_end().into();
-    if has_failed { PeerError::LoadFailed(text) } else { PeerError::Status { code, text } }
+
+    /// Whether the body is of that type.
+    fn is(&self, mime_type: &str) -> bool {
+        let found = self.header("Content-Type").and_then(|found| found.split(';').next());
+        found.is_some_and(|found| found.trim().eq_ignore_ascii_case(mime_type))
+    }
+
+    /// Why this is no answer to the question.
+    fn error(&self) -> PeerError {
+        let code = self.status();
+        let text = || String::from_utf8_lossy(&self.body).trim_end().to_string();
+        match code {
+            200..400 => {
+                let found = self.header("Content-Type").unwrap_or("no content type");
+                PeerError::Stranger(format!("{code} with {found}"))
+            }
+            _ if self.header(wire::ERROR) == Some(wire::LOAD_FAILED) => {
+                PeerError::LoadFailed(text())
+            }
+            _ => PeerError::Status { code, text: text() },
+        }
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use std::iter::zip;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use self::combine::{Brought, Combine, LANES, PAUSE};
+use self::combine::{Combine, LANES, PAUSE};
 use self::cooldown::Cooldown;
 use self::exchange::Exchange;
 pub(super) use self::transport::check;
@@ -36,8 +36,8 @@ use crate::{Loaded, PeerError, PeerGetter, PoolOptions};
 pub(crate) struct HttpGetter {
     exchange: Exchange,
     cooldown: Cooldown,
-    /// Of questions for what is cached: they have less time than others, and a peer that is too slow
-    /// for them is not down.
+    /// Of questions for cached values: they have less time than others, and a peer that is too slow for them
+    /// is not down.
     cached_cooldown: Cooldown,
     // Guards the table alone. As many as this process has groups.
     groups: Mutex<HashMap<String, Arc<Combine<Answer>>>>,
@@ -55,7 +55,7 @@ impl HttpGetter {
             |of: &str, timeout| Cooldown::new(format!("{of} {base_url}"), timeout, clock.clone());
         Self {
             cooldown: cooldown("peer", options.timeout),
-            cached_cooldown: cooldown("what is cached at peer", Duration::ZERO),
+            cached_cooldown: cooldown("cached values of peer", Duration::ZERO),
             exchange: Exchange::new(base_url, options.clone(), clock.clone()),
             groups: Mutex::default(),
             clock,
@@ -85,56 +85,37 @@ impl HttpGetter {
     }
 
     /// Asks for those of several keys that the peer has in its caches.
-    fn ask_cached(&self, group: &str, keys: &[String], end: Duration) -> Brought<Answer> {
+    fn ask_cached(&self, group: &str, keys: &[String], end: Duration) -> Vec<Option<Answer>> {
         let ask = |left| self.exchange.get_batch(group, keys, Wanted::Cached, left);
-        match self.cooldown.ask(end, ask) {
-            Ok(answers) => Brought::Each(answers),
-            Err(PeerError::Unsupported) => Brought::Each(Vec::new()),
+        let error = match self.cooldown.ask(end, ask) {
+            Ok(answers) => return answers,
+            Err(PeerError::Unsupported) => return Vec::new(),
             // No key of it waited for the peer's origin.
-            Err(PeerError::Slow) => Brought::All(Err(PeerError::Timeout)),
-            Err(error) => Brought::All(Err(error)),
-        }
+            Err(PeerError::Slow) => PeerError::Timeout,
+            Err(error) => error,
+        };
+        vec![Some(Err(error)); keys.len()]
     }
 
     /// Asks for several keys by one request. `None` for those that did not fit into the answer.
-    fn ask_many(
-        &self,
-        group: &str,
-        keys: &[&str],
-        end: Duration,
-    ) -> Result<Vec<Option<Answer>>, PeerError> {
-        self.cooldown.ask(end, |left| {
-            let all = left.saturating_sub(self.options.timeout / 8);
-            let error = match self.exchange.get_batch(group, keys, Wanted::All, all) {
-                Err(PeerError::Timeout) => PeerError::Timeout,
+    fn ask_many(&self, group: &str, keys: &[&str], end: Duration) -> Vec<Option<Answer>> {
+        let ask = |wanted, left| self.exchange.get_batch(group, keys, wanted, left);
+        let asked = self.cooldown.ask(end, |left| {
+            let error = match ask(Wanted::All, left.saturating_sub(self.options.timeout / 8)) {
+                Err(PeerError::Timeout) => PeerError::Slow,
                 Err(error) if error.is_overload() => error,
                 answers => return answers,
             };
-            // A key or two wait for the owner's origin, or its workers do. What it has in its caches
-            // it gives at once.
-            let left = end.saturating_sub(self.clock.now());
-            let cached = self.exchange.get_batch(group, keys, Wanted::Cached, left);
-            let cached = cached.map_err(|_| error.clone())?;
-            let error = if error == PeerError::Timeout { PeerError::Slow } else { error };
+            // A key or two wait for the owner's origin, or its workers do. It gives its cached values at
+            // once.
+            let cached = ask(Wanted::Cached, end.saturating_sub(self.clock.now()))?;
             let or_error = |answer: Option<_>| answer.or_else(|| Some(Err(error.clone())));
             Ok(cached.into_iter().map(or_error).collect())
+        });
+        asked.unwrap_or_else(|error| match error {
+            PeerError::Unsupported => vec![None; keys.len()],
+            error => vec![Some(Err(error)); keys.len()],
         })
-    }
-
-    /// Asks for each of several keys by a request of its own. If the peer refuses to answer one, the others
-    /// are not asked for.
-    fn ask_singly(&self, group: &str, keys: &[&str], end: Duration) -> Vec<Answer> {
-        let mut refusal = None;
-        let ask = |key: &&str| {
-            if let Some(refusal) = &refusal {
-                return Err(PeerError::clone(refusal));
-            }
-            let (answer, _) = self.ask(group, key, end);
-            refusal =
-                answer.as_ref().err().filter(|e| matches!(e, PeerError::Status { .. })).cloned();
-            answer
-        };
-        keys.iter().map(ask).collect()
     }
 
     /// A removal that is not even tried leaves an old value: after a restart, or behind a network that
@@ -195,22 +176,15 @@ impl PeerGetter for HttpGetter {
 
     fn get_many(&self, group: &str, keys: &[&str]) -> Vec<Answer> {
         let end = self.end();
-        let answers = in_batches(keys, |part| {
-            let asked = if self.exchange.takes_batches() {
-                self.ask_many(group, part, end)
-            } else {
-                Err(PeerError::Unsupported)
-            };
-            match asked {
-                Ok(brought) if brought.iter().any(Option::is_some) => brought,
-                // Each is too large for an answer with others, or the peer takes no batches.
-                Ok(_) | Err(PeerError::Unsupported) => {
-                    self.ask_singly(group, part, end).into_iter().map(Some).collect()
-                }
-                Err(error) => vec![Some(Err(error)); part.len()],
-            }
+        let answers = in_batches(keys, |part| match self.exchange.takes_batches() {
+            true => self.ask_many(group, part, end),
+            false => vec![None; part.len()],
         });
-        answers.into_iter().map(|answer| answer.expect("each part brings something")).collect()
+        // Each that is left is too large for an answer with others, or the peer takes no batches.
+        let singly = |(key, answer): (&&str, Option<_>)| {
+            answer.unwrap_or_else(|| self.ask(group, key, end).0)
+        };
+        zip(keys, answers).map(singly).collect()
     }
 
     fn get_cached(&self, group: &str, keys: &[&str], patience: Duration) -> Vec<Option<Loaded>> {

@@ -8,8 +8,8 @@
 //!           └─ TcpConnector  ◀── Addresses    looked up beforehand
 //! ```
 //!
-//! A connection that was open is not open for ever, and nobody says so: a box on the way forgets it,
-//! the peer's address is given to another host. And ureq's pool takes the connection first that has
+//! A connection does not stay open for ever, and no end is told of it: a box on the way forgets it, the
+//! peer's address is given to another host. And ureq's pool takes the connection first that has
 //! been idle for longest, so that a trickle of requests keeps all open that a burst has opened. One
 //! rule does for all of this: the agent is replaced, and with it the pool and all connections, after
 //! [`MAX_AGE`] and when a question has failed on one of them.
@@ -65,7 +65,7 @@ impl Connections {
         let (config, step) = (config(options), options.timeout / 16 + Duration::from_nanos(1));
         let connect = move || {
             let connector = ().chain(TcpConnector::default());
-            // Below the links, so that what is written together is one record, too.
+            // Below the links, so that bytes that are written together are one record, too.
             #[cfg(feature = "tls")]
             let connector = connector.chain(RustlsConnector::default());
             let connector = connector.chain(Links { step });
@@ -102,7 +102,7 @@ fn config(options: &PoolOptions) -> Config {
         .max_idle_connections_per_host(MAX_IDLE)
         .max_idle_age(MAX_AGE)
         .http_status_as_error(false)
-        // What the environment says of proxies is not meant for peers, and an answer that
+        // The environment's proxies are not meant for peers, and an answer that
         // points elsewhere is not a peer's.
         .proxy(None)
         .max_redirects(0)
@@ -138,7 +138,7 @@ fn trust(roots: Option<&[u8]>) -> Result<TlsConfig, crate::Error> {
     Ok(TlsConfig::builder().root_certs(RootCerts::from(roots)).build())
 }
 
-/// Refuses options with which nobody can be asked.
+/// Refuses certificates that are none.
 pub(in crate::http) fn check(options: &PoolOptions) -> Result<(), crate::Error> {
     #[cfg(feature = "tls")]
     trust(options.root_certificates.as_deref())?;
@@ -161,12 +161,12 @@ struct Links {
 /// A connection that costs few calls of the kernel, and knows whether its failure says anything.
 ///
 /// - For each request ureq sets both time-outs of the socket anew, since a little less time is left
-///   than for the last one. So what is left is rounded up to a multiple of `step`, which makes it the
+///   than for the last one. So that time is rounded up to a multiple of `step`, which makes it the
 ///   same as before; a deadline may be that late.
 /// - It asks twice whether the connection is still open, with three calls each. One on which something
 ///   came a moment ago is taken to be open.
-/// - A request with a body takes two writes, and the first wakes the peer for nothing. So what is
-///   written is held back until an answer is awaited.
+/// - A request with a body takes two writes, and the first wakes the peer for nothing. So the bytes are
+///   held back until an answer is awaited.
 /// - A connection that a box on the way has forgotten fails before a byte of the answer has come. That
 ///   says nothing of the peer, so it is told apart as [stale](is_stale).
 #[derive(Debug)]
@@ -203,7 +203,7 @@ impl<T: Transport> Link<T> {
         NextTimeout { after, ..timeout }
     }
 
-    /// What a failure means; a time-out always counts.
+    /// The error as this layer tells it; a time-out always counts.
     fn failed(&self, error: Error) -> Error {
         match error {
             Error::Timeout(_) => error,

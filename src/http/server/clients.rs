@@ -9,7 +9,6 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::mem;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
@@ -45,10 +44,5 @@ impl<R> Clients<R> {
             waiting.remove(&client);
         }
         next
-    }
-
-    /// The requests that wait. The one under way stays so.
-    pub(super) fn take_waiting(&self, client: SocketAddr) -> VecDeque<R> {
-        self.waiting.lock().unwrap().get_mut(&client).map(mem::take).unwrap_or_default()
     }
 }

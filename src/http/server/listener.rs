@@ -51,9 +51,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_millis(4);
 #[cfg(target_os = "linux")]
 const DEAF_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the keeper knocks in any case, and a generation looks whether it is over.
-const LOOK: Duration = Duration::from_secs(1);
-/// The same while the acceptor cannot be reached.
-const TROUBLED_LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(500);
 /// The same after a new address, ten times.
 const BUSY_LOOK: Duration = Duration::from_millis(20);
 /// How many knocks a new address calls for, and how many addresses are noted in advance.
@@ -63,10 +61,9 @@ const RINGS: usize = 16;
 const MOST_KNOWN: usize = 4096;
 /// How long a knock may take. One that takes longer may be queued behind other connections.
 const KNOCK_TIMEOUT: Duration = Duration::from_millis(10);
-/// After so many knocks in a row without an answer the acceptor counts as dead. The last five have
-/// 20 ms to 320 ms, so that a node with little of a processor is not taken for one without an acceptor.
-/// Twice as many, and at the most four times, after a replacement that has not helped: 0.7 s to 2.8 s.
-const DEAF: u32 = 14;
+/// After so many knocks in a row without an answer, 1.3 s, the acceptor counts as dead. The last six have
+/// 20 ms to 640 ms, so that a node with little of a processor is not taken for one without an acceptor.
+const DEAF: u32 = 12;
 /// The threads that a [`Server`] starts with.
 const SERVER_THREADS: usize = 5;
 
@@ -104,7 +101,6 @@ impl Listener {
             bell: bell.clone(),
             accepts: Arc::default(),
             unanswered: 0,
-            deaf: DEAF,
             is_troubled: false,
             has_been_answered: false,
         };
@@ -188,9 +184,8 @@ struct Keeper {
     bell: Sender<()>,
     /// Tells the current generation when it is no longer that.
     accepts: Arc<AtomicBool>,
-    /// How many knocks in a row were not answered, and how many mean that the acceptor is dead.
+    /// How many knocks in a row were not answered.
     unanswered: u32,
-    deaf: u32,
     /// A problem has been logged.
     is_troubled: bool,
     /// A knock has been answered once: the server can be reached from here.
@@ -206,7 +201,6 @@ impl Keeper {
             let pause = match self.unanswered {
                 1.. => Duration::ZERO,
                 0 if is_busy => BUSY_LOOK,
-                0 if self.is_troubled => TROUBLED_LOOK,
                 // Before `accept` times out.
                 0 => LOOK.min(self.idle_timeout / 4),
             };
@@ -222,19 +216,18 @@ impl Keeper {
     fn knock(&mut self) {
         match self.try_knock() {
             Ok(true) => {
-                (self.unanswered, self.deaf, self.has_been_answered) = (0, DEAF, true);
+                (self.unanswered, self.has_been_answered) = (0, true);
                 if mem::take(&mut self.is_troubled) {
                     log::info!("{} answers again", self.doors[0]);
                 }
             }
             Ok(false) => {
                 self.unanswered += 1;
-                if self.unanswered >= self.deaf {
+                if self.unanswered == DEAF {
+                    self.unanswered = 0;
                     self.warn("does not answer newcomers, accepting anew");
-                    // Without descriptors or threads this fails. If it does not help, the next comes later.
-                    if self.replace().is_ok() {
-                        self.deaf = (2 * self.deaf).min(4 * DEAF);
-                    }
+                    // Without descriptors or threads this fails, and is tried again after as many knocks.
+                    let _ = self.replace();
                 }
             }
             Err(error) => self.warn(format!("cannot be reached, newcomers may wait: {error}")),
@@ -250,8 +243,7 @@ impl Keeper {
     /// Makes one pool thread answer 400 to an empty line. `false` if no answer comes; an error if no
     /// connection can be made.
     fn try_knock(&self) -> io::Result<bool> {
-        let timeout =
-            KNOCK_TIMEOUT * (1 << (self.unanswered % DEAF).saturating_sub(DEAF - 6).min(5));
+        let timeout = KNOCK_TIMEOUT * (1 << self.unanswered.saturating_sub(DEAF - 7));
         let mut failure = None;
         for door in &self.doors {
             match TcpStream::connect_timeout(door, timeout) {

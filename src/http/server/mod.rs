@@ -37,14 +37,14 @@
 //! | `geecache-intake` | 1 for each generation | receives, and sends the answers that wait for nothing | [`listener`] | when no connection of its generation can be open any more |
 //! | `geecache-worker-0`, … | [`ServerOptions::workers`], 16 | asks the group | [`service`] | in a shutdown, when the queue is empty |
 //! | `geecache-refuser` | 1 | sends `503` to peers whose questions are not taken by a worker | [`service`] | in a shutdown |
-//! | `geecache-slow` | 1, and one more for each client that is being waited for | reads bodies, sends large answers, answers what was sent ahead | [`elastic`](crate::elastic) | 5 s after its last job; the first one with the last intake |
+//! | `geecache-slow` | 1, and one more for each client that is being waited for | reads bodies, sends large answers, answers requests that were sent ahead | [`elastic`](crate::elastic) | 5 s after its last job; the first one with the last intake |
 //!
 //! If a thread cannot be started, [`HttpServer::start`] fails. After the start, a request that needs a new
 //! thread waits for a slow one.
 //!
-//! In a shutdown the listener accepts no more connections, and the workers finish what is queued or being
-//! loaded. Other requests get `503` from the intake until all connections must have ended, since none has
-//! sent a request for [`ServerOptions::idle_timeout`].
+//! In a shutdown the listener accepts no more connections, and the workers finish the questions that are
+//! queued or being loaded. Other requests get `503` from the intake until all connections must have ended,
+//! since none has sent a request for [`ServerOptions::idle_timeout`].
 //!
 //! Read on in `routes`, `service` and `queue`, then in `clients`, `request` and `reply`. `listener` cures
 //! tiny_http's accepting side, and nothing else depends on how.
@@ -212,7 +212,7 @@ impl HttpServer {
         self.routes.metrics()
     }
 
-    /// Accepts no more connections, answers new requests with `503`, finishes what is queued or being
+    /// Accepts no more connections, answers new requests with `503`, finishes those that are queued or being
     /// loaded for up to `grace`, and ends the workers. Returns whether all of that has been answered. A
     /// worker that is still loading after `grace` ends when its load returns.
     ///

@@ -3,7 +3,7 @@
 //! What happens if more is asked than can be answered? A server that queues without a bound answers
 //! everyone too late. So an item is refused at once if too many wait, or if as many as there are workers
 //! wait and the oldest of them has waited for a while: the workers take long, and each of those takes one.
-//! An item whose client can go elsewhere may also set a limit to its wait; then it is taken out again.
+//! The items of clients that can go elsewhere have a limit to their wait, after which they are taken out.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
@@ -24,7 +24,7 @@ pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
     /// Wakes a worker.
     arrived: Condvar,
-    /// Wakes the thread that takes out what has waited too long.
+    /// Wakes the thread that takes out the items that have waited too long.
     waits: Condvar,
     /// Counts the requests that are refused.
     pub(super) shed: AtomicU64,
@@ -129,7 +129,7 @@ impl<T> Queue<T> {
         state.idle > state.items.len()
     }
 
-    /// Lets nothing more in. Workers take what is left, then get `None`.
+    /// Lets nothing more in. Workers take the items that are left, then get `None`.
     pub(super) fn close(&self) {
         self.state.lock().unwrap().is_open = false;
         self.arrived.notify_all();

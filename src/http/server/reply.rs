@@ -1,4 +1,4 @@
-//! What a client is answered: building an answer, and sending it.
+//! An answer: how it is built, and how it is sent.
 //!
 //! An answer of up to 64 KiB is written at once; a client that does not take it in a moment gets the rest
 //! from a thread that may wait. How long may that take? The kernel ends a connection on which the client
@@ -90,7 +90,7 @@ fn correct_head(answer: &mut Vec<u8>, code: u16, is_last: bool) {
 }
 
 /// Writes `bytes`, as far as the client takes them in a moment. Returns how many it has taken if there
-/// is a rest; `None` if there is none, or nobody to send it to.
+/// is a rest; `None` if there is none, or the connection has ended.
 pub(super) fn write_at_once(writer: &mut Writer, bytes: &[u8]) -> Option<usize> {
     let taken = match writer.write(bytes) {
         Ok(taken) if taken < bytes.len() => return Some(taken),

@@ -1,14 +1,14 @@
-//! What a client asks: the headers and the body of tiny_http's `Request`.
+//! A request: its headers, and how its body is read.
 //!
-//! Where does a request end? tiny_http goes by the first header that says so, and a proxy in front
-//! may go by another. What one of them takes for a body, the other could then take for the next
-//! request. So a request whose headers leave that open is refused.
+//! Where does a request end? tiny_http goes by the first header that says so, and a proxy in front may go by
+//! another. Bytes that one of them takes for a body, the other could then take for the next request. So a
+//! request whose headers leave that open is refused.
 
 use std::io::{self, Read, Write};
 use std::mem;
 use std::net::SocketAddr;
 
-use tiny_http::{Header, Request, ResponseBox};
+use tiny_http::Request;
 
 use super::reply::text;
 use crate::http::frame::MAX_QUESTION_BYTES as MAX_BODY_BYTES;
@@ -21,16 +21,14 @@ const SHORT: usize = 1024;
 /// How much of a request is shown in the log, in characters.
 const SHOWN: usize = 100;
 
-/// Where the answer goes.
+/// Takes the bytes of the answer.
 pub(super) type Writer = Box<dyn Write + Send>;
 
 /// A request and its whole body.
 pub(super) struct Question {
     pub(super) request: Request,
     pub(super) body: Vec<u8>,
-    /// The answer to a body that is refused.
-    pub(super) refusal: Option<ResponseBox>,
-    /// Nobody has looked yet for an answer that waits for nothing.
+    /// An answer that waits for nothing has not been looked for.
     pub(super) is_new: bool,
 }
 
@@ -50,8 +48,7 @@ pub(super) fn path_of(request: &Request) -> &str {
     target
 }
 
-/// Method and target for the log: cut, and without control characters, which the terminal of
-/// whoever reads the log would obey.
+/// Method and target for the log: cut, and without control characters, which a terminal would obey.
 pub(super) fn shown(request: &Request) -> String {
     let text = format!("{} {}", request.method(), request.url()).escape_debug().to_string();
     if text.len() > SHOWN { format!("{text:.SHOWN$}…") } else { text }
@@ -61,12 +58,6 @@ pub(super) fn shown(request: &Request) -> String {
 pub(super) fn first<'r>(request: &'r Request, name: &'static str) -> Option<&'r str> {
     let header = request.headers().iter().find(|header| header.field.equiv(name));
     header.map(|header| header.value.as_str())
-}
-
-/// The bytes of all names and values of the header.
-pub(super) fn header_bytes(request: &Request) -> usize {
-    let bytes = |header: &Header| header.field.as_str().as_str().len() + header.value.len();
-    request.headers().iter().map(bytes).sum()
 }
 
 fn connection_header_has(request: &Request, what: &str) -> bool {
@@ -92,50 +83,44 @@ pub(super) fn has_arrived(request: &Request) -> bool {
         && request.body_length().is_none_or(|length| length <= short)
 }
 
-/// Reads the whole body. `None` if that cannot be done: then the request is answered. May wait for the
-/// client, unless the body [has arrived](has_arrived).
+/// Reads the whole body. `None` if that cannot be done, or the body is refused: then the request is answered.
+/// May wait for the client, unless the body [has arrived](has_arrived).
 pub(super) fn read(mut request: Request) -> Option<Question> {
-    let mut most = MOST_ANNOUNCED;
-    if request.body_length().is_some_and(|length| length > most) {
-        log::warn!("{}: announces a body of more than {most} bytes", shown(&request));
+    let announced = request.body_length();
+    if announced.is_some_and(|length| length > MOST_ANNOUNCED) {
+        log::warn!("{}: announces a body of more than {MOST_ANNOUNCED} bytes", shown(&request));
         abandon(request);
         return None;
     }
-    if is_upgrade(&request) {
-        // The end of the body is ours to find then.
-        if first(&request, "Transfer-Encoding").is_some() {
-            let _ =
-                request.respond(text(501, "no Upgrade of a request whose body comes in chunks"));
-            return None;
-        }
-        most = request.body_length().unwrap_or(0);
-    }
+    // In an upgrade the end of the body is ours to find.
+    let most = if is_upgrade(&request) { announced.unwrap_or(0) } else { MOST_ANNOUNCED };
     let mut body = Vec::new();
     let mut reader = request.as_reader().take(most as u64);
     let read = reader
         .by_ref()
         .take(MAX_BODY_BYTES as u64 + 1)
         .read_to_end(&mut body)
-        // What is over the limit is read, or it would be taken for the next request.
+        // The bytes over the limit are read, or they would be taken for the next request.
         .and_then(|_| io::copy(&mut reader, &mut io::sink()));
-    if let Err(error) = read {
-        // Sends the answer, and waits for the rest of the body.
-        let _ = request.respond(match error.kind() {
-            io::ErrorKind::WouldBlock => text(408, "the body did not arrive in time"),
-            _ => text(400, error),
-        });
-        return None;
-    }
-    let refusal = if body.len() > MAX_BODY_BYTES {
-        Some(text(413, format!("a body has up to {MAX_BODY_BYTES} bytes")))
-    } else {
-        let is_clear = is_framed_well(&request, body.len());
-        (!is_clear).then(|| text(400, "it is not clear where the body ends"))
+    let refusal = match read {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            text(408, "the body did not arrive in time")
+        }
+        Err(error) => text(400, error),
+        Ok(_) if body.len() > MAX_BODY_BYTES => {
+            text(413, format!("a body has up to {MAX_BODY_BYTES} bytes"))
+        }
+        Ok(_) if !is_framed_well(&request, body.len()) => {
+            text(400, "it is not clear where the body ends")
+        }
+        Ok(_) => return Some(Question { request, body, is_new: true }),
     };
-    Some(Question { request, body, refusal, is_new: true })
+    // Sends the answer, and waits for the rest of the body.
+    let _ = request.respond(refusal);
+    None
 }
 
-/// Whether everyone who reads the headers sees the end of the body at the same byte.
+/// Whether all readers of the headers see the end of the body at the same byte.
 fn is_framed_well(request: &Request, length: usize) -> bool {
     let values = |name| {
         let headers = request.headers().iter().filter(move |header| header.field.equiv(name));
@@ -146,7 +131,7 @@ fn is_framed_well(request: &Request, length: usize) -> bool {
         ([announced], []) => {
             announced.bytes().all(|byte| byte.is_ascii_digit()) && announced.parse() == Ok(length)
         }
-        ([], [coding]) => coding.eq_ignore_ascii_case("chunked"),
+        ([], [coding]) => coding.eq_ignore_ascii_case("chunked") && !is_upgrade(request),
         _ => false,
     }
 }

@@ -10,7 +10,7 @@ use tiny_http::{Method, Request, ResponseBox};
 
 use super::queue::Queue;
 use super::reply::{bytes, header, text};
-use super::request::{Question, first, header_bytes, path_of};
+use super::request::{Question, first, path_of};
 use crate::group::Told;
 use crate::http::frame::Wanted;
 use crate::http::options::ServerOptions;
@@ -18,23 +18,20 @@ use crate::http::{frame, wire};
 use crate::metrics::{head, prometheus};
 use crate::{Error, Group};
 
-/// The most bytes in the names and values of a header.
-const MAX_HEADER_BYTES: usize = 64 << 10;
-
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) struct Routes {
     base_path: String,
     tokens: Vec<String>,
     groups: HashMap<String, Arc<Group>>,
-    /// What waits for a worker, for `/metrics`.
+    /// The questions that wait for a worker, for `/metrics`.
     pub(super) queue: Arc<Queue<Question>>,
 }
 
-/// What a peer asks of a group that may have to load it.
-enum Asked<'r> {
-    Key(&'r Group, String),
-    Keys(&'r Group, Vec<&'r str>),
+/// The keys that a peer asks for. The group may have to load them.
+enum Gets<'r> {
+    One(&'r Group, String),
+    Many(&'r Group, Vec<&'r str>),
 }
 
 impl Routes {
@@ -54,8 +51,8 @@ impl Routes {
     pub(super) fn answer(&self, request: &Request, body: &[u8]) -> ResponseBox {
         match self.route(request, body) {
             Err(answer) => answer,
-            Ok(Asked::Key(group, key)) => answer_get(group, &key),
-            Ok(Asked::Keys(group, keys)) => batch(&group.answer_batch(&keys)),
+            Ok(Gets::One(group, key)) => answer_get(group, &key),
+            Ok(Gets::Many(group, keys)) => batch(&group.answer_batch(&keys)),
         }
     }
 
@@ -63,23 +60,21 @@ impl Routes {
     pub(super) fn immediate(&self, request: &Request, body: &[u8]) -> Option<ResponseBox> {
         match self.route(request, body) {
             Err(answer) => Some(answer),
-            Ok(Asked::Key(group, key)) => match group.answer_peer_cached(&key).ok()? {
+            Ok(Gets::One(group, key)) => match group.answer_peer_cached(&key).ok()? {
                 Told::NotCached => None,
                 told => Some(answer_of(told)),
             },
-            Ok(Asked::Keys(group, keys)) => {
+            Ok(Gets::Many(group, keys)) => {
                 let answer = || batch(&group.answer_batch_cached(&keys, |_| true));
                 group.has_cached(&keys).then(answer)
             }
         }
     }
 
-    /// What may have to be loaded; the answer to everything else, which has been done by then.
-    fn route<'r>(&'r self, request: &Request, body: &'r [u8]) -> Result<Asked<'r>, ResponseBox> {
-        if header_bytes(request) > MAX_HEADER_BYTES {
-            return Err(text(431, format!("a header has up to {MAX_HEADER_BYTES} bytes")));
-        }
-        // A page of another site, which the browser of somebody on this network has open.
+    /// The keys that may have to be loaded; or the answer, to any other request. A removal has been done by
+    /// then.
+    fn route<'r>(&'r self, request: &Request, body: &'r [u8]) -> Result<Gets<'r>, ResponseBox> {
+        // A page of another site, in a browser on this network.
         if first(request, "Origin").is_some() {
             return Err(text(403, "this port is for peers, and not for browsers"));
         }
@@ -110,7 +105,7 @@ impl Routes {
         request: &Request,
         path: &str,
         body: &'r [u8],
-    ) -> Result<Asked<'r>, ResponseBox> {
+    ) -> Result<Gets<'r>, ResponseBox> {
         let (group, key) = wire::parse(path).map_err(|what| text(400, what))?;
         let check = first(request, wire::KEY_CHECK);
         if check.is_some() && check != key.as_deref().and_then(wire::check_of).as_deref() {
@@ -121,7 +116,7 @@ impl Routes {
                 .with_header(header(wire::ERROR, wire::NO_GROUP)));
         };
         Err(match (request.method(), key) {
-            (Method::Get, Some(key)) => return Ok(Asked::Key(group, key)),
+            (Method::Get, Some(key)) => return Ok(Gets::One(group, key)),
             // While the origin is slow, all workers may wait for it: that must not keep old values.
             (Method::Delete, Some(key)) => removal(group, &key),
             (Method::Delete, None) => {
@@ -131,7 +126,7 @@ impl Routes {
             (Method::Post, None) => {
                 let question = frame::read_question(body).map_err(|what| text(400, what))?;
                 match question {
-                    (keys, Wanted::All) => return Ok(Asked::Keys(group, keys)),
+                    (keys, Wanted::All) => return Ok(Gets::Many(group, keys)),
                     (keys, Wanted::Cached) => {
                         let fit = frame::cached_budget(keys.len());
                         batch(&group.answer_batch_cached(&keys, fit))
@@ -157,19 +152,14 @@ impl Routes {
 
     pub(super) fn metrics(&self) -> String {
         let mut text = prometheus(self.groups.values().map(|group| (group.name(), group.stats())));
-        let waiting = self.queue.waiting() as u64;
-        for (name, kind, help, value) in [
-            ("geecache_queued_requests", "gauge", "Requests that wait for a worker.", waiting),
-            (
-                "geecache_shed_total",
-                "counter",
-                "Requests refused with 503.",
-                self.queue.shed.load(Ordering::Relaxed),
-            ),
-        ] {
+        let mut add = |name, kind, help, value: u64| {
             head(&mut text, name, kind, help);
             text += &format!("{name} {value}\n");
-        }
+        };
+        let (waiting, shed) = (self.queue.waiting(), self.queue.shed.load(Ordering::Relaxed));
+        let help = "Requests that wait for a worker.";
+        add("geecache_queued_requests", "gauge", help, waiting as u64);
+        add("geecache_shed_total", "counter", "Requests refused with 503.", shed);
         text
     }
 }

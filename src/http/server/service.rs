@@ -1,8 +1,8 @@
 //! `Service`: the way of a request, one function for each box of the picture in [`server`](super).
 //!
 //! Which thread does what? For a hit, waking a worker takes longer than the answer, so the intake sends it
-//! itself. A worker has what may have to wait for the origin. Neither waits for a client: what may have to
-//! is left to a *slow thread*.
+//! itself. A worker answers the questions that may have to wait for the origin. Neither waits for a client:
+//! reading and writing that may have to is left to a *slow thread*.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -43,7 +43,7 @@ pub(super) struct Service {
     idle_timeout: Duration,
 }
 
-/// What answers. Each thread that answers has a share of it, for which a shutdown waits.
+/// The functions that answer. Each thread that answers has a share of them, for which a shutdown waits.
 struct Handlers {
     /// Gives the answers that wait for nothing.
     immediate: Answer<Option<ResponseBox>>,
@@ -90,17 +90,17 @@ impl Service {
         Ok(())
     }
 
-    /// Refuses what comes from now on, and waits until what was accepted is answered and the
-    /// workers have ended, but no longer than `grace`. Returns whether they have.
+    /// Refuses requests from now on, and waits until those that were accepted are answered and the workers
+    /// have ended, but no longer than `grace`. Returns whether they have.
     pub(super) fn drain(&self, grace: Duration) -> bool {
         self.close();
         self.ended.recv_timeout(grace) == Err(RecvTimeoutError::Disconnected)
     }
 
-    /// Refuses what comes from now on. The workers end once the queue is empty.
+    /// Refuses requests from now on. The workers end once the queue is empty.
     pub(super) fn close(&self) {
         self.queue.close();
-        *self.handlers.lock().unwrap() = None;
+        let _dropped_without_the_lock = self.handlers.lock().unwrap().take();
     }
 
     fn handlers(&self) -> Option<Arc<Handlers>> {
@@ -172,7 +172,7 @@ impl Service {
         }
     }
 
-    /// A worker: answers what is in the queue.
+    /// A worker: answers the questions in the queue.
     fn work(self: &Arc<Self>, handlers: &Arc<Handlers>) {
         while let Some(mut question) = self.queue.pop() {
             let immediate = handlers.immediate(&mut question);
@@ -181,7 +181,8 @@ impl Service {
         }
     }
 
-    /// The refuser: answers what has been in the queue for too long, however busy the workers are.
+    /// The refuser: answers the questions that have been in the queue for too long, however busy the workers
+    /// are.
     fn refuse_overdue(self: &Arc<Self>) {
         while let Some(question) = self.queue.pop_overdue() {
             self.refuse(question);
@@ -204,7 +205,7 @@ impl Service {
         let Question { request, .. } = &question;
         let (client, length) = (client_of(request), length_of(&response));
         if length <= LARGE {
-            let bytes = printed(request, response, self.handlers().is_none());
+            let bytes = printed(request, response, self.handlers.lock().unwrap().is_none());
             let mut writer = question.request.into_writer();
             if let Some(taken) = write_at_once(&mut writer, &bytes) {
                 let rest = move |to: &mut Patient| io::Write::write_all(to, &bytes[taken..]);
@@ -246,24 +247,20 @@ impl Service {
         });
     }
 
-    /// Lets nothing more be sent on a connection whose answer was not finished: it would be taken for
-    /// the rest of that. tiny_http sends nothing there as long as the writer lives, and closes a
-    /// connection that is silent; only then the writer is dropped.
+    /// Keeps a connection whose answer was not finished until tiny_http has closed it, since it is silent:
+    /// another answer would be taken for the rest of that one. tiny_http sends none as long as the writer
+    /// lives.
     fn outlast(&self, client: SocketAddr, writer: Writer) {
-        let mut writers = vec![writer];
-        loop {
-            thread::sleep(self.idle_timeout + Duration::from_secs(1));
-            let late = self.clients.take_waiting(client);
-            if late.is_empty() {
-                return;
-            }
-            // Not answered: only a writer that is never used sends nothing.
-            writers.extend(late.into_iter().map(Request::into_writer));
+        thread::sleep(self.idle_timeout + Duration::from_secs(1));
+        drop(writer);
+        // Not answered: only a writer that is never used sends nothing.
+        while let Some(late) = self.clients.next(client) {
+            drop(late.into_writer());
         }
     }
 
     /// The request of `client` is answered. If it has sent the next one ahead, a slow thread goes on with
-    /// that, so that it keeps this thread from nobody else.
+    /// that, so that this thread is free for other clients.
     fn answered(self: &Arc<Self>, client: SocketAddr) {
         if let Some(request) = self.clients.next(client) {
             self.go_on_slowly(request);
@@ -283,7 +280,7 @@ impl Handlers {
     fn immediate(&self, question: &mut Question) -> Option<ResponseBox> {
         let is_new = mem::take(&mut question.is_new);
         let answer = || caught(question, &self.immediate).unwrap_or_else(Some);
-        if question.refusal.is_none() && is_new { answer() } else { question.refusal.take() }
+        if is_new { answer() } else { None }
     }
 
     fn by_handler(&self, question: &Question) -> ResponseBox {
@@ -291,7 +288,7 @@ impl Handlers {
     }
 }
 
-/// What `answer` gives; if it panics, the answer that says so.
+/// The result of `answer`; if it panics, the answer that says so.
 fn caught<A>(question: &Question, answer: &Answer<A>) -> Result<A, ResponseBox> {
     let answer = || answer(&question.request, &question.body);
     catch_unwind(AssertUnwindSafe(answer)).map_err(|_| {

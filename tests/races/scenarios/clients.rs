@@ -14,7 +14,6 @@ pub(super) fn all() -> Vec<Trial> {
     vec![
         many(requests_are_answered_in_order_one_at_a_time::<2>),
         many(requests_are_answered_in_order_one_at_a_time::<5>),
-        many(requests_behind_an_unfinished_answer_are_all_taken_out),
     ]
 }
 
@@ -57,35 +56,4 @@ fn requests_are_answered_in_order_one_at_a_time<const REQUESTS: usize>() {
     });
     assert_eq!(*answered.lock().unwrap(), (0..REQUESTS).collect::<Vec<_>>());
     assert_eq!(clients.enter(CLIENT, REQUESTS), Some(REQUESTS), "nothing is under way");
-}
-
-fn requests_behind_an_unfinished_answer_are_all_taken_out() {
-    let (clients, taken) = (Clients::new(), Mutex::new(Vec::new()));
-    assert_eq!(clients.enter(CLIENT, 0), Some(0));
-    together(2, |i| {
-        if i == 0 {
-            for request in 1..4 {
-                if let Some(request) = clients.enter(CLIENT, request) {
-                    taken.lock().unwrap().push(request); // on a new connection
-                    assert_eq!(clients.next(CLIENT), None);
-                }
-            }
-            return;
-        }
-        loop {
-            let late = clients.take_waiting(CLIENT);
-            if late.is_empty() {
-                break;
-            }
-            taken.lock().unwrap().extend(late);
-        }
-        let mut next = clients.next(CLIENT);
-        while let Some(request) = next {
-            taken.lock().unwrap().push(request);
-            next = clients.next(CLIENT);
-        }
-    });
-    let mut taken = taken.lock().unwrap().clone();
-    taken.sort();
-    assert_eq!(taken, [1, 2, 3]);
 }

@@ -235,7 +235,7 @@ fn a_listener_that_cannot_reach_itself_serves_on_and_replaces_nothing() {
     let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for door in [full, refusing] {
         let echo = echo_with(TcpListener::bind("127.0.0.1:0").unwrap(), vec![door], IDLE);
-        // Four times as long as it takes to replace one that is dead.
+        // Three times as long as it takes to replace one that is dead.
         assert!(echo.begun.recv_timeout(Duration::from_secs(4)).is_err(), "{door}");
         assert!(is_served(echo.addr));
     }
