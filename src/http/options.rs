@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use ureq::http::Uri;
 
-use super::wire::DEFAULT_BASE_PATH;
 use crate::peer::LATELY;
 use crate::ring::MAX_POINTS;
 use crate::{Error, MAX_GROUP_BYTES, MAX_KEY_BYTES, RingHash};
@@ -40,8 +39,6 @@ pub struct PoolOptions {
     /// Whether gets of a group that go to the same peer at the same time share requests, if there are more
     /// than four. Default: `true`.
     pub combine: bool,
-    /// The path under which peers answer, of up to 1,024 bytes. Default: `/_geecache/`.
-    pub base_path: String,
     /// The secret that peers require, sent as `Authorization: Bearer`: up to 4,096 visible ASCII
     /// characters. Default: none.
     pub token: Option<String>,
@@ -67,7 +64,6 @@ impl Default for PoolOptions {
             max_value_bytes: 16 << 20,
             handover: Duration::from_secs(30),
             combine: true,
-            base_path: DEFAULT_BASE_PATH.into(),
             token: None,
             #[cfg(feature = "tls")]
             root_certificates: None,
@@ -78,7 +74,6 @@ impl Default for PoolOptions {
 impl PoolOptions {
     /// Refuses options that cannot work.
     pub(super) fn check(&self) -> Result<(), Error> {
-        check_base_path(&self.base_path)?;
         check_token(self.token.as_deref())?;
         if self.points_per_peer.is_some_and(|points| !(1..=MAX_POINTS).contains(&points)) {
             return Err(Error::Config(format!("a node has 1 to {MAX_POINTS} points on the ring")));
@@ -100,7 +95,6 @@ impl fmt::Debug for PoolOptions {
             .field("hash", &self.hash)
             .field("points_per_peer", &self.points_per_peer)
             .field("timeout", &self.timeout)
-            .field("base_path", &self.base_path)
             .finish_non_exhaustive()
     }
 }
@@ -118,8 +112,6 @@ pub struct ServerOptions {
     /// How long a connection may be silent before it is closed: a second to a day, and longer than
     /// the 15 s for which peers keep theirs. Default: 60 s.
     pub idle_timeout: Duration,
-    /// The path under which peers ask. Default: `/_geecache/`.
-    pub base_path: String,
     /// The secrets of which peers must present one, see
     /// [`PoolOptions::token`](crate::PoolOptions::token). None are asked for if there are none.
     /// Default: none.
@@ -138,20 +130,13 @@ const LONGEST_QUEUE: usize = 1 << 16;
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self {
-            workers: 16,
-            queue: 256,
-            idle_timeout: Duration::from_secs(60),
-            base_path: DEFAULT_BASE_PATH.into(),
-            tokens: Vec::new(),
-        }
+        Self { workers: 16, queue: 256, idle_timeout: Duration::from_secs(60), tokens: Vec::new() }
     }
 }
 
 impl ServerOptions {
     /// Refuses options that cannot work.
     pub(super) fn check(&self) -> Result<(), Error> {
-        check_base_path(&self.base_path)?;
         self.tokens.iter().try_for_each(|token| check_token(Some(token)))?;
         if !(1..=MOST_WORKERS).contains(&self.workers) {
             return Err(Error::Config(format!("a server has 1 to {MOST_WORKERS} workers")));
@@ -172,7 +157,6 @@ impl fmt::Debug for ServerOptions {
         f.debug_struct("ServerOptions")
             .field("workers", &self.workers)
             .field("queue", &self.queue)
-            .field("base_path", &self.base_path)
             .finish_non_exhaustive()
     }
 }
@@ -207,20 +191,6 @@ fn check_token(token: Option<&str>) -> Result<(), Error> {
     }
     Err(Error::Config(format!(
         "a token is 1 to {MAX_TOKEN_BYTES} visible ASCII characters, without spaces"
-    )))
-}
-
-fn check_base_path(path: &str) -> Result<(), Error> {
-    if (2..=MAX_URL_BYTES).contains(&path.len())
-        && path.starts_with('/')
-        && path.ends_with('/')
-        && path.parse::<Uri>().is_ok()
-    {
-        return Ok(());
-    }
-    Err(Error::Config(format!(
-        "base path {path:?}: it begins and ends with a slash, like {DEFAULT_BASE_PATH}, and has up \
-         to {MAX_URL_BYTES} bytes"
     )))
 }
 
@@ -293,7 +263,7 @@ mod tests {
         assert_eq!((options.timeout, options.max_value_bytes), (Duration::from_secs(3), 16 << 20));
         assert_eq!(options.handover, Duration::from_secs(30));
         assert!(options.combine);
-        assert_eq!((&*options.base_path, options.token), ("/_geecache/", None));
+        assert_eq!(options.token, None);
     }
 
     #[test]
@@ -301,7 +271,7 @@ mod tests {
         let options = ServerOptions::default();
         assert_eq!((options.workers, options.queue), (16, 256));
         assert_eq!(options.idle_timeout, Duration::from_secs(60));
-        assert_eq!((&*options.base_path, options.tokens.len()), ("/_geecache/", 0));
+        assert!(options.tokens.is_empty());
     }
 
     #[test]
@@ -314,7 +284,6 @@ mod tests {
         for token in ["", "from a file\n", "two words", "ключ"] {
             assert!(refused(PoolOptions { token: Some(token.into()), ..PoolOptions::default() }));
         }
-        assert!(refused(PoolOptions { base_path: "geecache".into(), ..PoolOptions::default() }));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-/// The path under which peers are asked by default.
-pub(crate) const DEFAULT_BASE_PATH: &str = "/_geecache/";
+/// The path under which peers are asked.
+pub(crate) const BASE_PATH: &str = "/_geecache/";
 
 /// Marks a `404` as "no such key": the origin was asked and has none.
 pub(crate) const RESULT: &str = "Geecache-Result";
@@ -51,10 +51,10 @@ pub(crate) fn check_of(key: &str) -> Option<String> {
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The path of a key, or of a whole group, to which batches are sent; from the base path on.
-pub(crate) fn path(base_path: &str, group: &str, key: Option<&str>) -> String {
+pub(crate) fn path(group: &str, key: Option<&str>) -> String {
     match key {
-        Some(key) => format!("{base_path}{}/{}", Segment(group), Segment(key)),
-        None => format!("{base_path}{}", Segment(group)),
+        Some(key) => format!("{BASE_PATH}{}/{}", Segment(group), Segment(key)),
+        None => format!("{BASE_PATH}{}", Segment(group)),
     }
 }
 
@@ -135,8 +135,8 @@ mod tests {
         let long = "ключ/ ".repeat(372);
         for group in AWKWARD {
             for key in AWKWARD.iter().copied().chain([&*long]) {
-                let path = path(DEFAULT_BASE_PATH, group, Some(key));
-                let rest = path.strip_prefix(DEFAULT_BASE_PATH).unwrap();
+                let path = path(group, Some(key));
+                let rest = path.strip_prefix(BASE_PATH).unwrap();
                 assert_eq!(parse(rest), Ok((group.to_string(), Some(key.to_string()))));
                 assert!(rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%/".contains(&b)));
                 assert_eq!(rest.matches('/').count(), 1);
@@ -159,8 +159,8 @@ mod tests {
     #[test]
     fn a_path_without_a_slash_is_a_groups() {
         for group in AWKWARD {
-            let path = path(DEFAULT_BASE_PATH, group, None);
-            let rest = path.strip_prefix(DEFAULT_BASE_PATH).unwrap();
+            let path = path(group, None);
+            let rest = path.strip_prefix(BASE_PATH).unwrap();
             assert_eq!(parse(rest), Ok((group.to_string(), None)));
         }
     }

@@ -48,12 +48,8 @@ fn keys_of(node: &Node, owner: &str, length: usize) -> impl Iterator<Item = Stri
 fn the_longest_key_group_path_and_token_travel_together() {
     let origin = Origin::of_all();
     let name = " ".repeat(MAX_GROUP_BYTES);
-    let base_path = format!("/{}/", "p".repeat(MAX_URL_BYTES - 2));
-    let [asker, owner] = Cluster::over(&origin)
-        .groups([&*name])
-        .base_path(&base_path)
-        .token(&"t".repeat(MAX_TOKEN_BYTES))
-        .start();
+    let [asker, owner] =
+        Cluster::over(&origin).groups([&*name]).token(&"t".repeat(MAX_TOKEN_BYTES)).start();
     let key = long_key_of(&asker, &owner.url, MAX_KEY_BYTES);
     assert_eq!(asker.get(&key), Some(value_of(&key)));
     assert_eq!(asker.get_many(&[&key]), [Some(value_of(&key))]);
@@ -233,7 +229,6 @@ fn settings_reach_their_limits_and_not_beyond() {
         HttpPool::new(url).err().map(|error| error.to_string())
     };
     let token = |length| Some("t".repeat(length));
-    let base_path = |length: usize| format!("/{}/", "p".repeat(length - 2));
     let one = Duration::from_nanos(1);
 
     let refused = |gist: &str, at_limit: Option<String>, above: Option<String>| {
@@ -241,10 +236,6 @@ fn settings_reach_their_limits_and_not_beyond() {
         assert!(above.as_ref().is_some_and(|error| error.contains(gist)), "{above:?}");
     };
     refused("up to 1024 bytes", url(MAX_URL_BYTES), url(MAX_URL_BYTES + 1));
-    let with = |length| pool(PoolOptions { base_path: base_path(length), ..pools() });
-    refused("up to 1024 bytes", with(MAX_URL_BYTES), with(MAX_URL_BYTES + 1));
-    let with = |length| server(ServerOptions { base_path: base_path(length), ..servers() });
-    refused("up to 1024 bytes", with(MAX_URL_BYTES), with(MAX_URL_BYTES + 1));
     let with = |length| pool(PoolOptions { token: token(length), ..pools() });
     refused("1 to 4096", with(MAX_TOKEN_BYTES), with(MAX_TOKEN_BYTES + 1));
     let tokens = |length| vec!["t".into(), "t".repeat(length)];

@@ -204,12 +204,6 @@ impl Cluster {
         self
     }
 
-    /// The path under which all nodes ask and answer.
-    pub(crate) fn base_path(mut self, path: &str) -> Self {
-        (self.pool.base_path, self.server.base_path) = (path.into(), path.into());
-        self
-    }
-
     /// The secret that all nodes share.
     pub(crate) fn token(mut self, token: &str) -> Self {
         self.pool.token = Some(token.into());

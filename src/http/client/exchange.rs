@@ -162,7 +162,7 @@ impl Exchange {
     }
 
     fn url(&self, group: &str, key: Option<&str>) -> String {
-        format!("{}{}", self.base_url, wire::path(&self.options.base_path, group, key))
+        format!("{}{}", self.base_url, wire::path(group, key))
     }
 
     /// Gives a request its deadline, the token, and the check of its key.

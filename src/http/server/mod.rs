@@ -134,7 +134,7 @@ impl HttpServer {
     /// Serves any HTTP requests by your handler, with the same listener, workers and shutdown: a front
     /// end, for example. The handler gets each request, `/healthz` too, and its whole body, of up to 1 MiB;
     /// a longer one gets `413`. A body that was sent in chunks may have been cut short by its client:
-    /// tiny_http gives no way to tell. `base_path` and `tokens` are not used.
+    /// tiny_http gives no way to tell. `tokens` are not used.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -274,6 +274,5 @@ mod tests {
         assert!(start(vec![], ServerOptions { tokens, ..default() }).is_some());
         let idle_timeout = Duration::from_millis(999);
         assert!(start(vec![], ServerOptions { idle_timeout, ..default() }).is_some());
-        assert!(start(vec![], ServerOptions { base_path: "/x".into(), ..default() }).is_some());
     }
 }

@@ -21,7 +21,6 @@ use crate::{Error, Group};
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) struct Routes {
-    base_path: String,
     tokens: Vec<String>,
     groups: HashMap<String, Arc<Group>>,
     /// The questions that wait for a worker, for `/metrics`.
@@ -40,12 +39,7 @@ impl Routes {
         options: &ServerOptions,
         queue: Queue<Question>,
     ) -> Self {
-        Self {
-            base_path: options.base_path.clone(),
-            tokens: options.tokens.clone(),
-            groups,
-            queue: Arc::new(queue),
-        }
+        Self { tokens: options.tokens.clone(), groups, queue: Arc::new(queue) }
     }
 
     pub(super) fn answer(&self, request: &Request, body: &[u8]) -> ResponseBox {
@@ -79,7 +73,7 @@ impl Routes {
             return Err(text(403, "this port is for peers, and not for browsers"));
         }
         let path = path_of(request);
-        match path.strip_prefix(&*self.base_path) {
+        match path.strip_prefix(wire::BASE_PATH) {
             Some(_) if !self.may_ask(request) => {
                 Err(text(401, "a token is required")
                     .with_header(header("WWW-Authenticate", "Bearer")))
