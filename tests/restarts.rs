@@ -1,6 +1,6 @@
 //! Three node processes under load that are killed, restarted, frozen and left out of the lists.
 //!
-//! `examples/soak` does all of it, and checks every answer; here it runs for half a minute, in which
+//! `examples/soak` does all of it, and checks every answer; here it runs for 20 seconds, in which
 //! each of that happens to each node. It keeps the whole machine busy, so it has a binary of its own
 //! and other tests do not run beside it.
 
@@ -32,7 +32,7 @@ fn output_of(command: &mut Command, patience: Duration) -> Output {
 #[test]
 fn no_get_fails_and_no_value_is_wrong_whatever_happens_to_the_nodes() {
     let program = env!("CARGO_BIN_EXE_soak-under-test");
-    let seconds = env::var(SECONDS).unwrap_or("30".into());
+    let seconds = env::var(SECONDS).unwrap_or("20".into());
     let patience = Duration::from_secs(seconds.parse().unwrap()) + MORE;
     let output = output_of(Command::new(program).args(["--seconds", &seconds]), patience);
     let summary = String::from_utf8_lossy(&output.stdout);

@@ -184,7 +184,7 @@ fn what_fails_at_the_owner_is_each_callers_own() {
 
 #[test]
 fn an_owner_that_knows_no_batches_is_sent_no_more_of_them() {
-    for status in [400, 403, 404, 405, 406, 411, 415, 500, 501, 502, 504, 200] {
+    for status in [404, 500, 200] {
         let (owner, questions) = recording(move |question| match question.is_batch() {
             true => response(status, "text/plain; charset=utf-8", "what is this?"),
             false => response(200, "application/octet-stream", value_of(&question.keys()[0])),
