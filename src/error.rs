@@ -211,7 +211,7 @@ impl fmt::Display for PeerError {
             Self::Slow => write!(f, "no answer within the deadline, though it answers others"),
             Self::OutOfTime => write!(f, "too little time was left to ask"),
             Self::CoolingDown => write!(f, "failed shortly before, cooling down"),
-            Self::LoadFailed(text) => write!(f, "its own load failed: {text}"),
+            Self::LoadFailed(text) => f.write_str(text),
             Self::Status { code: 401, text } => {
                 write!(f, "answered 401: {text}: this node's token is not one of the peer's")
             }

@@ -65,23 +65,20 @@ impl Group {
     ) -> Vec<Result<T, Error>> {
         let mut misses = Vec::new();
         let look_up = |&text| {
-            let key = match self.key(text) {
-                Ok(key) => key,
-                Err(error) => return Some(Err(error)),
-            };
-            let found = self.look_up(&key).map(|(record, _)| Ok(give(record)));
+            let key = self.key(text)?;
+            let found = self.look_up(&key).map(|(record, _)| give(record));
             if found.is_none() {
                 misses.push(self.miss(key));
             }
-            found
+            Ok(found)
         };
-        let found: Vec<Option<Result<T, Error>>> = keys.iter().map(look_up).collect();
+        let found: Vec<Result<Option<T>, Error>> = keys.iter().map(look_up).collect();
         if !misses.is_empty() {
             self.answer_many(&mut misses.iter_mut().collect::<Vec<_>>(), load);
         }
         let mut answers = misses.into_iter().map(|miss| miss.answer.expect("each is answered"));
         let mut next = || answers.next().expect("there is one for each miss").map(&give);
-        found.into_iter().map(|found| found.unwrap_or_else(&mut next)).collect()
+        found.into_iter().map(|found| found.transpose().unwrap_or_else(&mut next)).collect()
     }
 }
 

@@ -159,11 +159,6 @@ impl Miss<'_> {
     fn is_open(&self) -> bool {
         self.answer.is_none()
     }
-
-    /// Whether the load failed.
-    fn has_failed(&self) -> bool {
-        self.trace.stale.is_some() || self.answer.as_ref().is_some_and(Result::is_err)
-    }
 }
 
 /// Some misses, in no order.
@@ -317,8 +312,9 @@ impl Group {
         for miss in those(misses, Miss::is_open) {
             match miss.peer_error().cloned() {
                 Some(error) if self.is_final(&error) => {
-                    miss.answer =
-                        Some(self.stand_in(&miss.key, of_owner(owner, miss.key.text, &error)));
+                    let (key, peer) = (miss.key.text.into(), owner.name().into());
+                    let error = Error::Owner { key, peer, message: error.to_string() };
+                    miss.answer = Some(self.stand_in(&miss.key, error));
                 }
                 Some(error) => self.note_fallback(owner, &miss.key, &error),
                 None => {}
@@ -442,10 +438,7 @@ impl Group {
         };
         let expires = ttl.map(|ttl| since().saturating_add(ttl));
         let record = Record::new(key.text, loaded.map(|loaded| &*loaded.value), expires);
-        self.note_load(key);
-        if loaded.is_none() {
-            self.drop_outdated(key);
-        }
+        self.note_load(key, loaded.is_none());
         if let Some(lease) = miss.lease.filter(|_| is_kept) {
             self.cache(tier).insert(key, record.clone(), lease);
             if tier == Tier::Main {
@@ -507,7 +500,8 @@ impl Group {
 
     /// The answer of another leader that has ended just now, and the cache that has it.
     fn settled(&self, miss: &Miss<'_>) -> Option<(Record, Option<Tier>)> {
-        match self.peek(&miss.key) {
+        let main = self.main.peek(&miss.key).map(|record| (record, Tier::Main));
+        match main.or_else(|| Some((self.hot.peek(&miss.key)?, Tier::Hot))) {
             Some((record, tier)) => {
                 let is_old = miss.is_renewal && self.cache(tier).is_due(&record);
                 (!is_old).then_some((record, Some(tier)))
@@ -545,11 +539,12 @@ impl Group {
 
     fn count(&self, miss: &Miss<'_>, stats: &mut Stats) {
         stats.stale += u64::from(miss.trace.stale.is_some());
+        let has_failed = miss.trace.stale.is_some() || matches!(miss.answer, Some(Err(_)));
         let ends_get = |error: &Option<PeerError>| error.as_ref().is_none_or(|e| self.is_final(e));
         let counter = match &miss.trace {
             Trace { asked: Some(asked), .. } if ends_get(&asked.error) => return, // counted
             Trace { handed_over: Some(_), .. } => &mut stats.handed_over,
-            Trace { loaded: Some(_), .. } if miss.has_failed() => &mut stats.local_load_errors,
+            Trace { loaded: Some(_), .. } if has_failed => &mut stats.local_load_errors,
             Trace { loaded: Some(_), .. } => &mut stats.local_loads,
             _ => &mut stats.shared,
         };
@@ -679,12 +674,6 @@ impl Group {
         debug!("[{}] {}: {tier} hit", self.name(), Shown(key.text));
     }
 
-    /// As [`look_up`](Self::look_up), but not counted as a get, and promotes no entry.
-    fn peek(&self, key: &Key<'_>) -> Option<(Record, Tier)> {
-        let main = self.main.peek(key).map(|record| (record, Tier::Main));
-        main.or_else(|| Some((self.hot.peek(key)?, Tier::Hot)))
-    }
-
     /// Does a job on a thread of the group's, if there is one to be had.
     fn in_background(&self, job: impl FnOnce(&Self) + Send + 'static) -> Result<(), Job> {
         let group = self.own.clone();
@@ -717,14 +706,6 @@ fn panicked(key: &str, panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or(panic.downcast_ref::<String>().map(String::as_str));
     Error::GetterPanicked { key: key.into(), message: text.unwrap_or("no message").into() }
-}
-
-fn of_owner(owner: &dyn PeerGetter, key: &str, error: &PeerError) -> Error {
-    let message = match error {
-        PeerError::LoadFailed(text) => text.clone(),
-        error => error.to_string(),
-    };
-    Error::Owner { key: key.into(), peer: owner.name().into(), message }
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use log::{debug, warn};
 
-use super::{Answer, Group, Miss, Misses, Tier};
+use super::{Answer, Group, GroupBuilder, Miss, Misses, Tier};
 use crate::Error;
 use crate::cache::{Key, Record};
 use crate::warnings::Shown;
@@ -157,11 +157,6 @@ impl Group {
             });
         }
         // If the life of the new value is short, it is due again. That makes no loop.
-        self.let_rest(key, failure);
-    }
-
-    /// The value is not renewed in the next second.
-    fn let_rest(&self, key: &Key<'_>, failure: Option<String>) {
         self.attempts.end(key, self.now(), failure);
     }
 }
@@ -205,27 +200,22 @@ impl Group {
         if stale.is_some() {
             self.warn_seldom(key, "is stale", &why);
         }
-        self.let_rest(key, Some(why));
+        self.attempts.end(key, self.now(), Some(why));
         stale.ok_or(error)
     }
 
-    /// Called when a load has succeeded: the key may be renewed and loaded again at any time.
-    pub(super) fn note_load(&self, key: &Key<'_>) {
-        if self.keeps_attempts() {
-            self.attempts.forget(key);
+    /// Called when a load has succeeded: the key may be renewed and loaded again at any time. If the
+    /// origin has no such key, an older value must not come back.
+    pub(super) fn note_load(&self, key: &Key<'_>, is_absent: bool) {
+        let GroupBuilder { refresh_ahead, stale_if_error, .. } = &self.settings;
+        if refresh_ahead.is_zero() && stale_if_error.is_zero() {
+            return;
         }
-    }
-
-    /// Called when the origin has no such key: an older value must not come back.
-    pub(super) fn drop_outdated(&self, key: &Key<'_>) {
-        if self.keeps_attempts() {
+        self.attempts.forget(key);
+        if is_absent {
             self.main.drop_outdated(key);
             self.hot.drop_outdated(key);
         }
-    }
-
-    fn keeps_attempts(&self) -> bool {
-        !self.settings.refresh_ahead.is_zero() || !self.settings.stale_if_error.is_zero()
     }
 
     /// The value past its time. A copy of another node's key is kept for no more than another `hot_ttl`: a
