@@ -469,12 +469,14 @@ impl Group {
         misses: &mut Misses<'_, 'k>,
         work: impl FnOnce(&mut Misses<'_, 'k>),
     ) {
-        let mut guards = Vec::with_capacity(misses.len());
+        // Most often there is one, which needs no memory of its own.
+        let (mut first, mut others) = (None, Vec::new());
         for miss in misses.iter_mut() {
             match flight.join(miss.key.text) {
                 Seat::Follower(call) => miss.call = Some(call),
                 Seat::Leader(guard) => match self.settled(miss) {
-                    None => guards.push(guard),
+                    None if first.is_none() => first = Some(guard),
+                    None => others.push(guard),
                     Some((record, tier)) => {
                         miss.trace.hit = tier;
                         guard.finish(miss.answer.insert(Ok(record)));
@@ -486,7 +488,7 @@ impl Group {
         if !led.is_empty() {
             work(led);
         }
-        for (miss, guard) in zip(led, guards) {
+        for (miss, guard) in zip(led, first.into_iter().chain(others)) {
             guard.finish(miss.answer.as_ref().expect("work answers each miss"));
         }
         // Of these keys this thread leads none any more, so two batches cannot wait for each other.
