@@ -284,20 +284,24 @@ impl Group {
         if flight::is_leading() {
             return self.load_here(misses); // a get inside a getter
         }
-        let load = |owner: Owner, misses: &mut Misses<'_, '_>| match (owner, misses) {
+        match misses {
+            [miss] => self.load_of(miss.owner.clone(), misses),
+            _ => {
+                let owners = misses.iter_mut().map(|miss| (miss.owner.clone(), &mut **miss));
+                at_once(by_peer(owners), |(owner, mut misses)| self.load_of(owner, &mut misses));
+            }
+        }
+    }
+
+    /// Loads keys of one owner.
+    fn load_of(&self, owner: Owner, misses: &mut Misses<'_, '_>) {
+        match (owner, misses) {
             (None, misses) => self.load_here(misses),
             (Some(owner), misses @ [_]) => {
                 self.fly(&self.asking, misses, |led| self.load_from_peer(&*owner, led));
             }
             // Leads no flight: single gets would wait there for the slowest key of the batch.
             (Some(owner), misses) => self.load_from_peer(&*owner, misses),
-        };
-        match misses {
-            [miss] => load(miss.owner.clone(), misses),
-            _ => {
-                let owners = misses.iter_mut().map(|miss| (miss.owner.clone(), &mut **miss));
-                at_once(by_peer(owners), |(owner, mut misses)| load(owner, &mut misses));
-            }
         }
     }
 
