@@ -75,6 +75,8 @@ impl PoolOptions {
     /// Refuses options that cannot work.
     pub(super) fn check(&self) -> Result<(), Error> {
         check_token(self.token.as_deref())?;
+        #[cfg(feature = "tls")]
+        super::client::trust(self.root_certificates.as_deref())?;
         if self.points_per_peer.is_some_and(|points| !(1..=MAX_POINTS).contains(&points)) {
             return Err(Error::Config(format!("a node has 1 to {MAX_POINTS} points on the ring")));
         }

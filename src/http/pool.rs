@@ -100,7 +100,6 @@ impl HttpPool {
         let self_url = self_url.into();
         check_url(&self_url)?;
         options.check()?;
-        super::client::check(&options)?;
         let options = Arc::new(options);
         let ring = Arc::new(ring_of([self_url.clone()], &options));
         let list = Arc::new(List { ring, getters: HashMap::new() });

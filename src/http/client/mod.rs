@@ -26,7 +26,8 @@ use std::time::Duration;
 use self::combine::{Combine, LANES, PAUSE};
 use self::cooldown::Cooldown;
 use self::exchange::Exchange;
-pub(super) use self::transport::check;
+#[cfg(feature = "tls")]
+pub(super) use self::transport::trust;
 use super::frame::{self, Answer, Wanted};
 use crate::clock::Clock;
 use crate::{Loaded, PeerError, PeerGetter, PoolOptions};

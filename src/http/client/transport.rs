@@ -112,8 +112,8 @@ fn config(options: &PoolOptions) -> Config {
         // Some proxies compress unless they are told not to.
         .accept_encoding("identity");
     #[cfg(feature = "tls")]
-    let config =
-        config.tls_config(trust(options.root_certificates.as_deref()).expect("the pool checks it"));
+    let config = config
+        .tls_config(trust(options.root_certificates.as_deref()).expect("the options are checked"));
     config.build()
 }
 
@@ -123,7 +123,7 @@ fn config(options: &PoolOptions) -> Config {
 /// # Errors
 /// [`Error::Config`](crate::Error::Config) if there is no certificate in `roots`.
 #[cfg(feature = "tls")]
-fn trust(roots: Option<&[u8]>) -> Result<TlsConfig, crate::Error> {
+pub(in crate::http) fn trust(roots: Option<&[u8]>) -> Result<TlsConfig, crate::Error> {
     let Some(roots) = roots else { return Ok(TlsConfig::default()) };
     let wrong = |what: String| crate::Error::Config(format!("root_certificates: {what}"));
     let certificate = |item| match item {
@@ -136,14 +136,6 @@ fn trust(roots: Option<&[u8]>) -> Result<TlsConfig, crate::Error> {
         return Err(wrong("no certificate in PEM form".into()));
     }
     Ok(TlsConfig::builder().root_certs(RootCerts::from(roots)).build())
-}
-
-/// Refuses certificates that are none.
-pub(in crate::http) fn check(options: &PoolOptions) -> Result<(), crate::Error> {
-    #[cfg(feature = "tls")]
-    trust(options.root_certificates.as_deref())?;
-    let _ = options;
-    Ok(())
 }
 
 /// A connection that was in use this shortly before is not tested. Not longer: a peer that restarts
@@ -376,7 +368,7 @@ mod tests {
         for roots in ["", "no PEM", "-----BEGIN CERTIFICATE-----\n~\n-----END CERTIFICATE-----\n"] {
             let root_certificates = Some(roots.into());
             let options = PoolOptions { root_certificates, ..PoolOptions::default() };
-            assert!(check(&options).is_err());
+            assert!(options.check().is_err());
         }
     }
 }

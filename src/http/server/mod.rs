@@ -69,7 +69,7 @@ use tiny_http::{Request, ResponseBox};
 use self::listener::{Listener, doors};
 use self::queue::Queue;
 use self::routes::Routes;
-use self::service::{Answer, Service};
+use self::service::{Handler, Service};
 use super::options::ServerOptions;
 use crate::{Error, Group};
 
@@ -123,12 +123,10 @@ impl HttpServer {
         }
         let queue = Queue::new(options.workers, options.queue, Some(LONGEST_WAIT));
         let routes = Arc::new(Routes::new(by_name, &options, queue));
-        let [for_immediate, for_handler] = [routes.clone(), routes.clone()];
-        let immediate =
-            Box::new(move |request: &Request, body: &[u8]| for_immediate.immediate(request, body));
+        let shared = routes.clone();
         let handler =
-            Box::new(move |request: &Request, body: &[u8]| for_handler.answer(request, body));
-        Self::run(listener, &options, routes, immediate, handler)
+            move |request: &Request, body: &[u8], may_wait| shared.answer(request, body, may_wait);
+        Self::run(listener, &options, routes, Box::new(handler))
     }
 
     /// Serves any HTTP requests by your handler, with the same listener, workers and shutdown: a front
@@ -176,23 +174,25 @@ impl HttpServer {
         immediate: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
         handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        let (immediate, handler) = (Box::new(immediate), Box::new(handler));
+        let handler = move |request: &Request, body: &[u8], may_wait| match may_wait {
+            true => Some(handler(request, body)),
+            false => immediate(request, body),
+        };
         // Routes without groups: for the metrics alone.
         let queue = Queue::new(options.workers, options.queue, None);
         let routes = Arc::new(Routes::new(HashMap::new(), &options, queue));
-        Self::run(listener, &options, routes, immediate, handler)
+        Self::run(listener, &options, routes, Box::new(handler))
     }
 
     fn run(
         listener: TcpListener,
         options: &ServerOptions,
         routes: Arc<Routes>,
-        immediate: Answer<Option<ResponseBox>>,
-        handler: Answer<ResponseBox>,
+        handler: Handler,
     ) -> Result<Self, Error> {
         options.check()?;
         let local_addr = listener.local_addr()?;
-        let service = Service::start(options, routes.queue.clone(), immediate, handler)?;
+        let service = Service::start(options, routes.queue.clone(), handler)?;
         let for_intake = service.clone();
         let intake = move |generation| for_intake.take_in(generation);
         let listener = Listener::start(listener, doors(local_addr), options.idle_timeout, intake)

@@ -57,7 +57,6 @@ pub(super) fn length_of(response: &ResponseBox) -> usize {
 /// It is to be sent by a single write: tiny_http's own buffer has a kilobyte, so head and body would often
 /// leave one after the other, and wake the client twice.
 pub(super) fn printed(request: &Request, response: ResponseBox, is_last: bool) -> Vec<u8> {
-    let code = response.status_code().0;
     let (version, is_head) = (request.http_version(), *request.method() == Method::Head);
     let mut bytes = Vec::with_capacity(length_of(&response) + 512);
     let print = |response: ResponseBox, bytes: &mut Vec<u8>| {
@@ -69,24 +68,12 @@ pub(super) fn printed(request: &Request, response: ResponseBox, is_last: bool) -
         bytes.clear();
         print(text(500, "the answer could not be read"), &mut bytes).expect("a Vec takes all");
     }
-    correct_head(&mut bytes, code, is_last || closes(request));
+    // tiny_http lets nobody set `Connection`.
+    let end = bytes.windows(4).position(|at| at == b"\r\n\r\n");
+    if let Some(end) = end.filter(|_| is_last || closes(request)) {
+        bytes.splice(end..end, *b"\r\nConnection: close");
+    }
     bytes
-}
-
-/// tiny_http gives a `204` a length, which it must not have, and lets nobody set `Connection`.
-fn correct_head(answer: &mut Vec<u8>, code: u16, is_last: bool) {
-    const LENGTH: &[u8] = b"Content-Length: 0\r\n";
-    let find = |answer: &[u8], what: &[u8]| answer.windows(what.len()).position(|at| at == what);
-    if code == 204 {
-        if let Some(at) = find(answer, LENGTH) {
-            answer.drain(at..at + LENGTH.len());
-        }
-    }
-    if is_last {
-        if let Some(end) = find(answer, b"\r\n\r\n") {
-            answer.splice(end..end, *b"\r\nConnection: close");
-        }
-    }
 }
 
 /// Writes `bytes`, as far as the client takes them in a moment. Returns how many it has taken if there

@@ -36,18 +36,6 @@ pub(super) fn client_of(request: &Request) -> SocketAddr {
     *request.remote_addr().expect("a TCP connection has an address")
 }
 
-/// The path of the target. A proxy may have sent it in absolute form, `http://host/path`.
-pub(super) fn path_of(request: &Request) -> &str {
-    let target = request.url().split('?').next().unwrap_or_default();
-    for scheme in ["http://", "https://"] {
-        let Some((start, rest)) = target.split_at_checked(scheme.len()) else { continue };
-        if start.eq_ignore_ascii_case(scheme) {
-            return rest.find('/').map_or("/", |at| &rest[at..]);
-        }
-    }
-    target
-}
-
 /// Method and target for the log: cut, and without control characters, which a terminal would obey.
 pub(super) fn shown(request: &Request) -> String {
     let text = format!("{} {}", request.method(), request.url()).escape_debug().to_string();

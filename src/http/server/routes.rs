@@ -10,7 +10,7 @@ use tiny_http::{Method, Request, ResponseBox};
 
 use super::queue::Queue;
 use super::reply::{bytes, header, text};
-use super::request::{Question, first, path_of};
+use super::request::{Question, first};
 use crate::group::Told;
 use crate::http::frame::Wanted;
 use crate::http::options::ServerOptions;
@@ -42,27 +42,27 @@ impl Routes {
         Self { tokens: options.tokens.clone(), groups, queue: Arc::new(queue) }
     }
 
-    pub(super) fn answer(&self, request: &Request, body: &[u8]) -> ResponseBox {
-        match self.route(request, body) {
+    /// The answer. `None` if it may wait for the origin, and the caller must not; all other answers take no
+    /// longer than some tens of microseconds.
+    pub(super) fn answer(
+        &self,
+        request: &Request,
+        body: &[u8],
+        may_wait: bool,
+    ) -> Option<ResponseBox> {
+        Some(match self.route(request, body) {
             Err(answer) => answer,
-            Ok(Gets::One(group, key)) => answer_get(group, &key),
-            Ok(Gets::Many(group, keys)) => batch(&group.answer_batch(&keys)),
-        }
-    }
-
-    /// The answer, if it waits for nothing and takes no longer than some tens of microseconds.
-    pub(super) fn immediate(&self, request: &Request, body: &[u8]) -> Option<ResponseBox> {
-        match self.route(request, body) {
-            Err(answer) => Some(answer),
+            Ok(Gets::One(group, key)) if may_wait => answer_get(group, &key),
+            Ok(Gets::Many(group, keys)) if may_wait => batch(&group.answer_batch(&keys)),
             Ok(Gets::One(group, key)) => match group.answer_peer_cached(&key).ok()? {
-                Told::NotCached => None,
-                told => Some(answer_of(told)),
+                Told::NotCached => return None,
+                told => answer_of(told),
             },
-            Ok(Gets::Many(group, keys)) => {
-                let answer = || batch(&group.answer_batch_cached(&keys, |_| true));
-                group.has_cached(&keys).then(answer)
+            Ok(Gets::Many(group, keys)) if group.has_cached(&keys) => {
+                batch(&group.answer_batch_cached(&keys, |_| true))
             }
-        }
+            Ok(Gets::Many(..)) => return None,
+        })
     }
 
     /// The keys that may have to be loaded; or the answer, to any other request. A removal has been done by
@@ -72,7 +72,7 @@ impl Routes {
         if first(request, "Origin").is_some() {
             return Err(text(403, "this port is for peers, and not for browsers"));
         }
-        let path = path_of(request);
+        let path = request.url().split('?').next().unwrap_or_default();
         match path.strip_prefix(wire::BASE_PATH) {
             Some(_) if !self.may_ask(request) => {
                 Err(text(401, "a token is required")

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use std::{io, mem, thread};
+use std::{io, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::error;
@@ -28,14 +28,16 @@ use crate::http::options::ServerOptions;
 /// slowly do not take all the memory.
 const MOST_ON_THE_WAY: usize = 256 << 20;
 
-pub(super) type Answer<A> = Box<dyn Fn(&Request, &[u8]) -> A + Send + Sync>;
+/// Answers a request with its body. `None` if that may have to wait, and the last argument says that it must
+/// not.
+pub(super) type Handler = Box<dyn Fn(&Request, &[u8], bool) -> Option<ResponseBox> + Send + Sync>;
 
 pub(super) struct Service {
     clients: Clients<Request>,
     queue: Arc<Queue<Question>>,
     slow_threads: Elastic,
-    // Guards the handlers; `None` once nothing new is answered.
-    handlers: Mutex<Option<Arc<Handlers>>>,
+    // Guards the handler; `None` once nothing new is answered.
+    handler: Mutex<Option<Arc<Shared>>>,
     // Disconnected when the last worker has ended and the last answer is sent.
     ended: Receiver<Infallible>,
     /// The bytes of the large answers that are on their way.
@@ -43,12 +45,9 @@ pub(super) struct Service {
     idle_timeout: Duration,
 }
 
-/// The functions that answer. Each thread that answers has a share of them, for which a shutdown waits.
-struct Handlers {
-    /// Gives the answers that wait for nothing.
-    immediate: Answer<Option<ResponseBox>>,
-    /// Gives all others, on a worker.
-    handler: Answer<ResponseBox>,
+/// The handler. Each thread that answers has a share of it, for which a shutdown waits.
+struct Shared {
+    handler: Handler,
     _ended: Sender<Infallible>,
 }
 
@@ -57,35 +56,34 @@ impl Service {
     pub(super) fn start(
         options: &ServerOptions,
         queue: Arc<Queue<Question>>,
-        immediate: Answer<Option<ResponseBox>>,
-        handler: Answer<ResponseBox>,
+        handler: Handler,
     ) -> io::Result<Arc<Self>> {
         let (sender, ended) = bounded(0);
-        let handlers = Arc::new(Handlers { immediate, handler, _ended: sender });
+        let shared = Arc::new(Shared { handler, _ended: sender });
         let service = Arc::new(Self {
             clients: Clients::new(),
             queue,
             // Each job is for a connection, which has a thread of tiny_http's in any case.
             slow_threads: Elastic::new("geecache-slow", usize::MAX, usize::MAX),
-            handlers: Mutex::new(Some(handlers.clone())),
+            handler: Mutex::new(Some(shared.clone())),
             ended,
             on_the_way: AtomicUsize::new(0),
             idle_timeout: options.idle_timeout,
         });
         // Those that were started end again.
-        service.start_threads(options.workers, &handlers).inspect_err(|_| service.close())?;
+        service.start_threads(options.workers, &shared).inspect_err(|_| service.close())?;
         Ok(service)
     }
 
-    fn start_threads(self: &Arc<Self>, workers: usize, handlers: &Arc<Handlers>) -> io::Result<()> {
+    fn start_threads(self: &Arc<Self>, workers: usize, shared: &Arc<Shared>) -> io::Result<()> {
         self.slow_threads.keep_one()?;
         let service = self.clone();
         let refuser = thread::Builder::new().name("geecache-refuser".into());
         refuser.spawn(move || service.refuse_overdue())?;
         for i in 0..workers {
-            let (service, handlers) = (self.clone(), handlers.clone());
+            let (service, shared) = (self.clone(), shared.clone());
             let worker = thread::Builder::new().name(format!("geecache-worker-{i}"));
-            worker.spawn(move || service.work(&handlers))?;
+            worker.spawn(move || service.work(&shared))?;
         }
         Ok(())
     }
@@ -100,11 +98,7 @@ impl Service {
     /// Refuses requests from now on. The workers end once the queue is empty.
     pub(super) fn close(&self) {
         self.queue.close();
-        let _dropped_without_the_lock = self.handlers.lock().unwrap().take();
-    }
-
-    fn handlers(&self) -> Option<Arc<Handlers>> {
-        self.handlers.lock().unwrap().clone()
+        let _dropped_without_the_lock = self.handler.lock().unwrap().take();
     }
 
     /// The intake: takes one request after the other, until no connection can send one any more.
@@ -161,8 +155,9 @@ impl Service {
     /// Is there an answer that waits for nothing? Then it is sent from here. Is there room in the queue?
     /// Else the answer is `503`.
     fn answer(self: &Arc<Self>, mut question: Question) {
-        let share = self.handlers();
-        match share.as_ref().and_then(|share| share.immediate(&mut question)) {
+        question.is_new = false;
+        let share = self.handler.lock().unwrap().clone();
+        match share.as_ref().and_then(|share| share.answer(&question, false)) {
             Some(response) => self.send(question, response, share),
             None => {
                 if let Err(question) = self.queue.push(question) {
@@ -173,11 +168,11 @@ impl Service {
     }
 
     /// A worker: answers the questions in the queue.
-    fn work(self: &Arc<Self>, handlers: &Arc<Handlers>) {
-        while let Some(mut question) = self.queue.pop() {
-            let immediate = handlers.immediate(&mut question);
-            let response = immediate.unwrap_or_else(|| handlers.by_handler(&question));
-            self.send(question, response, Some(handlers.clone()));
+    fn work(self: &Arc<Self>, shared: &Arc<Shared>) {
+        while let Some(question) = self.queue.pop() {
+            let immediate = if question.is_new { shared.answer(&question, false) } else { None };
+            let answer = immediate.or_else(|| shared.answer(&question, true));
+            self.send(question, answer.expect("it may wait"), Some(shared.clone()));
         }
     }
 
@@ -200,12 +195,12 @@ impl Service {
         self: &Arc<Self>,
         question: Question,
         response: ResponseBox,
-        share: Option<Arc<Handlers>>,
+        share: Option<Arc<Shared>>,
     ) {
         let Question { request, .. } = &question;
         let (client, length) = (client_of(request), length_of(&response));
         if length <= LARGE {
-            let bytes = printed(request, response, self.handlers.lock().unwrap().is_none());
+            let bytes = printed(request, response, self.handler.lock().unwrap().is_none());
             let mut writer = question.request.into_writer();
             if let Some(taken) = write_at_once(&mut writer, &bytes) {
                 let rest = move |to: &mut Patient| io::Write::write_all(to, &bytes[taken..]);
@@ -233,7 +228,7 @@ impl Service {
         writer: Writer,
         write: impl FnOnce(&mut Patient) -> io::Result<()> + Send + 'static,
         length: usize,
-        share: Option<Arc<Handlers>>,
+        share: Option<Arc<Shared>>,
     ) {
         let service = self.clone();
         self.run_slowly(move || {
@@ -275,26 +270,15 @@ impl Service {
     }
 }
 
-impl Handlers {
-    /// The answer to a question that waits for nothing, if nobody has looked for it yet.
-    fn immediate(&self, question: &mut Question) -> Option<ResponseBox> {
-        let is_new = mem::take(&mut question.is_new);
-        let answer = || caught(question, &self.immediate).unwrap_or_else(Some);
-        if is_new { answer() } else { None }
+impl Shared {
+    /// The handler's answer. If it panics, the answer that says so.
+    fn answer(&self, question: &Question, may_wait: bool) -> Option<ResponseBox> {
+        let answer = || (self.handler)(&question.request, &question.body, may_wait);
+        catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| {
+            error!("{}: a panic while answering", shown(&question.request));
+            Some(text(500, "the handler panicked"))
+        })
     }
-
-    fn by_handler(&self, question: &Question) -> ResponseBox {
-        caught(question, &self.handler).unwrap_or_else(|failure| failure)
-    }
-}
-
-/// The result of `answer`; if it panics, the answer that says so.
-fn caught<A>(question: &Question, answer: &Answer<A>) -> Result<A, ResponseBox> {
-    let answer = || answer(&question.request, &question.body);
-    catch_unwind(AssertUnwindSafe(answer)).map_err(|_| {
-        error!("{}: a panic while answering", shown(&question.request));
-        text(500, "the handler panicked")
-    })
 }
 
 #[cfg(test)]

@@ -21,19 +21,19 @@ fn ask(address: SocketAddr, path: &str) -> String {
 fn a_panic_is_answered_and_ends_no_thread_and_all_end_after_the_last_connection() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let (open, gate) = bounded::<()>(0);
-    let handler = Box::new(move |_: &Request, _: &[u8]| {
-        gate.recv_timeout(LONG).unwrap();
-        text(200, "by a worker")
-    });
-    let immediate = Box::new(|request: &Request, _: &[u8]| match request.url() {
+    let handler = Box::new(move |request: &Request, _: &[u8], may_wait| match request.url() {
         "/hit" => Some(text(200, "immediately")),
+        "/miss" if may_wait => {
+            gate.recv_timeout(LONG).unwrap();
+            Some(text(200, "by a worker"))
+        }
         "/miss" => None,
         _ => panic!("on purpose"),
     });
     let idle_timeout = Duration::from_secs(1);
     let options = ServerOptions { workers: 1, idle_timeout, ..ServerOptions::default() };
     let queue = Arc::new(Queue::new(1, 16, None));
-    let service = Service::start(&options, queue, immediate, handler).unwrap();
+    let service = Service::start(&options, queue, handler).unwrap();
     let for_intake = service.clone();
     let intake = move |generation| for_intake.take_in(generation);
     let address = socket.local_addr().unwrap();
