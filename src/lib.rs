@@ -27,7 +27,7 @@
 //!  get(key) ── main cache? ── hot cache? ── hit ───────────────────────────▶ value
 //!                  │ miss
 //!                  ▼
-//!       who owns the key? (ring, under the Mutex)
+//!       who owns the key? (looked up in the ring)
 //!         │ a remote node                             │ this node, or no peers
 //!         ▼                                           │
 //!    ask the owner over HTTP ── answered? ─ yes ─▶ value, or "no such key"

@@ -6,7 +6,7 @@
 //! tiny_http, a thread per connection ──▶ its queue ──▶ the intake, one thread
 //!    is an earlier request of the same client unanswered? ── yes ─▶ clients keeps this one behind it
 //!    is its body still on the way? ── yes ─▶ a slow thread reads it, then takes the next steps
-//!    is the next request there already, and a worker idle? ── yes ─▶ that worker takes this one
+//!    does another request wait behind it, and is a worker idle? ── yes ─▶ that worker takes this one
 //!    is there an answer that waits for nothing? ── yes ─▶ sent from here
 //!    is there room in the queue, and has nobody waited there for long? ── no ─▶ 503
 //!       └─ yes ─▶ worker: routes ─▶ Group::answer_peer ─▶ sent
@@ -21,33 +21,38 @@
 //!
 //! A hit waits for nothing, and neither does the removal of a key, `/healthz`, `/metrics`, or a request that
 //! is malformed or not allowed: `routes` has the answer immediately, and the intake sends it, however busy
-//! the workers are.
+//! the workers are. But large answers that are on their way have 256 MiB together; the next one is a `503`.
 //!
 //! A miss is queued for a worker, which loads the value from the origin. With 16 workers and room for 256
-//! in the queue, 16 misses are being loaded while up to 256 wait; the next one is refused with `503`. If the
-//! workers take long, it is refused sooner: when 16 wait, the oldest of them for 20 ms. And no peer's
-//! question waits in the queue for more than 50 ms: the peer that gets `503` loads the value by itself. The
-//! requests of a server of one's own ([`HttpServer::serve`]) have nowhere else to go, and wait on.
+//! in the queue, a burst of 272 misses has room; the next one is refused with `503`. If the workers take long,
+//! refusals begin sooner: as soon as 16, as many as there are workers, wait and the oldest has waited for
+//! 20 ms. And a peer's question that no worker has taken after 50 ms gets `503` too: the peer then loads the
+//! value by itself. The requests of a server of one's own ([`HttpServer::serve`]) stay in the queue until a
+//! worker takes them.
+//!
+//! A body may take [`ServerOptions::idle_timeout`] between two bytes. An answer has 7 s, a long one 7 s for
+//! each MiB. If it is not finished by then, nothing more is sent on that connection, and its slow thread ends
+//! when tiny_http has closed it.
 //!
 //! | thread | how many | what for | started by | ends |
 //! |---|---|---|---|---|
 //! | tiny_http's, without a name | one per connection | reads requests | tiny_http | 5 s after its connection has ended |
 //! | another of tiny_http's | 1 | accepts connections | tiny_http | when the server stops accepting |
-//! | `geecache-keeper` | 1 | knocks, so that no connection is left without a thread; begins a new generation where the acceptor died, since files or threads had run out | [`listener`] | when the server stops accepting |
+//! | `geecache-keeper` | 1 | knocks: it connects to this server now and then, so that no connection is left without a thread; if the acceptor died, since files or threads had run out, it starts another tiny_http server on the same socket, with an intake of its own: a *generation* | [`listener`] | when the server stops accepting |
 //! | `geecache-intake` | 1 for each generation | receives, and sends the answers that wait for nothing | [`listener`] | when no connection of its generation can be open any more |
 //! | `geecache-worker-0`, … | [`ServerOptions::workers`], 16 | asks the group | [`service`] | in a shutdown, when the queue is empty |
 //! | `geecache-refuser` | 1 | sends `503` to peers whose questions are not taken by a worker | [`service`] | in a shutdown |
-//! | `geecache-slow` | 1, and one more for each client that is being waited for | reads bodies, sends large answers, answers requests that were sent ahead | [`elastic`](crate::elastic) | 5 s after its last job; the first one with the last intake |
+//! | `geecache-slow` | 1, and one more for each client that is being waited for | reads bodies, sends large answers, answers requests that were sent ahead | [`elastic`](crate::elastic) | 5 s after its last job; one of them stays as long as the service |
 //!
-//! If a thread cannot be started, [`HttpServer::start`] fails. After the start, a request that needs a new
-//! thread waits for a slow one.
+//! If a thread cannot be started, [`HttpServer::start`] fails. If a slow thread cannot be started later, the
+//! request waits until one is free, or until there are threads again.
 //!
 //! In a shutdown the listener accepts no more connections, and the workers finish the questions that are
-//! queued or being loaded. Other requests get `503` from the intake until all connections must have ended,
-//! since none has sent a request for [`ServerOptions::idle_timeout`].
+//! queued or being loaded. All other requests get `503` from the intake, hits and probes too, until each
+//! connection has been silent for [`ServerOptions::idle_timeout`], and so is closed.
 //!
-//! Read on in `routes`, `service` and `queue`, then in `clients`, `request` and `reply`. `listener` cures
-//! tiny_http's accepting side, and nothing else depends on how.
+//! Read on in `routes`, `service` and `queue`, then in `clients`, `request` and `reply`. You may skip `listener`, which
+//! works around the faults of tiny_http's acceptor.
 
 mod clients;
 mod listener;

@@ -1,8 +1,8 @@
 //! `Service`: the way of a request, one function for each box of the picture in [`server`](super).
 //!
 //! Which thread does what? For a hit, waking a worker takes longer than the answer, so the intake sends it
-//! itself. A worker answers the questions that may have to wait for the origin. Neither waits for a client:
-//! reading and writing that may have to is left to a *slow thread*.
+//! itself. A worker answers the questions that may have to wait for the origin. Neither waits for
+//! a client for longer than the 4 ms of a write: the rest is left to a *slow thread*.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -106,6 +106,7 @@ impl Service {
     /// If the next one is there already and a worker is idle, that worker takes this one: then all
     /// processors are used.
     pub(super) fn take_in(self: &Arc<Self>, mut generation: Generation) {
+        // Once a second: jobs that found no thread get one, if there are threads again.
         let catch_up = || self.slow_threads.catch_up();
         let mut next = generation.recv(catch_up);
         while let Some(request) = next {
@@ -263,7 +264,7 @@ impl Service {
     }
 
     fn run_slowly(&self, job: impl FnOnce() + Send + 'static) {
-        // It never comes back: one thread stays, and there is room.
+        // The job never comes back, since one thread stays and the queue has no bound.
         if let Err(job) = self.slow_threads.run(Box::new(job)) {
             job();
         }
