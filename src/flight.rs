@@ -232,9 +232,11 @@ impl<T: Clone> LeaderGuard<'_, T> {
         // The key is freed first: a caller that comes from now on leads anew, and hears of no
         // answer or panic that is older than its question.
         let mut calls = self.flight.table(self.hash).lock().unwrap();
-        // Unless this call was forgotten, and the key may be led by another.
-        if calls.get(&self.hash).is_some_and(|call| Arc::ptr_eq(call, &ended)) {
-            calls.remove(&self.hash);
+        if let Entry::Occupied(call) = calls.entry(self.hash) {
+            // Unless this call was forgotten, and another thread leads the key.
+            if Arc::ptr_eq(call.get(), &ended) {
+                call.remove();
+            }
         }
         drop(calls);
         // Most leaders have no followers, and to notify nobody is a system call, too.

@@ -284,20 +284,24 @@ impl Group {
         if flight::is_leading() {
             return self.load_here(misses); // a get inside a getter
         }
-        let load = |owner: Owner, misses: &mut Misses<'_, '_>| match (owner, misses) {
+        match misses {
+            [miss] => self.load_of(miss.owner.clone(), misses),
+            _ => {
+                let owners = misses.iter_mut().map(|miss| (miss.owner.clone(), &mut **miss));
+                at_once(by_peer(owners), |(owner, mut misses)| self.load_of(owner, &mut misses));
+            }
+        }
+    }
+
+    /// Loads keys of one owner.
+    fn load_of(&self, owner: Owner, misses: &mut Misses<'_, '_>) {
+        match (owner, misses) {
             (None, misses) => self.load_here(misses),
             (Some(owner), misses @ [_]) => {
                 self.fly(&self.asking, misses, |led| self.load_from_peer(&*owner, led));
             }
             // Leads no flight: single gets would wait there for the slowest key of the batch.
             (Some(owner), misses) => self.load_from_peer(&*owner, misses),
-        };
-        match misses {
-            [miss] => load(miss.owner.clone(), misses),
-            _ => {
-                let owners = misses.iter_mut().map(|miss| (miss.owner.clone(), &mut **miss));
-                at_once(by_peer(owners), |(owner, mut misses)| load(owner, &mut misses));
-            }
         }
     }
 
@@ -469,12 +473,14 @@ impl Group {
         misses: &mut Misses<'_, 'k>,
         work: impl FnOnce(&mut Misses<'_, 'k>),
     ) {
-        let mut guards = Vec::with_capacity(misses.len());
+        // Most often there is one, which needs no memory of its own.
+        let (mut first, mut others) = (None, Vec::new());
         for miss in misses.iter_mut() {
             match flight.join(miss.key.text) {
                 Seat::Follower(call) => miss.call = Some(call),
                 Seat::Leader(guard) => match self.settled(miss) {
-                    None => guards.push(guard),
+                    None if first.is_none() => first = Some(guard),
+                    None => others.push(guard),
                     Some((record, tier)) => {
                         miss.trace.hit = tier;
                         guard.finish(miss.answer.insert(Ok(record)));
@@ -486,7 +492,7 @@ impl Group {
         if !led.is_empty() {
             work(led);
         }
-        for (miss, guard) in zip(led, guards) {
+        for (miss, guard) in zip(led, first.into_iter().chain(others)) {
             guard.finish(miss.answer.as_ref().expect("work answers each miss"));
         }
         // Of these keys this thread leads none any more, so two batches cannot wait for each other.

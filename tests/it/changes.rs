@@ -339,15 +339,20 @@ fn episode(seed: u64) {
         member.live().0.set_peers(&urls).unwrap();
     }
     let floors = floors.into_inner().unwrap();
+    // The last change of each list waits for its removals for 100 ms only, so they may still be under way.
+    // But a value that they do not reach stays for longer than this.
+    let start = Instant::now();
     for (i, member) in members.iter().enumerate() {
         for key in &keys {
-            let version: usize =
-                member.live().1.get(key).unwrap().unwrap().to_string().parse().unwrap();
             let floor = floors.get(key).copied().unwrap_or(1);
-            assert!(
-                version >= floor,
-                "seed {seed}: node {i} of {nodes} has {key:?} {version} < {floor}"
-            );
+            let version = || -> usize {
+                member.live().1.get(key).unwrap().unwrap().to_string().parse().unwrap()
+            };
+            while version() < floor {
+                let text = format!("seed {seed}: node {i} of {nodes} has {key:?} {}", version());
+                assert!(start.elapsed() < Duration::from_secs(10), "{text} < {floor}");
+                thread::yield_now();
+            }
         }
     }
     for member in members {
