@@ -466,7 +466,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 //   cure    Group::load in group/mod.rs, http/wire.rs                              first reading
 // No copies are kept of other nodes' keys: each get of Tom is a question to 8001.
 //   try     get Tom; get Tom
-//   cure    Group::get in group/mod.rs; cache/doorkeeper.rs                        first; second
+//   cure    Group::load_from_peer in group/mod.rs                                  first reading
 // A caller that misses just before a load ends leads another one: two searches.
 //   change  in `Group::get`, `thread::sleep(Duration::from_millis(500));` before the last line
 //   try     get Sam & sleep 0.3; get Sam

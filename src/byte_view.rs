@@ -7,7 +7,11 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+
+use triomphe::ThinArc;
+
+/// Shared bytes behind a pointer of one word, with a number in front, of which a cache makes use.
+pub(crate) type Bytes = ThinArc<u64, u8>;
 
 /// Immutable bytes with shared ownership.
 ///
@@ -24,15 +28,15 @@ use std::sync::Arc;
 /// As the body of an answer in async programs: `bytes::Bytes::from_owner(view)` copies nothing.
 #[derive(Clone)]
 pub struct ByteView {
-    bytes: Arc<[u8]>,
-    // Where this view begins: the cache keeps an entry's head and key in front of its value.
+    bytes: Bytes,
+    // Where this view begins: the cache keeps an entry's key in front of its value.
     start: usize,
 }
 
 impl ByteView {
     /// The part of `bytes` from `start` to the end.
-    pub(crate) fn tail(bytes: Arc<[u8]>, start: usize) -> Self {
-        debug_assert!(start <= bytes.len());
+    pub(crate) fn tail(bytes: Bytes, start: usize) -> Self {
+        debug_assert!(start <= bytes.slice.len());
         Self { bytes, start }
     }
 
@@ -49,7 +53,7 @@ impl Deref for ByteView {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes[self.start..]
+        &self.bytes.slice[self.start..]
     }
 }
 
@@ -61,13 +65,13 @@ impl AsRef<[u8]> for ByteView {
 
 impl From<Vec<u8>> for ByteView {
     fn from(bytes: Vec<u8>) -> Self {
-        Self::tail(bytes.into(), 0)
+        Self::tail(Bytes::from_header_and_slice(0, &bytes), 0)
     }
 }
 
 impl From<&str> for ByteView {
     fn from(text: &str) -> Self {
-        Self::tail(text.as_bytes().into(), 0)
+        Self::tail(Bytes::from_header_and_slice(0, text.as_bytes()), 0)
     }
 }
 
@@ -110,11 +114,11 @@ mod tests {
 
     #[test]
     fn a_tail_sees_only_its_part() {
-        let view = ByteView::tail(Arc::from(*b"Tom630"), 3);
+        let view = ByteView::tail(Bytes::from_header_and_slice(0, b"Tom630"), 3);
         assert_eq!(view, "630");
         assert_eq!(view.as_str(), Ok("630"));
         assert_eq!(format!("{view:?}"), "b\"630\"");
-        assert_eq!(ByteView::tail(Arc::from(*b"Tom"), 3).len(), 0);
+        assert_eq!(ByteView::tail(Bytes::from_header_and_slice(0, b"Tom"), 3).len(), 0);
     }
 
     #[test]

@@ -62,12 +62,6 @@ impl Clock {
     }
 }
 
-impl Default for Clock {
-    fn default() -> Self {
-        Self::real()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

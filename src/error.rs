@@ -45,7 +45,7 @@ pub enum Error {
         /// The text of the owner's error, up to 1,024 bytes.
         message: String,
     },
-    /// A getter asked its own group for the key that it is loading, on the same thread.
+    /// A getter asked for the key that it is loading, or for one whose getter waits for it.
     Recursive {
         /// The key that is being loaded.
         key: String,
@@ -84,10 +84,9 @@ impl fmt::Display for Error {
             Self::Owner { key, peer, message } => {
                 write!(f, "loading {key:?}: its owner {peer}: {message}")
             }
-            Self::Recursive { key } => write!(
-                f,
-                "loading {key:?}: the getter asked its own group for the key that it is loading"
-            ),
+            Self::Recursive { key } => {
+                write!(f, "loading {key:?}: the getter waits for its own answer")
+            }
             Self::LoadTimeout { key, waited } => {
                 write!(f, "loading {key:?}: another thread is still at it after {waited:?}")
             }

@@ -42,7 +42,7 @@
 //!   whole cluster, as long as the owner answers.
 //! - A peer's question never causes another one that can wait, so there are no loops.
 //! - The *main* cache holds the keys that this process owns, the *hot* cache copies of others'
-//!   keys that were asked for again, and values that were loaded in place of an owner. Copies live for
+//!   keys, and values that were loaded in place of an owner. Copies live for
 //!   [30 seconds](GroupBuilder::hot_ttl) at the most.
 //! - When the list of nodes has changed, the leader of a miss first asks the node that owned the key
 //!   before, from its caches ([`handover`](PoolOptions::handover)).
@@ -108,7 +108,7 @@
 //! | `cache/key.rs`, `cache/slab.rs`, `cache/table.rs` | a key and its hash; slots and the lists over them; slots by key |
 //! | `cache/order.rs`, `cache/ghosts.rs` | which entry goes first |
 //! | `group/batch.rs`, `group/remove.rs`, `group/trace.rs` | many keys at once; removals; how a get was answered |
-//! | `cache/doorkeeper.rs`, `warnings.rs` | which copies are kept; a log that one can read |
+//! | `warnings.rs` | a log that one can read |
 //! | `group/refresh.rs`, `group/handover.rs`, `http/discovery.rs` | a slow or failing origin; a list of nodes that changes; nodes found by a name |
 //! | `http/options.rs`, `http/frame.rs` | options, their limits and checks; a batch as bytes |
 //! | `http/client/combine.rs` | gets that share a request |

@@ -33,7 +33,6 @@ use crate::stats::{Histogram, Stats};
 /// | `geecache_peer_loads_total` | counter | group, peer | Misses that the owner answered. |
 /// | `geecache_peer_errors_total` | counter | group, peer, kind | Misses that the owner did not answer. |
 /// | `geecache_origin_load_seconds` | histogram | group | Time of each getter call. |
-/// | `geecache_removal_seconds` | histogram | group | Time of each removal begun here. |
 /// | `geecache_peer_load_seconds` | histogram | group, peer | Time of each question to a peer. |
 /// | `geecache_queued_requests` | gauge | none | Requests that wait for a worker. |
 /// | `geecache_shed_total` | counter | none | Requests refused with 503. |
@@ -85,21 +84,19 @@ pub fn prometheus<'g>(groups: impl IntoIterator<Item = (&'g str, Stats)>) -> Str
     let help = "Misses that the owner answered.";
     family(&mut text, "geecache_peer_loads_total", help, loads);
     let errors = peers.iter().flat_map(|(labels, peer)| {
-        let kinds = peer.errors_by_kind.iter();
+        let kinds = peer.errors.iter();
         kinds.map(move |(kind, &errors)| (format!("{labels},kind=\"{kind}\""), errors))
     });
     let help = "Misses that the owner did not answer.";
     family(&mut text, "geecache_peer_errors_total", help, errors);
     let times = groups.iter().map(|(labels, stats)| (labels, &stats.getter_times));
     histogram(&mut text, "geecache_origin_load_seconds", "Time of each getter call.", times);
-    let times = groups.iter().map(|(labels, stats)| (labels, &stats.removal_times));
-    histogram(&mut text, "geecache_removal_seconds", "Time of each removal begun here.", times);
     let times = peers.iter().map(|(labels, peer)| (labels, &peer.times));
     histogram(&mut text, "geecache_peer_load_seconds", "Time of each question to a peer.", times);
     text
 }
 
-fn family<L: Display>(
+pub(crate) fn family<L: Display>(
     text: &mut String,
     name: &str,
     help: &str,
@@ -135,7 +132,7 @@ fn histogram<'h, L: Display>(
 }
 
 /// Writes the two lines before a metric's values.
-pub(crate) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
 }
 

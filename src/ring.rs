@@ -135,14 +135,12 @@ impl Ring {
     /// The part of the circle that each node owns, sorted by name; the sum is 1.
     pub fn shares(&self) -> Vec<(&str, f64)> {
         let mut owned = vec![0_u64; self.nodes.len()];
-        if let [only] = &*self.points {
-            owned[only.node as usize] = 1 << 32;
-        }
         let mut previous = self.points.last();
         for point in &self.points {
-            // An arc ends at its owner's point; the first one wraps around.
-            let arc = point.position.wrapping_sub(previous.map_or(0, |p| p.position));
-            owned[point.node as usize] += u64::from(arc);
+            // An arc ends at its owner's point; the first one wraps around, a single one is the circle.
+            let before = previous.map_or(0, |p| p.position);
+            let arc = u64::from(point.position.wrapping_sub(before).wrapping_sub(1)) + 1;
+            owned[point.node as usize] += arc;
             previous = Some(point);
         }
         let share = |owned: u64| owned as f64 / (1_u64 << 32) as f64;

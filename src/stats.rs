@@ -15,11 +15,11 @@
 //! cache line for counting them. Read on in `metrics.rs`, which writes all this for Prometheus.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::PeerError;
 use crate::cache::CacheStats;
+use crate::{PeerError, PeerGetter};
 
 /// A snapshot of a group's counters since it was built. A get counts once, whether a caller in
 /// this process or a peer asked.
@@ -58,10 +58,8 @@ pub struct Stats {
     pub refresh_errors: u64,
     /// Misses answered by a value [past its time](crate::GroupBuilder::stale_if_error) of this process.
     pub stale: u64,
-    /// How long each removal took that this process began, of a key or of all: from the first node to
-    /// the last.
-    pub removal_times: Histogram,
-    /// Those of them that [not all peers](crate::Error::RemoveIncomplete) have confirmed.
+    /// Removals that this process began, of a key or of all, and that
+    /// [not all peers](crate::Error::RemoveIncomplete) have confirmed.
     pub removals_incomplete: u64,
     /// How long each call of the getter took; a batch is one call.
     pub getter_times: Histogram,
@@ -83,10 +81,8 @@ pub struct PeerStats {
     pub up: Option<bool>,
     /// Misses that it answered.
     pub loads: u64,
-    /// Misses that it did not answer.
-    pub errors: u64,
-    /// The same by the kind of error; [`prometheus`](crate::prometheus) lists the kinds.
-    pub errors_by_kind: BTreeMap<&'static str, u64>,
+    /// Misses that it did not answer, by the kind of error; [`prometheus`](crate::prometheus) lists the kinds.
+    pub errors: BTreeMap<&'static str, u64>,
     /// How long each question took, answered or not. A batch is one question; a peer that cools down
     /// is not asked, and neither is one that there was no time left to ask.
     pub times: Histogram,
@@ -107,8 +103,9 @@ impl Histogram {
     /// 100 µs to 10 s, each about twice the one before.
     #[rustfmt::skip]
     pub const BOUNDS: [Duration; 16] = [
-        us(100), us(250), us(500), ms(1), us(2_500), ms(5), ms(10), ms(25),
-        ms(50), ms(100), ms(250), ms(500), ms(1_000), ms(2_500), ms(5_000), ms(10_000),
+        us(100), us(250), us(500), us(1_000), us(2_500), us(5_000), us(10_000), us(25_000),
+        us(50_000), us(100_000), us(250_000), us(500_000),
+        us(1_000_000), us(2_500_000), us(5_000_000), us(10_000_000),
     ];
 
     pub(crate) fn record(&mut self, time: Duration) {
@@ -126,35 +123,26 @@ const fn us(micros: u64) -> Duration {
     Duration::from_micros(micros)
 }
 
-const fn ms(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
 /// The counters outside of the hit path.
+// The mutex guards all of them, held for a few additions.
 #[derive(Default)]
-pub(crate) struct Counters {
-    // Guards all counters, held for a few additions. A snapshot adds the hits and the state of the peers.
-    stats: Mutex<Stats>,
-}
+pub(crate) struct Counters(Mutex<Stats>);
 
 impl Counters {
     pub(crate) fn add(&self, add: impl FnOnce(&mut Stats)) {
-        add(&mut self.stats.lock().unwrap());
+        add(&mut self.0.lock().unwrap());
     }
 
-    /// A snapshot. `peers` are those in the list, and whether they are up.
-    pub(crate) fn snapshot<'p>(
+    /// With the counts of the caches, and the peers in the list.
+    pub(crate) fn with(
         &self,
-        main: CacheStats,
-        hot: CacheStats,
-        peers: impl IntoIterator<Item = (&'p str, bool)>,
+        [main, hot]: [CacheStats; 2],
+        peers: &[Arc<dyn PeerGetter>],
     ) -> Stats {
-        let counted = self.stats.lock().unwrap().clone();
+        let counted = self.0.lock().unwrap().clone();
         let gets = main.hits + hot.hits + counted.misses;
         let mut stats = Stats { gets, main, hot, ..counted };
-        for (name, is_up) in peers {
-            stats.peer(name).up = Some(is_up);
-        }
+        peers.iter().for_each(|peer| stats.peer(peer.name()).up = Some(peer.is_up()));
         stats
     }
 }
@@ -169,8 +157,7 @@ impl Stats {
                 self.peer_loads += 1;
             }
             Err(error) => {
-                peer.errors += 1;
-                *peer.errors_by_kind.entry(error.kind()).or_default() += 1;
+                *peer.errors.entry(error.kind()).or_default() += 1;
                 self.peer_errors += 1;
             }
         }
@@ -178,16 +165,14 @@ impl Stats {
 
     /// The counters of a peer.
     pub(crate) fn peer(&mut self, name: &str) -> &mut PeerStats {
-        if !self.peers.contains_key(name) {
-            self.peers.insert(name.into(), PeerStats::default());
-        }
-        self.peers.get_mut(name).expect("it is there by now")
+        self.peers.entry(name.into()).or_default()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Loaded;
 
     #[test]
     fn a_time_is_counted_where_it_is_no_longer_than_the_bound() {
@@ -202,13 +187,29 @@ mod tests {
         assert!(Histogram::BOUNDS.is_sorted());
     }
 
+    struct Peer(&'static str);
+
+    impl PeerGetter for Peer {
+        fn name(&self) -> &str {
+            self.0
+        }
+
+        fn get(&self, _: &str, _: &str) -> Result<Option<Loaded>, PeerError> {
+            unreachable!()
+        }
+
+        fn is_up(&self) -> bool {
+            self.0 == "d"
+        }
+    }
+
     #[test]
     fn a_peer_that_left_keeps_its_counts_and_is_neither_up_nor_down() {
         let counters = Counters::default();
         counters.add(|stats| stats.peer("b").loads += 1);
         let (main, hot) = (CacheStats { hits: 2, ..CacheStats::default() }, CacheStats::default());
         counters.add(|stats| stats.misses += 1);
-        let stats = counters.snapshot(main, hot, [("c", false), ("d", true)]);
+        let stats = counters.with([main, hot], &[Arc::new(Peer("c")), Arc::new(Peer("d"))]);
         let up: Vec<_> = stats.peers.iter().map(|(name, peer)| (&**name, peer.up)).collect();
         assert_eq!(up, [("b", None), ("c", Some(false)), ("d", Some(true))]);
         assert_eq!((stats.gets, stats.peers["b"].loads), (3, 1));

@@ -89,8 +89,8 @@ fn front(group: Arc<Group>) -> HttpServer {
     };
     // Who waits for a peer holds a worker, so there is one for each caller.
     let options = ServerOptions { workers: CALLERS[2], ..ServerOptions::default() };
-    HttpServer::serve(listener, options, move |request, _| {
-        answer(request.url().trim_start_matches('/'))
+    HttpServer::serve(listener, options, move |request, _, may_wait| {
+        may_wait.then(|| answer(request.url().trim_start_matches('/')))
     })
     .expect("a server")
 }

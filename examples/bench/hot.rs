@@ -35,7 +35,7 @@ pub(crate) fn run(_settings: &Settings) -> Report {
         &["hot cache", "answered in process", "peers asked", "times geecache's"],
     );
     for (name, calls) in [
-        ("geecache: second sight, 1/8 of the budget", geecache),
+        ("geecache: S3-FIFO of 1/8 of the budget", geecache),
         ("groupcache: a coin of 10 %, LRU of the same size", coin),
         ("none", none),
     ] {

@@ -22,16 +22,14 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// The answers that wait neither for the database nor for another node: the page has them
+    /// Answers that wait neither for the database nor for another node need no worker: the page has them
     /// while all workers are busy, too.
-    pub(crate) fn immediate(&self, request: &Request) -> Option<ResponseBox> {
+    pub(crate) fn answer(&self, request: &Request, may_wait: bool) -> Option<ResponseBox> {
         let path = request.url().split('?').next().unwrap_or_default();
-        let may_wait = ["/api", "/api/ring", "/api/trace"].contains(&path);
-        (!may_wait).then(|| self.answer(request))
-    }
-
-    pub(crate) fn answer(&self, request: &Request) -> ResponseBox {
-        self.visitors.refusal(request).unwrap_or_else(|| self.answer_visitor(request))
+        let waits = ["/api", "/api/ring", "/api/trace"].contains(&path);
+        let answer =
+            || self.visitors.refusal(request).unwrap_or_else(|| self.answer_visitor(request));
+        (may_wait || !waits).then(answer)
     }
 
     fn answer_visitor(&self, request: &Request) -> ResponseBox {

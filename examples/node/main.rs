@@ -122,13 +122,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         Some(listener) => {
             // A get may wait for the owner first, and then for the origin.
             let page = Page::new(scores.clone(), pool, options.fronts()?, 2 * timeout);
-            let front = Arc::new(Front { scores, page, visitors: Visitors::of(options.hosts()?) });
-            let immediate = {
-                let front = front.clone();
-                move |request: &_, _: &_| front.immediate(request)
-            };
-            let answer = move |request: &_, _: &_| front.answer(request);
-            let front = HttpServer::serve_with(listener, server_options, immediate, answer)?;
+            let front = Front { scores, page, visitors: Visitors::of(options.hosts()?) };
+            let answer = move |request: &_, _: &_, may_wait| front.answer(request, may_wait);
+            let front = HttpServer::serve(listener, server_options, answer)?;
             info!("front on http://{}/", front.local_addr());
             Some(front)
         }

@@ -161,7 +161,9 @@ fn summarise(
 fn serve(truth: Arc<Truth>) -> Result<HttpServer, geecache::Error> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let options = ServerOptions { workers: 64, queue: 4_096, ..ServerOptions::default() };
-    HttpServer::serve(listener, options, move |request, _| truth.answer(request))
+    HttpServer::serve(listener, options, move |request, _, may_wait| {
+        may_wait.then(|| truth.answer(request))
+    })
 }
 
 fn progress(time: Duration) -> ProgressBar {

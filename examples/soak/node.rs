@@ -56,7 +56,9 @@ pub(crate) fn run(
     let server = HttpServer::start(listener, [group.clone()], ServerOptions::default())?;
     let listener = TcpListener::bind((server.local_addr().ip(), 0))?;
     let front = Front { group, pool };
-    let answer = move |request: &Request, body: &[u8]| front.answer(request.url(), body);
+    let answer = move |request: &Request, body: &[u8], may_wait: bool| {
+        may_wait.then(|| front.answer(request.url(), body))
+    };
     let front = HttpServer::serve(listener, ServerOptions::default(), answer)?;
     println!("http://{}", front.local_addr());
 

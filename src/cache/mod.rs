@@ -15,9 +15,7 @@
 //! | `table.rs` | `Table`: which slot has a key |
 //! | `order.rs` | [`Eviction`], `Order`: which entry is evicted next, by two queues |
 //! | `ghosts.rs` | `Ghosts`: the keys that left a queue lately |
-//! | `doorkeeper.rs` | `Doorkeeper`: which keys of other nodes are asked for again |
 
-mod doorkeeper;
 mod ghosts;
 mod key;
 mod order;
@@ -32,7 +30,6 @@ use std::thread;
 use std::time::Duration;
 
 use crate::clock::Clock;
-pub(crate) use doorkeeper::Doorkeeper;
 pub(crate) use key::{Hasher, Key};
 pub use order::Eviction;
 pub(crate) use record::Record;

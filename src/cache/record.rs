@@ -2,7 +2,8 @@
 //!
 //! Small entries are the common case, and for them the allocator's own bookkeeping weighs more
 //! than the data. One allocation instead of two halves that, and a look-up that compares the key
-//! has already fetched the cache line that a short value lies on.
+//! has already fetched the cache line that a short value lies on. And the pointer to it takes one
+//! word, since the length is there, too.
 //!
 //! | bytes | what |
 //! |---|---|
@@ -12,12 +13,13 @@
 //! | … | the value |
 
 use std::iter::repeat_n;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ByteView;
+use triomphe::Arc;
 
-const HEAD: usize = 8;
+use crate::ByteView;
+use crate::byte_view::Bytes;
+
 /// The bits of a time.
 const TIME: u64 = (1 << 46) - 1; // 2,200 years of milliseconds
 const NEVER: u64 = TIME;
@@ -25,30 +27,30 @@ const LATEST: u64 = NEVER - 1;
 const KEY_LENGTH: u32 = 48;
 const ABSENT: u64 = 1 << 63;
 
-/// The bytes that the cache charges for an entry besides its key and value: the record's head (8),
-/// its reference counts (16), the allocator's header and rounding (16 on average), its entry in the
-/// slab (32), the head of its chain and its ghosts. `bench memory` measures how well that describes
-/// small entries.
+/// The bytes that the cache charges for an entry besides its key and value: the record's head (8), its
+/// length (8) and reference count (8), the allocator's header and rounding (16 on average), its entry in
+/// the slab (24), the head of its chain and its ghosts, and a few to spare. `bench memory` measures how
+/// well that describes small entries.
 pub(crate) const OVERHEAD: usize = 80;
 
 /// A key with its value, or with the knowledge that it has none. Immutable; clones share it.
 #[derive(Clone)]
-pub(crate) struct Record(Arc<[u8]>);
+pub(crate) struct Record(Bytes);
 
 impl Record {
     /// `key` must be no longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
     pub(crate) fn new(key: &str, value: Option<&[u8]>, expires: Option<Duration>) -> Self {
         debug_assert!(key.len() < 1 << 15, "the group checks keys");
         let absent = if value.is_none() { ABSENT } else { 0 };
+        let head = millis(expires) | (key.len() as u64) << KEY_LENGTH | absent;
         let value = value.unwrap_or_default();
-        let length = HEAD + key.len() + value.len();
-        let mut bytes: Arc<[u8]> = repeat_n(0, length).collect();
-        let (head, rest) = Arc::get_mut(&mut bytes).expect("not shared yet").split_at_mut(HEAD);
-        let bits = millis(expires) | (key.len() as u64) << KEY_LENGTH | absent;
-        head.copy_from_slice(&bits.to_le_bytes());
-        let (key_part, value_part) = rest.split_at_mut(key.len());
-        key_part.copy_from_slice(key.as_bytes());
-        value_part.copy_from_slice(value);
+        let mut bytes = Bytes::from_header_and_iter(head, repeat_n(0, key.len() + value.len()));
+        bytes.with_arc_mut(|bytes| {
+            let bytes = Arc::get_mut(bytes).expect("not shared yet").slice_mut();
+            let (key_part, value_part) = bytes.split_at_mut(key.len());
+            key_part.copy_from_slice(key.as_bytes());
+            value_part.copy_from_slice(value);
+        });
         Self(bytes)
     }
 
@@ -60,13 +62,13 @@ impl Record {
     }
 
     pub(crate) fn key(&self) -> &str {
-        let key = &self.0[HEAD..self.key_end()];
+        let key = &self.0.slice[..self.key_end()];
         std::str::from_utf8(key).expect("it was made of a str")
     }
 
     #[inline]
     pub(crate) fn has_key(&self, key: &[u8]) -> bool {
-        self.key_end() == HEAD + key.len() && self.0[HEAD..].starts_with(key)
+        self.key_end() == key.len() && self.0.slice.starts_with(key)
     }
 
     #[inline]
@@ -83,17 +85,17 @@ impl Record {
 
     /// The bytes that the entry is charged in a cache's budget.
     pub(crate) fn cost(&self) -> usize {
-        self.0.len() - HEAD + OVERHEAD
+        self.0.slice.len() + OVERHEAD
     }
 
     #[inline]
     fn key_end(&self) -> usize {
-        HEAD + ((self.head() & !ABSENT) >> KEY_LENGTH) as usize
+        ((self.head() & !ABSENT) >> KEY_LENGTH) as usize
     }
 
     #[inline]
     fn head(&self) -> u64 {
-        u64::from_le_bytes(*self.0.first_chunk().expect("every record has a head"))
+        self.0.header.header
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! An entry has a record, a link of a chain in the [`Table`](super::table::Table), two links of a
 //! list in the [`Order`](super::order::Order), and a few bits for that order. With a vector for each
-//! of these, an eviction would wait for memory once for each; so they lie together, on half a cache
-//! line. An entry is in a *slot*, a 32-bit index, and chains and lists link slots: safe code, where
+//! of these, an eviction would wait for memory once for each; so they lie together, in 24 bytes. An
+//! entry is in a *slot*, a 32-bit index, and chains and lists link slots: safe code, where
 //! pointers would not be, and half as large.
 //!
 //! A slot that becomes vacant is filled by the next new entry. If a second one becomes vacant, the last
@@ -29,7 +29,7 @@ pub(crate) struct Slab {
     vacant: u32,
 }
 
-#[repr(align(32))]
+#[repr(C)]
 pub(crate) struct Entry {
     /// `None` in the vacant slot.
     pub(crate) record: Option<Record>,

@@ -8,7 +8,7 @@ use super::handover::Disowned;
 use super::refresh::Attempts;
 use super::remove::Made;
 use super::{Group, Hasher, MAX_GROUP_BYTES};
-use crate::cache::{Cache, Doorkeeper, Eviction};
+use crate::cache::{Cache, Eviction};
 use crate::elastic::Elastic;
 use crate::flight::Flight;
 use crate::peer::NoPeers;
@@ -217,13 +217,12 @@ impl GroupBuilder {
         let peers = self.peers.clone();
         let group = Arc::new_cyclic(|own: &Weak<Group>| Group {
             settings: self,
-            made: peers.as_ref().map(|_| Made::default()),
             peers: peers.unwrap_or_else(|| Arc::new(NoPeers)),
             hasher: Hasher::default(),
             main,
             hot,
-            doorkeeper: Doorkeeper::new(),
             disowned: Disowned::new(),
+            made: Made::default(),
             asking: Flight::new(),
             loading: Flight::new(),
             attempts: Attempts::default(),

@@ -53,7 +53,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cache::{Cache, Doorkeeper, Hasher, Key, Lease, Record};
+use crate::cache::{Cache, Hasher, Key, Lease, Record};
 use crate::elastic::{Elastic, Job};
 use crate::flight::{self, Call, Flight, Seat, Unanswered};
 use crate::stats::{Counters, Stats};
@@ -93,13 +93,11 @@ pub struct Group {
     hasher: Hasher,
     // The keys that this node owns.
     main: Cache,
-    // Other nodes' keys: copies of values that were fetched repeatedly, and values that were loaded
-    // in place of an owner that did not answer.
+    // Other nodes' keys: copies of what they answered, and values that were loaded in place of
+    // an owner that did not answer.
     hot: Cache,
-    doorkeeper: Doorkeeper,
     disowned: Disowned,
-    // `None` without peers.
-    made: Option<Made>,
+    made: Made,
     asking: Flight<Answer>,
     loading: Flight<Answer>,
     attempts: Attempts,
@@ -416,13 +414,12 @@ impl Group {
         self.keep(miss.tier(), miss, loaded, ttl, || self.now(), is_kept)
     }
 
-    /// Keeps a copy of an owner's value, if the key was fetched before. Its life is counted from when the
-    /// owner was asked: the answer may have been on its way for all that time.
+    /// Keeps a copy of an owner's value. Its life is counted from when the owner was asked: the answer may
+    /// have been on its way for all that time.
     fn fill_copy(&self, miss: &Miss<'_>, loaded: Option<&Loaded>, asked_at: Duration) -> Record {
         let ttl = loaded.and_then(|loaded| loaded.ttl);
         let has_life = loaded.is_some() && ttl != Some(Duration::ZERO);
-        let is_wanted = || miss.is_renewal || self.doorkeeper.note_and_was_seen(miss.key.hash);
-        self.keep(Tier::Hot, miss, loaded, ttl, || asked_at, has_life && is_wanted())
+        self.keep(Tier::Hot, miss, loaded, ttl, || asked_at, has_life)
     }
 
     /// Keeps a value for its time to live `since` then; other nodes' for `hot_ttl` at the most.
@@ -623,9 +620,7 @@ impl Group {
 
     /// The group's counters.
     pub fn stats(&self) -> Stats {
-        let peers = self.peers.others();
-        let peers = peers.iter().map(|peer| (peer.name(), peer.is_up()));
-        self.counters.snapshot(self.main.stats(), self.hot.stats(), peers)
+        self.counters.with([self.main.stats(), self.hot.stats()], &self.peers.others())
     }
 
     /// Drops the counters of peers that have left.

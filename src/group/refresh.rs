@@ -228,16 +228,12 @@ impl Group {
         past.max_by_key(Record::expires)
     }
 
-    fn is_past(&self, record: &Record) -> bool {
-        record.expires().is_some_and(|end| end <= self.now())
-    }
-
     /// Why an answer is past its time; `None` if it is not.
     pub(super) fn why_stale(&self, miss: &Miss<'_>) -> Option<String> {
         let may_be_stale = !self.settings.stale_if_error.is_zero();
         let answer = miss.answer.as_ref().filter(|_| may_be_stale)?.as_ref().ok()?;
-        let failure = self.attempts.failure(&miss.key).filter(|_| self.is_past(answer))?;
-        Some(failure.0)
+        let is_past = answer.expires()? <= self.now();
+        Some(self.attempts.failure(&miss.key).filter(|_| is_past)?.0)
     }
 
     fn warn_seldom(&self, key: &Key<'_>, what: &str, why: &str) {

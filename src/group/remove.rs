@@ -68,9 +68,9 @@ impl Group {
     /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were. One that
     /// has left the list and does not answer is named for a minute, too: it may still serve gets.
     pub fn remove(&self, key: &str) -> Result<(), Error> {
-        let (key, start) = (self.key(key)?, Instant::now());
-        self.remember(Some(key.text));
-        self.complete(start, self.remove_everywhere(&[key]))
+        let key = self.key(key)?;
+        self.made.note(Some(key.text.into()));
+        self.complete(self.remove_everywhere(&[key]))
     }
 
     /// Removes all keys of the group from all nodes, as [`remove`](Self::remove) does with one.
@@ -78,31 +78,30 @@ impl Group {
     /// # Errors
     /// [`Error::RemoveIncomplete`] with the peers that were not reached, after all others were.
     pub fn clear(&self) -> Result<(), Error> {
-        let start = Instant::now();
-        self.remember(None);
-        self.complete(start, self.clear_everywhere())
+        self.made.note(None);
+        self.complete(self.clear_everywhere())
     }
 
     /// The list of nodes has changed: makes the removals of the last minute again, on a thread of its own,
     /// and waits for that for [`A_MOMENT`] at the most.
     pub(super) fn repeat_removals(&self) {
-        let lately = self.made.as_ref().map(Made::lately).unwrap_or_default();
+        let lately = self.made.lately();
         if lately.is_empty() {
             return;
         }
-        let is_done = Arc::new((Mutex::new(false), Condvar::new()));
-        let done = is_done.clone();
+        let waiting = Arc::new((Mutex::new(true), Condvar::new()));
+        let done = waiting.clone();
         let repeated = self.in_background(move |group| {
             group.make_again(&lately);
-            *done.0.lock().unwrap() = true;
+            *done.0.lock().unwrap() = false;
             done.1.notify_all();
         });
+        let (waiting, done) = &*waiting;
         match repeated {
             Err(without_a_thread) => without_a_thread(),
             Ok(()) => {
-                let (is_done, done) = &*is_done;
-                let is_open = |is_done: &mut bool| !*is_done;
-                drop(done.wait_timeout_while(is_done.lock().unwrap(), A_MOMENT, is_open));
+                let waiting = waiting.lock().unwrap();
+                drop(done.wait_timeout_while(waiting, A_MOMENT, |waiting| *waiting));
             }
         }
     }
@@ -115,12 +114,6 @@ impl Group {
         };
         for (peer, error) in failed {
             warn!("[{}] {peer} was not told of the last minute's removals: {error}", self.name());
-        }
-    }
-
-    fn remember(&self, removed: Option<&str>) {
-        if let Some(made) = &self.made {
-            made.note(removed.map(Into::into));
         }
     }
 
@@ -161,14 +154,11 @@ impl Group {
         failed
     }
 
-    fn complete(&self, start: Instant, failed: Failed) -> Result<(), Error> {
-        self.counters.add(|stats| {
-            stats.removal_times.record(start.elapsed());
-            stats.removals_incomplete += u64::from(!failed.is_empty());
-        });
+    fn complete(&self, failed: Failed) -> Result<(), Error> {
         if failed.is_empty() {
             return Ok(());
         }
+        self.counters.add(|stats| stats.removals_incomplete += 1);
         Err(Error::RemoveIncomplete { failed: failed.into_iter().collect() })
     }
 

@@ -5,10 +5,10 @@
 //! be mistaken for the path's own. The server splits the raw path first and then decodes each part
 //! once. A path that is decoded before it is split, or decoded twice, gives the wrong key.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{
+    AsciiSet, NON_ALPHANUMERIC, PercentEncode, percent_decode_str, utf8_percent_encode,
+};
 use std::borrow::Cow;
-use std::fmt;
-use std::time::Duration;
 
 /// The path under which peers are asked.
 pub(crate) const BASE_PATH: &str = "/_geecache/";
@@ -48,26 +48,19 @@ pub(crate) fn check_of(key: &str) -> Option<String> {
     has_escapes.then(|| format!("{:08x}", crc32fast::hash(key.as_bytes())))
 }
 
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Dots, too: a proxy takes a part of them alone for "here" or "above".
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~');
 
 /// The path of a key, or of a whole group, to which batches are sent; from the base path on.
 pub(crate) fn path(group: &str, key: Option<&str>) -> String {
     match key {
-        Some(key) => format!("{BASE_PATH}{}/{}", Segment(group), Segment(key)),
-        None => format!("{BASE_PATH}{}", Segment(group)),
+        Some(key) => format!("{BASE_PATH}{}/{}", escaped(group), escaped(key)),
+        None => format!("{BASE_PATH}{}", escaped(group)),
     }
 }
 
-/// A part of a path. Dots alone are escaped too: a proxy would take them for "here" and "above".
-struct Segment<'s>(&'s str);
-
-impl fmt::Display for Segment<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.bytes().all(|byte| byte == b'.') {
-            return f.write_str(&self.0.replace('.', "%2E"));
-        }
-        utf8_percent_encode(self.0, RESERVED).fmt(f)
-    }
+fn escaped(part: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(part, RESERVED)
 }
 
 /// The group and the key of a raw path behind the base path, or the reason why it has none. A path
@@ -89,15 +82,6 @@ fn decode(part: &str) -> Result<String, &'static str> {
     let spaced = part.replace('+', " ");
     let text = percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned);
     text.map_err(|_| "the path is not UTF-8")
-}
-
-/// A time to live as a header's value, rounded down so that no copy lives too long.
-pub(crate) fn ttl_to_header(ttl: Duration) -> String {
-    ttl.as_millis().to_string()
-}
-
-pub(crate) fn ttl_from_header(value: &str) -> Option<Duration> {
-    value.trim().parse().ok().map(Duration::from_millis)
 }
 
 #[cfg(test)]
@@ -170,12 +154,5 @@ mod tests {
         for path in ["", "scores/", "/Tom", "scores/%FF", "%C3/x"] {
             assert!(parse(path).is_err(), "{path}");
         }
-    }
-
-    #[test]
-    fn a_time_to_live_travels_as_whole_milliseconds() {
-        assert_eq!(ttl_to_header(Duration::from_micros(1_999)), "1");
-        assert_eq!(ttl_from_header("1500"), Some(Duration::from_millis(1_500)));
-        assert_eq!(ttl_from_header("soon"), None);
     }
 }

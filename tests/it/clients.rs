@@ -184,7 +184,7 @@ fn a_body_that_does_not_arrive_holds_its_own_connection_alone() {
     let front = HttpServer::serve(
         std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
         ServerOptions { workers: 1, queue: 0, ..ServerOptions::default() },
-        |_, body| Response::from_data(body).boxed(),
+        |_, body, may_wait| may_wait.then(|| Response::from_data(body).boxed()),
     );
     let front = front.unwrap();
     let front_url = url_of(front.local_addr());
@@ -452,14 +452,16 @@ fn endless_server() -> (HttpServer, crossbeam_channel::Receiver<()>) {
     let (sender, given_up) = crossbeam_channel::unbounded();
     let options = ServerOptions::default();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let server = HttpServer::serve(listener, options, move |request, _| match request.url() {
-        "/short" => Response::from_string("short").boxed(),
-        _ => {
-            let body = Endless(sender.clone());
-            Response::new(200.into(), vec![], body, Some(1 << 30), None)
-                .with_chunked_threshold(usize::MAX)
-                .boxed()
-        }
+    let server = HttpServer::serve(listener, options, move |request, _, may_wait| {
+        may_wait.then(|| match request.url() {
+            "/short" => Response::from_string("short").boxed(),
+            _ => {
+                let body = Endless(sender.clone());
+                Response::new(200.into(), vec![], body, Some(1 << 30), None)
+                    .with_chunked_threshold(usize::MAX)
+                    .boxed()
+            }
+        })
     });
     (server.unwrap(), given_up)
 }

@@ -52,13 +52,12 @@ fn the_longest_key_group_path_and_token_travel_together() {
         Cluster::over(&origin).groups([&*name]).token(&"t".repeat(MAX_TOKEN_BYTES)).start();
     let key = long_key_of(&asker, &owner.url, MAX_KEY_BYTES);
     assert_eq!(asker.get(&key), Some(value_of(&key)));
-    assert_eq!(asker.get_many(&[&key]), [Some(value_of(&key))]);
-    assert_eq!((asker.stats().peer_loads, origin.loads()), (2, 1));
+    assert_eq!((asker.stats().peer_loads, origin.loads()), (1, 1));
     asker.group().remove(&key).unwrap();
-    assert_eq!(asker.get(&key), Some(value_of(&key)));
+    assert_eq!(asker.get_many(&[&key]), [Some(value_of(&key))]);
     asker.group().clear().unwrap();
     assert_eq!(asker.get(&key), Some(value_of(&key)));
-    assert_eq!((asker.stats().peer_loads, origin.loads()), (4, 3));
+    assert_eq!((asker.stats().peer_loads, origin.loads()), (3, 3));
 }
 
 #[test]

@@ -256,7 +256,7 @@ fn a_get_whose_owner_fails_to_load_ends_with_its_error_if_told_so() {
         let stats = asker.stats();
         assert_eq!((stats.fallbacks, stats.local_load_errors, stats.peer_loads), (0, 0, 0));
         assert_eq!(stats.misses, stats.peer_errors + stats.shared);
-        assert_eq!(stats.peers[&owner.url].errors_by_kind["load_failed"], stats.peer_errors);
+        assert_eq!(stats.peers[&owner.url].errors["load_failed"], stats.peer_errors);
         assert!(asker.believes_in_its_peer(), "it did answer");
 
         versions.breaks(false);

@@ -217,7 +217,7 @@ fn a_node_without_the_group_has_nothing_to_remove_and_is_not_named() {
         old.group().remove(key).unwrap();
     }
     old.group().clear().unwrap();
-    assert_eq!(old.stats().peers[&new.url].errors_by_kind["404"], 1, "each loads by itself");
+    assert_eq!(old.stats().peers[&new.url].errors["404"], 1, "each loads by itself");
     // A stranger that has no such page is not such a node.
     let stranger = Stub::answering(404, "no such page");
     let [node] = Cluster::over(&Origin::of_all()).peer(&stranger.url).start();

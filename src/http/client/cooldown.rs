@@ -53,16 +53,18 @@ impl Cooldown {
         Self { name, timeout, clock, state: Mutex::default() }
     }
 
-    /// Asks, with the time that is left until `end`, unless the peer is left alone.
+    /// Asks, with the time that is left until `end`, unless the peer is left alone. One `in_any_case` is
+    /// asked then, too, and its failure changes nothing.
     pub(super) fn ask<T>(
         &self,
         end: Duration,
+        in_any_case: bool,
         ask: impl FnOnce(Duration) -> Result<T, PeerError>,
     ) -> Result<T, PeerError> {
-        let now = self.clock.now();
+        let began = self.clock.now();
         let mut state = self.state.lock().unwrap();
-        let is_trial = !state.pause.is_zero();
-        if is_trial && now < state.until {
+        let is_trial = !state.pause.is_zero() && !in_any_case;
+        if is_trial && began < state.until {
             return Err(PeerError::CoolingDown);
         }
         if is_trial {
@@ -70,26 +72,6 @@ impl Cooldown {
             state.until = end + FIRST;
         }
         drop(state);
-        self.judge(now, end, is_trial, ask)
-    }
-
-    /// Asks a peer that is left alone, too; its failure then changes nothing.
-    pub(super) fn ask_in_any_case<T>(
-        &self,
-        end: Duration,
-        ask: impl FnOnce(Duration) -> Result<T, PeerError>,
-    ) -> Result<T, PeerError> {
-        self.judge(self.clock.now(), end, false, ask)
-    }
-
-    /// Asks, and notes whether the peer is well.
-    fn judge<T>(
-        &self,
-        began: Duration,
-        end: Duration,
-        is_trial: bool,
-        ask: impl FnOnce(Duration) -> Result<T, PeerError>,
-    ) -> Result<T, PeerError> {
         let left = end.saturating_sub(began);
         let answer = if left.is_zero() { Err(PeerError::OutOfTime) } else { ask(left) };
         let now = self.clock.now();
@@ -150,17 +132,17 @@ mod tests {
         }
 
         fn fails(&self) -> bool {
-            matches!(self.ask(self.end(), REFUSED), Err(PeerError::Transport(_)))
+            matches!(self.ask(self.end(), false, REFUSED), Err(PeerError::Transport(_)))
         }
 
         fn is_left_alone(&self) -> bool {
             let ask = |_| -> Result<(), _> { unreachable!("it is left alone") };
             self.clock.now() < self.state.lock().unwrap().until
-                && self.ask(self.end(), ask) == Err(PeerError::CoolingDown)
+                && self.ask(self.end(), false, ask) == Err(PeerError::CoolingDown)
         }
 
         fn answers(&self) -> bool {
-            self.ask(self.end(), |_| Ok(())).is_ok()
+            self.ask(self.end(), false, |_| Ok(())).is_ok()
         }
     }
 
@@ -171,7 +153,7 @@ mod tests {
         clock.advance(Duration::from_millis(999));
         assert!(cooldown.is_left_alone());
         clock.advance(Duration::from_millis(1));
-        let trial = cooldown.ask(cooldown.end(), |_| {
+        let trial = cooldown.ask(cooldown.end(), false, |_| {
             assert!(cooldown.is_left_alone(), "the others still fall back");
             Err::<(), _>(PeerError::Status { code: 404, text: String::new() })
         });
@@ -196,8 +178,8 @@ mod tests {
     #[test]
     fn many_that_fail_together_count_once() {
         let (cooldown, clock) = cooldown();
-        let first = cooldown.ask(cooldown.end(), |_| {
-            let second = cooldown.ask(cooldown.end(), REFUSED);
+        let first = cooldown.ask(cooldown.end(), false, |_| {
+            let second = cooldown.ask(cooldown.end(), false, REFUSED);
             assert!(second.is_err() && !cooldown.is_well());
             clock.advance(Duration::from_millis(999));
             REFUSED(TIMEOUT)
@@ -213,8 +195,9 @@ mod tests {
         assert!(cooldown.fails());
         clock.advance(seconds(1));
         let late = clock.now();
-        assert_eq!(cooldown.ask(late, |_| Ok(())), Err(PeerError::OutOfTime));
-        let panics = || cooldown.ask(cooldown.end(), |_| -> Result<(), _> { panic!("on purpose") });
+        assert_eq!(cooldown.ask(late, false, |_| Ok(())), Err(PeerError::OutOfTime));
+        let panics =
+            || cooldown.ask(cooldown.end(), false, |_| -> Result<(), _> { panic!("on purpose") });
         assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
         assert!(cooldown.is_left_alone());
         clock.advance(TIMEOUT + seconds(1));
@@ -225,7 +208,7 @@ mod tests {
     fn a_time_out_of_a_peer_that_answers_others_is_told_apart_and_is_no_failure() {
         let (cooldown, clock) = cooldown();
         let silence = |other: fn(&Cooldown) -> bool| {
-            cooldown.ask(cooldown.end(), |_| {
+            cooldown.ask(cooldown.end(), false, |_| {
                 clock.advance(seconds(1));
                 other(&cooldown);
                 clock.advance(seconds(2));
@@ -244,9 +227,9 @@ mod tests {
         let end = cooldown.end();
         clock.advance(TIMEOUT / 2 + Duration::from_millis(1));
         let time_out = |_| Err::<(), _>(PeerError::Timeout);
-        assert_eq!(cooldown.ask(end, time_out), Err(PeerError::OutOfTime));
+        assert_eq!(cooldown.ask(end, false, time_out), Err(PeerError::OutOfTime));
         assert!(cooldown.is_well());
-        let refused = cooldown.ask(end, REFUSED);
+        let refused = cooldown.ask(end, false, REFUSED);
         assert!(matches!(refused, Err(PeerError::Transport(_))), "that is found out at once");
         assert!(!cooldown.is_well());
     }
@@ -256,12 +239,12 @@ mod tests {
         let (cooldown, clock) = cooldown();
         assert!(cooldown.fails());
         clock.advance(Duration::from_millis(999));
-        assert!(cooldown.ask_in_any_case(cooldown.end(), REFUSED).is_err());
+        assert!(cooldown.ask(cooldown.end(), true, REFUSED).is_err());
         clock.advance(Duration::from_millis(1));
         assert!(cooldown.fails() && cooldown.is_left_alone());
-        cooldown.ask_in_any_case(cooldown.end(), |_| Ok(())).unwrap();
+        cooldown.ask(cooldown.end(), true, |_| Ok(())).unwrap();
         assert!(cooldown.is_well());
-        assert!(cooldown.ask_in_any_case(cooldown.end(), REFUSED).is_err());
+        assert!(cooldown.ask(cooldown.end(), true, REFUSED).is_err());
         assert!(!cooldown.is_well(), "the failure of a peer that was well counts");
     }
 }

@@ -68,7 +68,8 @@ impl Exchange {
         let get = |agent: &Agent, left| self.prepare(agent.get(&url), Some(key), left).call();
         let reply = self.send(timeout, self.options.max_value_bytes, get)?;
         let was_cached = reply.header(wire::CACHE) != Some(wire::MISS);
-        let ttl = reply.header(wire::TTL_MS).and_then(wire::ttl_from_header);
+        let millis = reply.header(wire::TTL_MS).and_then(|millis| millis.trim().parse().ok());
+        let ttl = millis.map(Duration::from_millis);
         match reply.status() {
             200 if reply.is(wire::VALUE_TYPE) => {
                 Ok((Some(Loaded { ttl, ..reply.body.into() }), was_cached))

@@ -66,17 +66,13 @@ impl HttpGetter {
 
     fn combine(&self, group: &str) -> Arc<Combine<Answer>> {
         let mut groups = self.groups.lock().unwrap();
-        if let Some(combine) = groups.get(group) {
-            return combine.clone();
-        }
-        let combine = Arc::new(Combine::new(LANES, PAUSE));
-        groups.insert(group.into(), combine.clone());
-        combine
+        let combine = groups.entry(group.into());
+        combine.or_insert_with(|| Arc::new(Combine::new(LANES, PAUSE))).clone()
     }
 
     /// Asks for one key by a request of its own. Also tells whether the peer had it in its caches.
     fn ask(&self, group: &str, key: &str, end: Duration) -> (Answer, bool) {
-        match self.cooldown.ask(end, |left| self.exchange.get(group, key, left)) {
+        match self.cooldown.ask(end, false, |left| self.exchange.get(group, key, left)) {
             Ok((found, was_cached)) => (Ok(found), was_cached),
             Err(error) => {
                 let was_cached = !matches!(error, PeerError::LoadFailed(_));
@@ -88,7 +84,7 @@ impl HttpGetter {
     /// Asks for those of several keys that the peer has in its caches.
     fn ask_cached(&self, group: &str, keys: &[String], end: Duration) -> Vec<Option<Answer>> {
         let ask = |left| self.exchange.get_batch(group, keys, Wanted::Cached, left);
-        let error = match self.cooldown.ask(end, ask) {
+        let error = match self.cooldown.ask(end, false, ask) {
             Ok(answers) => return answers,
             Err(PeerError::Unsupported) => return Vec::new(),
             // No key of it waited for the peer's origin.
@@ -101,7 +97,7 @@ impl HttpGetter {
     /// Asks for several keys by one request. `None` for those that did not fit into the answer.
     fn ask_many(&self, group: &str, keys: &[&str], end: Duration) -> Vec<Option<Answer>> {
         let ask = |wanted, left| self.exchange.get_batch(group, keys, wanted, left);
-        let asked = self.cooldown.ask(end, |left| {
+        let asked = self.cooldown.ask(end, false, |left| {
             let error = match ask(Wanted::All, left.saturating_sub(self.options.timeout / 8)) {
                 Err(PeerError::Timeout) => PeerError::Slow,
                 Err(error) if error.is_overload() => error,
@@ -125,12 +121,7 @@ impl HttpGetter {
         let timeout = self.options.timeout;
         let timeout = if self.is_up() { timeout } else { timeout.min(REMOVAL_WHILE_DOWN) };
         let remove = |left| self.exchange.remove(group, key, left);
-        self.cooldown.ask_in_any_case(self.clock.now() + timeout, remove)
-    }
-
-    /// When a question that begins now is to end.
-    fn end(&self) -> Duration {
-        self.clock.now() + self.options.timeout
+        self.cooldown.ask(self.clock.now() + timeout, true, remove)
     }
 }
 
@@ -164,7 +155,7 @@ impl PeerGetter for HttpGetter {
     }
 
     fn get(&self, group: &str, key: &str) -> Answer {
-        let end = self.end();
+        let end = self.clock.now() + self.options.timeout;
         let plain = || self.ask(group, key, end);
         if !self.options.combine || !self.exchange.takes_batches() {
             return plain().0;
@@ -176,7 +167,7 @@ impl PeerGetter for HttpGetter {
     }
 
     fn get_many(&self, group: &str, keys: &[&str]) -> Vec<Answer> {
-        let end = self.end();
+        let end = self.clock.now() + self.options.timeout;
         let answers = in_batches(keys, |part| match self.exchange.takes_batches() {
             true => self.ask_many(group, part, end),
             false => vec![None; part.len()],
@@ -193,7 +184,7 @@ impl PeerGetter for HttpGetter {
         in_batches(keys, |part| {
             let ask = |left| self.exchange.get_batch(group, part, Wanted::Cached, left);
             let may_ask = self.is_up() && self.exchange.takes_batches();
-            let answers = may_ask.then(|| self.cached_cooldown.ask(end, ask).ok()).flatten();
+            let answers = may_ask.then(|| self.cached_cooldown.ask(end, false, ask).ok()).flatten();
             let answers = answers.unwrap_or_else(|| vec![None; part.len()]);
             answers.into_iter().map(|answer| answer?.ok().flatten()).collect()
         })

@@ -28,7 +28,6 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 #[cfg(feature = "tls")]
 use ureq::unversioned::transport::RustlsConnector;
-use ureq::unversioned::transport::time::Duration as Left;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, NextTimeout, TcpConnector, Transport,
 };
@@ -62,13 +61,13 @@ pub(super) struct Generation {
 
 impl Connections {
     pub(super) fn new(options: &PoolOptions, addresses: Addresses, now: Duration) -> Self {
-        let (config, step) = (config(options), options.timeout / 16 + Duration::from_nanos(1));
+        let config = config(options);
         let connect = move || {
             let connector = ().chain(TcpConnector::default());
             // Below the links, so that bytes that are written together are one record, too.
             #[cfg(feature = "tls")]
             let connector = connector.chain(RustlsConnector::default());
-            let connector = connector.chain(Links { step });
+            let connector = connector.chain(Links);
             Agent::with_parts(config.clone(), connector, addresses.clone())
         };
         let current = Mutex::new(Arc::new(Generation { agent: connect(), began: now }));
@@ -146,16 +145,11 @@ const MOST_HELD: usize = 16 << 10;
 
 /// The outermost connector: makes a [`Link`] of the connection that the others have made.
 #[derive(Debug)]
-struct Links {
-    step: Duration,
-}
+struct Links;
 
 /// A connection that costs few calls of the kernel, and knows whether its failure says anything.
 ///
-/// - For each request ureq sets both time-outs of the socket anew, since a little less time is left
-///   than for the last one. So that time is rounded up to a multiple of `step`, which makes it the
-///   same as before; a deadline may be that late.
-/// - It asks twice whether the connection is still open, with three calls each. One on which something
+/// - For each request ureq asks twice whether the connection is still open, with three calls each. One on which something
 ///   came a moment ago is taken to be open.
 /// - A request with a body takes two writes, and the first wakes the peer for nothing. So the bytes are
 ///   held back until an answer is awaited.
@@ -164,7 +158,6 @@ struct Links {
 #[derive(Debug)]
 struct Link<T> {
     inner: T,
-    step: Duration,
     last_use: Instant,
     /// Written and not sent.
     held: Vec<u8>,
@@ -180,19 +173,13 @@ impl<T: Transport> Connector<T> for Links {
         _details: &ConnectionDetails<'_>,
         chained: Option<T>,
     ) -> Result<Option<Link<T>>, Error> {
-        let (step, last_use) = (self.step, Instant::now());
-        let link = |inner| Link { inner, step, last_use, held: Vec::new(), may_be_stale: false };
-        Ok(chained.map(link))
+        Ok(chained.map(Link::new))
     }
 }
 
 impl<T: Transport> Link<T> {
-    fn rounded(&self, timeout: NextTimeout) -> NextTimeout {
-        let after = match timeout.after {
-            Left::Exact(left) if !left.is_zero() => Left::Exact(round_up(left, self.step)),
-            after => after,
-        };
-        NextTimeout { after, ..timeout }
+    fn new(inner: T) -> Self {
+        Self { inner, last_use: Instant::now(), held: Vec::new(), may_be_stale: false }
     }
 
     /// The error as this layer tells it; a time-out always counts.
@@ -226,11 +213,10 @@ impl<T: Transport> Transport for Link<T> {
         if self.held.len() <= MOST_HELD {
             return Ok(());
         }
-        self.send_held(self.rounded(timeout)).map_err(|error| self.failed(error))
+        self.send_held(timeout).map_err(|error| self.failed(error))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let timeout = self.rounded(timeout);
         let progress = self.send_held(timeout).and_then(|()| self.inner.await_input(timeout));
         let progress = progress.map_err(|error| self.failed(error))?;
         if self.may_be_stale && !progress {
@@ -250,11 +236,6 @@ impl<T: Transport> Transport for Link<T> {
     fn is_tls(&self) -> bool {
         self.inner.is_tls()
     }
-}
-
-fn round_up(left: Duration, step: Duration) -> Duration {
-    let steps = left.as_nanos().div_ceil(step.as_nanos());
-    step.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
 }
 
 impl Resolver for Addresses {
@@ -328,15 +309,10 @@ mod tests {
         }
     }
 
-    fn link(inner: Wire) -> Link<Wire> {
-        let (step, last_use) = (Duration::from_millis(1), Instant::now());
-        Link { inner, step, last_use, held: vec![], may_be_stale: false }
-    }
-
     #[test]
     fn what_is_written_leaves_together_when_an_answer_is_awaited() {
         let wire = Wire { buffers: LazyBuffers::new(1 << 10, 2 * MOST_HELD), sent: vec![] };
-        let mut held = link(wire);
+        let mut held = Link::new(wire);
         held.write(b"head, ");
         held.write(b"body");
         assert!(held.inner.sent.is_empty());
@@ -350,16 +326,6 @@ mod tests {
         held.write(b"end");
         assert_eq!(held.inner.sent.concat(), [b"head", &long[..]].concat());
         assert_eq!(held.read().concat(), [b"head", &long[..], b"end"].concat());
-    }
-
-    #[test]
-    fn what_is_left_is_rounded_up_by_less_than_a_step() {
-        let millis = Duration::from_millis;
-        for (left, rounded) in
-            [(3_000, 3_000), (2_999, 3_000), (2_801, 3_000), (2_800, 2_800), (1, 200)]
-        {
-            assert_eq!(round_up(millis(left), millis(200)), millis(rounded));
-        }
     }
 
     #[cfg(feature = "tls")]

@@ -72,7 +72,6 @@ use std::{fmt, io};
 use tiny_http::{Request, ResponseBox};
 
 use self::listener::{Listener, doors};
-use self::queue::Queue;
 use self::routes::Routes;
 use self::service::{Handler, Service};
 use super::options::ServerOptions;
@@ -126,8 +125,7 @@ impl HttpServer {
                 return Err(Error::Config(format!("two groups are named {:?}", twin.name())));
             }
         }
-        let queue = Queue::new(options.workers, options.queue, Some(LONGEST_WAIT));
-        let routes = Arc::new(Routes::new(by_name, &options, queue));
+        let routes = Arc::new(Routes::new(by_name, &options, Some(LONGEST_WAIT)));
         let shared = routes.clone();
         let handler =
             move |request: &Request, body: &[u8], may_wait| shared.answer(request, body, may_wait);
@@ -139,53 +137,37 @@ impl HttpServer {
     /// a longer one gets `413`. A body that was sent in chunks may have been cut short by its client:
     /// tiny_http gives no way to tell. `tokens` are not used.
     ///
-    /// # Errors
-    /// As [`start`](Self::start).
-    pub fn serve(
-        listener: TcpListener,
-        options: ServerOptions,
-        handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
-    ) -> Result<Self, Error> {
-        Self::serve_with(listener, options, |_, _| None, handler)
-    }
-
-    /// As [`serve`](Self::serve), with answers that need no worker: they are given while all
-    /// workers are busy, and while others are refused with `503` since too many wait. Health checks
-    /// belong there.
-    ///
-    /// `immediate` is asked first, and the handler if it returns `None`. It mostly runs on the thread
-    /// that receives the requests, one after the other, and now and then on others beside it; so it must
-    /// not wait: no I/O, no lock that is held for long. If an answer takes time to produce, return a
-    /// response whose `data_length` is `None`: another thread reads its body while it is sent.
+    /// The handler is asked first whether it has an answer that needs no worker, with `false`. Such answers
+    /// are given while all workers are busy, and while others are refused with `503` since too many wait:
+    /// health checks belong there. This mostly runs on the thread that receives the requests, one after the
+    /// other, and now and then on others beside it; so it must not wait: no I/O, no lock that is held for
+    /// long. If an answer takes time to produce, return a response whose `data_length` is `None`: another
+    /// thread reads its body while it is sent. If the handler returns `None`, a worker asks it once more,
+    /// with `true`: now it may wait, and has to answer; another `None` is answered by `500`.
     ///
     /// ```
     /// use geecache::{HttpServer, ServerOptions, tiny_http::Response};
     /// use std::net::TcpListener;
     ///
-    /// let server = HttpServer::serve_with(
-    ///     TcpListener::bind("127.0.0.1:0")?,
-    ///     ServerOptions::default(),
-    ///     |request, _| (request.url() == "/healthz").then(|| Response::from_string("ok").boxed()),
-    ///     |_, _| Response::from_string("from a database").boxed(),
-    /// )?;
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let server = HttpServer::serve(listener, ServerOptions::default(), |request, _, may_wait| {
+    ///     match request.url() {
+    ///         "/healthz" => Some(Response::from_string("ok").boxed()),
+    ///         _ => may_wait.then(|| Response::from_string("from a database").boxed()),
+    ///     }
+    /// })?;
     /// # Ok::<(), geecache::Error>(())
     /// ```
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn serve_with(
+    pub fn serve(
         listener: TcpListener,
         options: ServerOptions,
-        immediate: impl Fn(&Request, &[u8]) -> Option<ResponseBox> + Send + Sync + 'static,
-        handler: impl Fn(&Request, &[u8]) -> ResponseBox + Send + Sync + 'static,
+        handler: impl Fn(&Request, &[u8], bool) -> Option<ResponseBox> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        let handler = move |request: &Request, body: &[u8], may_wait| match may_wait {
-            true => Some(handler(request, body)),
-            false => immediate(request, body),
-        };
         // Routes without groups: for the metrics alone.
-        let queue = Queue::new(options.workers, options.queue, None);
-        let routes = Arc::new(Routes::new(HashMap::new(), &options, queue));
+        let routes = Arc::new(Routes::new(HashMap::new(), &options, None));
         Self::run(listener, &options, routes, Box::new(handler))
     }
 

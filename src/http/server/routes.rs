@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tiny_http::{Method, Request, ResponseBox};
 
@@ -15,7 +16,7 @@ use crate::group::Told;
 use crate::http::frame::Wanted;
 use crate::http::options::ServerOptions;
 use crate::http::{frame, wire};
-use crate::metrics::{head, prometheus};
+use crate::metrics::{family, prometheus};
 use crate::{Error, Group};
 
 const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -37,9 +38,10 @@ impl Routes {
     pub(super) fn new(
         groups: HashMap<String, Arc<Group>>,
         options: &ServerOptions,
-        queue: Queue<Question>,
+        longest_wait: Option<Duration>,
     ) -> Self {
-        Self { tokens: options.tokens.clone(), groups, queue: Arc::new(queue) }
+        let queue = Arc::new(Queue::new(options.workers, options.queue, longest_wait));
+        Self { tokens: options.tokens.clone(), groups, queue }
     }
 
     /// The answer. `None` if it may wait for the origin, and the caller must not; all other answers take no
@@ -112,7 +114,10 @@ impl Routes {
         Err(match (request.method(), key) {
             (Method::Get, Some(key)) => return Ok(Gets::One(group, key)),
             // While the origin is slow, all workers may wait for it: that must not keep old values.
-            (Method::Delete, Some(key)) => removal(group, &key),
+            (Method::Delete, Some(key)) => match group.answer_removal(&key) {
+                Ok(()) => bytes(204, ""),
+                Err(error) => text(400, error),
+            },
             (Method::Delete, None) => {
                 group.answer_clear();
                 bytes(204, "")
@@ -146,14 +151,10 @@ impl Routes {
 
     pub(super) fn metrics(&self) -> String {
         let mut text = prometheus(self.groups.values().map(|group| (group.name(), group.stats())));
-        let mut add = |name, kind, help, value: u64| {
-            head(&mut text, name, kind, help);
-            text += &format!("{name} {value}\n");
-        };
-        let (waiting, shed) = (self.queue.waiting(), self.queue.shed.load(Ordering::Relaxed));
-        let help = "Requests that wait for a worker.";
-        add("geecache_queued_requests", "gauge", help, waiting as u64);
-        add("geecache_shed_total", "counter", "Requests refused with 503.", shed);
+        let waiting = [("", self.queue.waiting() as u64)];
+        family(&mut text, "geecache_queued_requests", "Requests that wait for a worker.", waiting);
+        let shed = [("", self.queue.shed.load(Ordering::Relaxed))];
+        family(&mut text, "geecache_shed_total", "Requests refused with 503.", shed);
         text
     }
 }
@@ -171,16 +172,10 @@ fn answer_get(group: &Group, key: &str) -> ResponseBox {
     }
 }
 
-fn removal(group: &Group, key: &str) -> ResponseBox {
-    match group.answer_removal(key) {
-        Ok(()) => bytes(204, ""),
-        Err(error) => text(400, error),
-    }
-}
-
 fn answer_of(told: Told) -> ResponseBox {
     let value = |value| bytes(200, value).with_header(header("Content-Type", wire::VALUE_TYPE));
-    let ttl = |ttl| header(wire::TTL_MS, &wire::ttl_to_header(ttl));
+    // Rounded down, so that no copy lives too long.
+    let ttl = |ttl: Duration| header(wire::TTL_MS, &ttl.as_millis().to_string());
     match told {
         Told::Value(bytes, None) => value(bytes),
         Told::Value(bytes, Some(left)) => value(bytes).with_header(ttl(left)),

@@ -62,11 +62,14 @@ fn a_panic_is_answered_and_ends_no_thread_and_all_end_after_the_last_connection(
 
 #[test]
 fn an_answer_that_needs_no_worker_is_looked_for_first_also_by_workers() {
-    let server = HttpServer::serve_with(
+    let server = HttpServer::serve(
         TcpListener::bind("127.0.0.1:0").unwrap(),
         ServerOptions::default(),
-        |request, _| (request.url() == "/hit").then(|| text(200, "immediately")),
-        |_, _| text(200, "by a worker"),
+        |request, _, may_wait| match request.url() {
+            "/hit" => Some(text(200, if may_wait { "by a worker" } else { "immediately" })),
+            "/none" => None,
+            _ => may_wait.then(|| text(200, "by a worker")),
+        },
     )
     .unwrap();
     let address = server.local_addr();
@@ -76,6 +79,7 @@ fn an_answer_that_needs_no_worker_is_looked_for_first_also_by_workers() {
                 for _ in 0..100 {
                     assert_eq!(ask(address, "hit"), "immediately");
                     assert_eq!(ask(address, "miss"), "by a worker");
+                    assert_eq!(ask(address, "none"), "the handler gave no answer");
                 }
             });
         }
@@ -96,9 +100,9 @@ fn an_answer_that_cannot_be_read_is_a_500() {
     let server = HttpServer::serve(
         TcpListener::bind("127.0.0.1:0").unwrap(),
         ServerOptions::default(),
-        |request, _| {
+        |request, _, _| {
             let body = Broken(request.url() == "/panics");
-            tiny_http::Response::new(200.into(), vec![], body, Some(9), None).boxed()
+            Some(tiny_http::Response::new(200.into(), vec![], body, Some(9), None).boxed())
         },
     )
     .unwrap();
