@@ -2,8 +2,8 @@
 //!
 //! What does a cache hand out? Not a reference into itself, which would keep it locked, and
 //! not a copy, which would cost as much as the value is long: a view that shares the bytes.
-//! Read on in [`cache`](crate#reading-order), which stores key and value in one allocation and
-//! hands out views of the second half.
+//! The [`cache`](crate#reading-order) stores key and value in one allocation, and hands out views of the part
+//! after the key.
 
 use std::fmt;
 use std::ops::Deref;

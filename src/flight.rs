@@ -23,7 +23,7 @@
 //! So a leader says which leader it waits for, and one that would close a circle is told instead; a
 //! circle of one is a leader that asks for its own key.
 //!
-//! Read on in [`Group`](crate::Group), which has two flights and says why one is not enough.
+//! [`Group`](crate::Group) has two flights, and says why one is not enough.
 
 use std::array;
 use std::collections::HashMap;
@@ -135,7 +135,7 @@ impl<T: Clone> Flight<T> {
         leader.leads.fetch_add(1, Ordering::Relaxed);
         let (is_done, outcome, done) = Default::default();
         let call = Arc::new(Call { key: key.into(), leader, is_done, outcome, done });
-        // While another key of the same hash is led, which hardly ever happens, nobody follows.
+        // While another key of the same hash is led, which hardly ever happens, nobody follows this call.
         if let Entry::Vacant(vacant) = found {
             vacant.insert(call.clone());
         }

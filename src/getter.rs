@@ -2,7 +2,7 @@
 //!
 //! How is a key loaded that no cache has? By code of the user. A closure will do, and bytes or text
 //! that it returns become a [`Loaded`].
-//! Read on in [`Group`](crate::Group), which calls it.
+//! [`Group`](crate::Group) calls it.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// removal a key is loaded anew while a load from before the removal may still run.
 ///
 /// Give it a deadline of its own, shorter than [`PoolOptions::timeout`](crate::PoolOptions::timeout):
-/// nothing else ends a load. Without one, an origin that hangs holds the thread that loads for as long,
+/// nothing else ends a load. Without one, an origin that hangs holds the thread that loads until it answers,
 /// the others that want the key for [`load_timeout`](crate::GroupBuilder::load_timeout), and the
 /// server's workers one after the other. With one, its error reaches all callers that wait; a process that has
 /// asked the owner then tries once more, unless [told not to](crate::GroupBuilder::retry_failed_loads).
@@ -25,9 +25,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A getter may ask its own group for other keys, as long as these do not ask back. If it asks for
 /// the key that it is loading, or for one that this thread is loading further up its stack or in
 /// the same batch, the answer is [`Error::Recursive`](crate::Error::Recursive). If two threads load
-/// a key each and each getter asks for the other's, they wait for
-/// [`load_timeout`](crate::GroupBuilder::load_timeout) and then get
-/// [`Error::LoadTimeout`](crate::Error::LoadTimeout).
+/// a key each and each getter asks for the other's, one of them gets that error.
 ///
 /// ```
 /// # use geecache::Group;

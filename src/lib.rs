@@ -73,7 +73,7 @@
 //!
 //! # The guide
 //!
-//! [`guide`] has short pages for operators: in an async program, when the origin is slow or down,
+//! [`guide`] has short pages, one for each question: in an async program, when the origin is slow or down,
 //! when nodes come and go, who may ask, in tests, the protocol between nodes, and the measurements.
 //!
 //! The peer port belongs on a private network: everybody who reaches it can read and remove every key, and
@@ -116,16 +116,16 @@
 //! | `http/server/queue.rs`, `http/server/clients.rs` | who is let in; one request of a client at a time |
 //! | `http/server/request.rs`, `http/server/reply.rs`, `http/server/listener.rs` | tiny_http's request and answer; its accepting side, with its flaws cured |
 //!
-//! Arrows go down only: `http` uses `group` and `metrics`; `group` uses `cache`, `flight`, `peer`,
-//! `getter` and `stats`; all may use `error`, `clock` and `byte_view`. `client` and `server` know nothing
+//! Arrows go down only: `http` uses `group`, `ring`, `peer`, `metrics` and `elastic`; `group` uses `cache`,
+//! `flight`, `peer`, `getter`, `stats`, `elastic` and `warnings`; all may use `error`, `clock` and `byte_view`. `client` and `server` know nothing
 //! of each other; their common part is in `wire`, `frame` and `options`. `group` knows nothing of HTTP, and
 //! `ring` and `flight` know nothing of caching.
 //!
 //! # Locks
 //!
-//! A comment on each `Mutex` names what it guards. Counters and single flags are atomics. No two locks
-//! are held at once, but where a comment gives their order, and no getter, no I/O, no log line and no drop
-//! of a value happens under one.
+//! A comment on each `Mutex` names what it guards. Single flags are atomics, counters are behind a lock. No two
+//! locks are held at once, but where a comment gives their order, and no getter, no I/O, no log line and no
+//! drop of a value happens under one.
 //!
 //! # What fails, and what then happens
 //!
@@ -162,7 +162,7 @@
 //! | more requests than workers and queue can take | `503` on the new ones but hits and removals, at once or, where a peer's question is taken by no worker, after 50 ms; those a worker has taken are finished; peers fall back, and load a key once in each node | `load::a_full_queue_answers_503_at_once_and_what_was_accepted_is_finished`, `overload::those_let_in_wait_no_longer_than_an_answer_takes_and_the_others_are_told_soon`, `load::a_peers_question_waits_for_a_worker_for_a_moment_only`, `overload::while_an_owner_is_overloaded_each_asking_node_loads_a_key_once` |
 //! | all workers wait for the origin | requests that need no origin are answered: hits, removals, `/healthz`, `/metrics` | `clients::hits_and_removals_are_answered_while_all_workers_wait_for_the_origin`, `far::hits_need_no_worker_of_the_owner_whatever_their_size`, `load::probes_are_answered_while_all_workers_wait_and_requests_are_refused`, `load::what_is_answered_immediately_waits_for_no_worker`, `node::the_page_and_the_status_are_there_while_all_workers_wait` |
 //! | a value larger than the cache, or than the limit between nodes | returned, not kept, counted; nothing else is flushed | `values::a_value_above_the_budget_is_returned_and_flushes_nothing`, `values::a_value_of_just_the_transfer_limit_travels_and_one_byte_more_is_loaded_here` |
-//! | a removal cannot reach a node | it is named; its copy lives for `hot_ttl` at the most, also if it owned the key before | `removal::nodes_that_cannot_be_reached_are_named_after_all_others_were`, `removal::a_node_that_was_not_reached_has_its_copy_until_the_hot_ttl_ends`, `removal::a_former_owner_that_was_not_reached_has_the_value_until_the_hot_ttl_ends` |
+//! | a removal cannot reach a node | it is named; its copy lives for `hot_ttl` at the most, also if it owned the key before; if it owns the key now, its value lives until its `ttl` ends or it is evicted | `removal::nodes_that_cannot_be_reached_are_named_after_all_others_were`, `removal::a_node_that_was_not_reached_has_its_copy_until_the_hot_ttl_ends`, `removal::a_former_owner_that_was_not_reached_has_the_value_until_the_hot_ttl_ends` |
 //! | the listener runs out of file descriptors | it answers again within 3 s of there being some, and logs both; one that cannot reach itself serves on | `clients::a_lack_of_descriptors_ends_with_the_connections_that_caused_it` |
 //! | no thread can be started | the start is an error; a listener that runs answers again within 3 s of there being threads, and requests and answers wait for one | `child::a_server_that_has_no_threads_to_start_says_so`, `clients::a_lack_of_threads_ends_with_what_caused_it`, `clients::what_waits_for_a_thread_goes_on_when_there_are_threads` |
 //! | clients that fall silent, drip, do not read or send anything | each costs its own connection alone; one that takes not even a short answer, the intake or a worker for some 4 ms; after an answer that was not finished nothing more is sent there for `idle_timeout` | `clients::a_thousand_half_open_requests_slow_nobody_down_and_leave_nothing_behind`, `clients::a_body_that_does_not_arrive_holds_its_own_connection_alone`, `clients::answers_that_nobody_reads_hold_no_worker`, `clients::hits_that_nobody_reads_hold_up_nobody`, `clients::answers_that_nobody_reads_are_refused_before_they_take_the_memory`, `clients::a_hundred_clients_that_do_not_read_hold_up_the_hits_of_others_for_a_moment`, `clients::a_client_that_reads_a_little_now_and_then_is_given_up_and_nothing_more_is_sent_there`, `clients::after_an_answer_that_was_not_finished_nothing_more_is_sent_there`, `clients::any_number_of_requests_sent_ahead_is_answered`, `fuzz::whatever_is_sent_is_answered_rightly_or_cut_off_and_harms_nobody_else` |
@@ -181,7 +181,7 @@
 //! | `load`, `getLocally`, `getFromPeer`, `populateCache` | `Group::load`, `load_locally`, `load_from_peer`, `fill` | a peer's answer is kept for a while, and its failure logged |
 //! | `singleflight.Group`, `Do` | `Flight`, `join` | two of them, so that nodes never wait for each other; a panic releases all |
 //! | `lru.Cache` | [`Eviction`] | S3-FIFO, in shards; LRU as an option; entries can expire |
-//! | `mainCache`, `hotCache` | the same, see [`Tier`] | a copy is kept at the second time, and not by a coin |
+//! | `mainCache`, `hotCache` | the same, see [`Tier`] | each copy is kept for a while, and not one in ten by a coin |
 //! | `consistenthash.Map`, `Get`, `replicas` | [`Ring`], [`owner`](Ring::owner), [`points_per_peer`](PoolOptions::points_per_peer) | immutable; a tie does not depend on the order of the list |
 //! | `PeerPicker`, `PeerGetter`, `RegisterPeers` | [`PeerPicker`], [`PeerGetter`], [`GroupBuilder::peers`] | a peer can also be asked for many keys and told of a removal |
 //! | `HTTPPool`, `Set` | [`HttpPool`], [`set_peers`](HttpPool::set_peers) | deadlines, cool-downs, connections that are kept; a list without oneself is refused |
@@ -222,7 +222,7 @@ pub use ring::{Ring, RingHash};
 pub use stats::{Histogram, PeerStats, Stats};
 pub use tiny_http;
 
-/// For operators: a page for each question. There is no code in here.
+/// Pages for those who use it or run it. The module has no items.
 #[cfg(any(doc, doctest))]
 pub mod guide {
     #[doc = include_str!("guide/async_program.md")]

@@ -42,8 +42,8 @@ use crate::stats::{Histogram, Stats};
 /// `cache` is `main` or `hot`. A histogram has the series `_bucket` (with `le`, from 100 µs to 10 s),
 /// `_sum` and `_count`.
 ///
-/// The kinds of errors of a peer: `connection` (none, a broken one, or no HTTP), `timeout`,
-/// `out_of_time` (too little was left to ask), `cooling_down` (not asked), `load_failed` (its own load;
+/// The kinds of errors of a peer: `connection` (none, a broken one, or no HTTP), `timeout`, `slow` (no
+/// answer within the deadline, though the peer answers others), `out_of_time` (too little was left to ask), `cooling_down` (not asked), `load_failed` (its own load;
 /// status `502`), the statuses `401`, `404` (no such group there) and `503` (overloaded), `status` (any
 /// other), `stranger` (no node of the cluster), `too_large` (the value) and `unsupported`.
 ///
@@ -197,7 +197,7 @@ mod tests {
             [status(404), status(503), status(418)],
         ];
         let docs = include_str!("metrics.rs").split("pub fn prometheus").next().unwrap();
-        for error in errors.iter().flatten() {
+        for error in errors.iter().flatten().chain([&PeerError::Slow]) {
             assert!(docs.contains(&format!("`{}`", error.kind())), "{error}");
         }
     }

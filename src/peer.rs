@@ -27,8 +27,9 @@ pub trait PeerPicker: Send + Sync {
         drop(changed);
     }
 
-    /// The peers other than its owner that owned `key` before the list changed, up to three of them,
-    /// the last one first; those that have left the list, too, but not longer than 30 seconds ago.
+    /// The peers other than its owner that owned `key` by the lists of the last
+    /// [30 seconds](crate::PoolOptions::handover), up to three of them, the last one first; also those that
+    /// have left.
     /// Before this process loads a key as its owner, it asks them for the values in their
     /// [caches](PeerGetter::get_cached). Default: none.
     fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {

@@ -4,7 +4,7 @@
 //! joins or leaves moves only the keys near its own points? Karger et al., *Consistent
 //! Hashing and Random Trees*, STOC 1997: nodes and keys are hashed onto a circle, and a key
 //! belongs to the first node point at or after its own.
-//! Read on in [`HttpPool`](crate::HttpPool), which swaps one ring for the next.
+//! [`HttpPool`](crate::HttpPool) swaps one ring for the next.
 
 use std::collections::BTreeSet;
 
@@ -66,7 +66,7 @@ fn fmix32(mut h: u32) -> u32 {
 pub struct Ring {
     hash: RingHash,
     nodes: Box<[String]>,
-    // Sorted by position, each of which has one point.
+    // Sorted by position; no two have the same.
     points: Box<[Point]>,
 }
 

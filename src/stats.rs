@@ -12,7 +12,7 @@
 //! without a fallback, so that there `misses` has `peer_errors - fallbacks` more.
 //!
 //! Hits are counted in the shards, under the lock that a hit takes anyway, so that threads share no
-//! cache line for counting them. Read on in `metrics.rs`, which writes all this for Prometheus.
+//! cache line for counting them. `metrics.rs` writes all this for Prometheus.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -131,7 +131,7 @@ impl Cache {
         Some(record)
     }
 
-    /// Whether a hit is to be renewed: a value that is near its end. Never one that is stale.
+    /// Whether a hit, which is not past its time, is to be renewed: a value that is near its end.
     pub(crate) fn is_due(&self, hit: &Record) -> bool {
         let is_near = |end| end <= self.clock.now().saturating_add(self.ahead);
         !self.ahead.is_zero() && !hit.is_absent() && hit.expires().is_some_and(is_near)
@@ -267,9 +267,6 @@ impl Cache {
 
     /// The record of `key`, expired or not.
     fn look(&self, key: &Key<'_>) -> Option<Record> {
-        if self.max_bytes == 0 {
-            return None;
-        }
         self.lock(key).find(key).map(|(_, record)| record.clone())
     }
 

@@ -72,7 +72,7 @@ impl Shard {
     }
 
     /// Inserts `record`, in the slot of the same key if there is one, so that it keeps its place in the
-    /// order and its hits. Returns the record that is not kept: the one that it replaces, or `record`
+    /// order and its hits; in an LRU it counts as used. Returns the record that is not kept: the one that it replaces, or `record`
     /// itself if the lease has ended or the order does not admit it to a cache that is full.
     pub(crate) fn insert(
         &mut self,

@@ -122,16 +122,16 @@ impl GroupBuilder {
         Self { hot_ttl, ..self }
     }
 
-    /// How long a get waits for another thread that is loading the same key. Default: 60
-    /// seconds. The load itself goes on. No less than
+    /// How long a get, or a whole batch, waits for other threads that are loading the same keys. Default: 60
+    /// seconds. The loads themselves go on. Make it no less than
     /// [`PoolOptions::timeout`](crate::PoolOptions::timeout) and the getter's own deadline together: a
     /// load may take both.
     pub fn load_timeout(self, load_timeout: Duration) -> Self {
         Self { load_timeout, ..self }
     }
 
-    /// Whether this process tries to load a key whose owner answered that its own load has failed.
-    /// Default: `true`, which helps if the owner's way to the origin has failed.
+    /// Whether this process tries to load a key whose owner answered that its own load has failed, or which
+    /// answered others meanwhile, but not this key in time: most likely it still waits for the origin. Default: `true`, which helps if the owner's way to the origin has failed.
     ///
     /// With `false` the get ends with [`Error::Owner`]. Turn it off if all processes ask the same
     /// origin and its failures last: with an origin that hangs and a getter that gives up after 2 s,

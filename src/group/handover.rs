@@ -10,6 +10,9 @@
 //! wait for another node's worker, although a key is not this node's own: a peer that takes this node
 //! for the owner, and a get inside a getter. They ask the owner in the same way.
 //!
+//! A copy in the hot cache must not hide that value: its life is shorter, and at its end the earlier owner
+//! may be gone. So it is dropped where an earlier owner can be asked.
+//!
 //! # Values that another node owns now
 //!
 //! The main cache keeps those values, for they may be handed over, and their keys may come home. But a
@@ -154,10 +157,6 @@ impl Disowned {
     pub(super) fn is_pending(&self) -> bool {
         self.due.load(Ordering::Relaxed) < SWEPT
     }
-
-    fn due(&self) -> Duration {
-        Duration::from_nanos(self.due.load(Ordering::Relaxed))
-    }
 }
 
 impl Group {
@@ -171,7 +170,7 @@ impl Group {
     /// Drops the value of `key` if another node owns it and its time here is over. Begins the sweep.
     #[cold]
     pub(super) fn drop_if_overdue(&self, key: &Key<'_>) {
-        if self.now() < self.disowned.due() {
+        if self.now() < Duration::from_nanos(self.disowned.due.load(Ordering::Relaxed)) {
             return;
         }
         self.drop_if_disowned(key);
@@ -192,20 +191,19 @@ impl Group {
         }
     }
 
+    /// After a change, drops the copy of a key that this node owns now, if an earlier owner may be asked for
+    /// the value: that lives longer than the copy, at whose end the earlier owner may be gone.
+    pub(super) fn drop_copy_of_own(&self, key: &Key<'_>) {
+        let is_own = || self.peers.pick(key.text).is_none();
+        if self.disowned.is_pending() && is_own() && !self.peers.former(key.text).is_empty() {
+            self.hot.drop_outdated(key);
+        }
+    }
+
     /// Called when a value has been put into the main cache: its key may have got another owner since.
     pub(super) fn drop_if_late(&self, key: &Key<'_>) {
         if self.disowned.due.load(Ordering::SeqCst) != NEVER {
             self.drop_if_disowned(key);
         }
-    }
-
-    /// How long a record still lives, for a peer that keeps a copy: no longer than it is served here.
-    pub(super) fn life_left_here(&self, record: &Record) -> Option<Duration> {
-        let left = self.life_left(record);
-        if !self.disowned.is_pending() || self.peers.pick(record.key()).is_none() {
-            return left;
-        }
-        let here = self.disowned.due().saturating_sub(self.now());
-        Some(left.map_or(here, |left| left.min(here)))
     }
 }

@@ -32,7 +32,8 @@
 //! [`handover`]). A get inside a getter does the same, for else this could happen:
 //!
 //! 1. All workers of A run getters, each of which asks for a key that B owns;
-//! 2. all workers of B run getters, each of which asks for a key that A owns.
+//! 2. all workers of B run getters, each of which asks for a key that A owns;
+//! 3. each question waits for a worker, and none is free until a deadline.
 //!
 //! So no question goes round, and no worker of one node ever waits for a worker of another.
 
@@ -96,10 +97,13 @@ pub struct Group {
     // Other nodes' keys: copies of what they answered, and values that were loaded in place of
     // an owner that did not answer.
     hot: Cache,
+    // When values have to go whose keys belong to other nodes now.
     disowned: Disowned,
+    // The removals that this node has made lately, for nodes that come.
     made: Made,
     asking: Flight<Answer>,
     loading: Flight<Answer>,
+    // When keys are renewed, or loaded again after a failure.
     attempts: Attempts,
     counters: Counters,
     warnings: Warnings,
@@ -129,7 +133,7 @@ type Owner = Option<Arc<dyn PeerGetter>>;
 struct Miss<'k> {
     key: Key<'k>,
     owner: Owner,
-    /// Whether it is no get, but a renewal of the value.
+    /// Whether it is a renewal of the value, and not a get.
     is_renewal: bool,
     /// Whether it is the one get that tries again after a failure.
     is_trial: bool,
@@ -164,7 +168,7 @@ type Misses<'m, 'k> = [&'m mut Miss<'k>];
 /// A step on their way.
 type Step = fn(&Group, &mut Misses<'_, '_>);
 
-/// Those misses of which `is` is true: brings them to the front, in their order.
+/// The misses for which `is` is true, brought to the front in their order; that of the others may change.
 fn those<'a, 'm, 'k>(
     misses: &'a mut Misses<'m, 'k>,
     is: impl Fn(&Miss<'k>) -> bool,
@@ -234,7 +238,7 @@ impl Group {
         let key = self.key(key)?;
         let found = self.look_up(&key).map(|(record, _)| record);
         let stale = || {
-            let stale = self.resting(&key)?;
+            let stale = self.stale_while_failing(&key)?;
             self.counters.add(|stats| {
                 stats.misses += 1;
                 stats.shared += 1;
@@ -269,10 +273,10 @@ impl Group {
         (miss.answer.expect("each miss is answered"), miss.trace)
     }
 
-    /// Answers misses, by `load` unless a value past its time is the answer.
+    /// Answers misses, by `load` unless a value past its time is the answer for now.
     fn answer_many(&self, misses: &mut Misses<'_, '_>, load: Step) {
         self.counters.add(|stats| stats.misses += misses.len() as u64);
-        self.leave_alone(misses);
+        self.answer_while_failing(misses);
         load(self, those(misses, Miss::is_open));
         self.note(misses);
     }
@@ -303,7 +307,8 @@ impl Group {
         }
     }
 
-    /// Loads without waiting for a load of another node.
+    /// Loads for a peer that takes this node for the owner, or for a getter: without waiting for a load of
+    /// another node.
     fn load_here(&self, misses: &mut Misses<'_, '_>) {
         self.load_locally(misses, Self::source);
     }
@@ -322,10 +327,11 @@ impl Group {
                 None => {}
             }
         }
+        // By the getter alone: the caches that `source` asks have nothing that the owner had not.
         self.load_locally(those(misses, Miss::is_open), Self::ask_getter);
     }
 
-    /// Asks the owner, once for all. A miss that it does not answer has the error in its trace.
+    /// Asks the owner, for all keys in one call. A miss that it does not answer has the error in its trace.
     fn ask_owner(&self, owner: &dyn PeerGetter, misses: &mut Misses<'_, '_>) {
         let asked_at = self.now();
         let keys: Vec<&str> = misses.iter().map(|miss| miss.key.text).collect();
@@ -456,8 +462,8 @@ impl Group {
         Duration::try_from_secs_f64(part).map_or(ttl, |part| ttl.saturating_sub(part))
     }
 
-    /// Has `work` answer those misses that neither a cache nor another thread answers by now. It keeps
-    /// their order.
+    /// Has `work` answer those misses that neither a cache nor another thread answers by now. `work` must
+    /// leave them in their order, in which they are matched with their guards.
     ///
     /// The second look into the caches is needed. Without it a key can be loaded twice:
     ///
@@ -492,11 +498,13 @@ impl Group {
         for (miss, guard) in zip(led, first.into_iter().chain(others)) {
             guard.finish(miss.answer.as_ref().expect("work answers each miss"));
         }
-        // Of these keys this thread leads none any more, so two batches cannot wait for each other.
+        // In this flight, this thread leads none any more, so two batches cannot wait for each other.
+        let mut patience = self.settings.load_timeout;
         for miss in misses {
             if let Some(call) = miss.call.take() {
-                let (answer, took) = timed(|| self.follow(&miss.key, &call));
+                let (answer, took) = timed(|| self.follow(&miss.key, &call, patience));
                 (miss.answer, miss.trace.waited) = (Some(answer), Some(took));
+                patience = patience.saturating_sub(took);
             }
         }
     }
@@ -510,17 +518,16 @@ impl Group {
                 (!is_old).then_some((record, Some(tier)))
             }
             None if miss.is_renewal || miss.is_trial => None,
-            None => Some((self.resting(&miss.key)?, None)),
+            None => Some((self.stale_while_failing(&miss.key)?, None)),
         }
     }
 
     /// The answer of the leader, waited for.
-    fn follow(&self, key: &Key<'_>, call: &Arc<Call<Answer>>) -> Answer {
-        let text = || key.text.to_string();
-        let waited = self.settings.load_timeout;
-        let error = match call.wait(waited) {
+    fn follow(&self, key: &Key<'_>, call: &Arc<Call<Answer>>, patience: Duration) -> Answer {
+        let (text, waited) = (|| key.text.to_string(), self.settings.load_timeout);
+        let error = match call.wait(patience) {
             Ok(Ok(record)) => return Ok(record),
-            // It may have failed to renew a value that was not past its time yet.
+            // It may have been renewing a value that still lived then.
             Ok(Err(error)) => error,
             Err(Unanswered::Recursive) => return Err(Error::Recursive { key: text() }),
             Err(Unanswered::TimedOut) => Error::LoadTimeout { key: text(), waited },
@@ -569,7 +576,8 @@ impl Group {
     /// Answers a peer that takes this node for the key's owner: the value and its remaining time
     /// to live, or `None` if the origin has no such key. Asks no other peer but for its cached values,
     /// and only after the list of peers has changed. A value that is
-    /// [past its time](GroupBuilder::stale_if_error) has none left.
+    /// [past its time](GroupBuilder::stale_if_error), or whose key another node owns, has none left: no copy of
+    /// it is to be kept.
     ///
     /// [`HttpServer`](crate::HttpServer) calls this; a transport of your own would.
     ///
@@ -605,7 +613,9 @@ impl Group {
     }
 
     fn tell(&self, record: Record) -> Told {
-        let left = self.life_left_here(&record);
+        // Of a copy no copy is kept: else one could come from a node that a removal has not reached yet.
+        let is_own = self.peers.pick(record.key()).is_none();
+        let left = if is_own { self.life_left(&record) } else { Some(Duration::ZERO) };
         tell(record, left)
     }
 
@@ -662,7 +672,10 @@ impl Group {
         }
         let found = match self.main.get(key, || self.renew(key, Tier::Main)) {
             Some(record) => (record, Tier::Main),
-            None => (self.hot.get(key, || self.renew(key, Tier::Hot))?, Tier::Hot),
+            None => {
+                self.drop_copy_of_own(key);
+                (self.hot.get(key, || self.renew(key, Tier::Hot))?, Tier::Hot)
+            }
         };
         if max_level() >= Level::Debug {
             self.log_hit(key, found.1);

@@ -165,7 +165,7 @@ impl Group {
 impl Group {
     /// Answers those misses whose load has failed a moment ago, or is being tried again, by their values
     /// past their time. If a miss may be tried, others may not until that has ended.
-    pub(super) fn leave_alone(&self, misses: &mut Misses<'_, '_>) {
+    pub(super) fn answer_while_failing(&self, misses: &mut Misses<'_, '_>) {
         if self.settings.stale_if_error.is_zero() {
             return;
         }
@@ -182,7 +182,7 @@ impl Group {
 
     /// The value past its time, if the load of its key has failed and may not be tried again yet.
     #[cold]
-    pub(super) fn resting(&self, key: &Key<'_>) -> Option<Record> {
+    pub(super) fn stale_while_failing(&self, key: &Key<'_>) -> Option<Record> {
         if self.settings.stale_if_error.is_zero() {
             return None;
         }

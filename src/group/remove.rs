@@ -14,6 +14,9 @@
 //!      value;
 //!   3. the owner drops the value, `remove` returns, and C still serves the old one.
 //!
+//!   And of what a node tells that does not own the key no copy is kept: where lists differ, C may ask such
+//!   a node, which has not been told yet.
+//!
 //! - *An earlier owner*, for 30 seconds after the list of nodes has changed: the owner would take the
 //!   value [over](super::handover) from it. So then all nodes are told once before the owner is.
 //! - *A node that this one does not know.* A node that has left the list may still be asked, and a node

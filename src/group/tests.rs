@@ -357,8 +357,11 @@ fn a_peers_question_is_answered_without_asking_a_peer() {
         .build()
         .unwrap();
     let (value, ttl) = group.answer_peer("Tom").unwrap().unwrap();
-    // As long as what is loaded in an owner's place.
-    assert_eq!((value.to_string().as_str(), ttl), ("630", Some(Duration::from_secs(30))));
+    assert_eq!(
+        (value.to_string().as_str(), ttl),
+        ("630", Some(Duration::ZERO)),
+        "and no copy kept"
+    );
     assert_eq!(group.answer_peer("kkk").unwrap(), None);
     assert_eq!(group.stats().peer_requests, 2);
     check_identities(&group.stats());
@@ -960,7 +963,7 @@ fn a_value_whose_key_goes_to_another_node_lives_for_the_hot_ttl_from_then_on() {
     clock.advance(Duration::from_secs(1_000));
     picker.turn();
     let told = group.answer_peer("Tom").unwrap().unwrap();
-    assert_eq!(told, (ByteView::from("630"), Some(Duration::from_secs(30))));
+    assert_eq!(told, (ByteView::from("630"), Some(Duration::ZERO)), "no copy is kept of it");
     clock.advance(Duration::from_millis(29_999));
     assert_eq!(group.get("Tom").unwrap().unwrap(), "630");
     clock.advance(Duration::from_millis(1));
@@ -998,7 +1001,28 @@ fn a_value_that_comes_after_its_key_has_gone_is_not_kept_as_an_owners() {
         let peer = scope.spawn(|| group.answer_peer("Jack"));
         open.send_timeout("589", Duration::from_secs(30)).unwrap();
         peer.join().unwrap().unwrap();
-        assert_eq!(remaining("Jack"), 5);
+        assert_eq!(remaining("Jack"), 0, "no copy is kept of it");
+    });
+}
+
+#[test]
+fn a_batch_waits_for_all_other_loads_no_longer_than_for_one() {
+    const KEYS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let (getter, calls, open) = gated();
+    let (patience, long) = (Duration::from_millis(500), Duration::from_secs(30));
+    let group = Group::builder("scores", getter).load_timeout(patience).build().unwrap();
+    thread::scope(|scope| {
+        for key in KEYS {
+            let group = &group;
+            scope.spawn(move || group.get(key).unwrap());
+            calls.recv_timeout(long).unwrap();
+        }
+        let start = Instant::now();
+        for answer in group.get_many(&KEYS) {
+            assert!(matches!(answer, Err(Error::LoadTimeout { .. })), "{answer:?}");
+        }
+        assert!(start.elapsed() < patience * KEYS.len() as u32 / 2, "{:?}", start.elapsed());
+        KEYS.iter().for_each(|_| open.send_timeout("630", long).unwrap());
     });
 }
 
@@ -1016,8 +1040,7 @@ fn when_the_list_has_changed_many_values_are_served_for_the_hot_ttl_and_then_go_
     keys.iter().for_each(|key| drop(group.get(key).unwrap()));
     picker.turn();
     for key in &keys {
-        let remaining = group.answer_peer(key).unwrap().unwrap().1.unwrap();
-        assert_eq!(remaining.as_secs(), if key.ends_with('7') { 1 } else { 30 });
+        assert_eq!(group.answer_peer(key).unwrap().unwrap().1, Some(Duration::ZERO));
     }
     assert_eq!((group.stats().main.entries, group.stats().misses), (10_000, 10_000));
     clock.advance(Duration::from_secs(30));

@@ -91,8 +91,8 @@ impl HttpPool {
     /// [`peers`](Self::peers) and the log show changes. A look-up that fails, or finds nothing,
     /// changes nothing and is logged once.
     ///
-    /// An answer may be a part: Consul tells three addresses, drawn by chance, unless its
-    /// `dns_config.a_record_limit` says otherwise. So while an address of the list is missing, the name is
+    /// An answer may be a part: over UDP, Consul tells three addresses, drawn by chance, unless its
+    /// `dns_config.udp_answer_limit` is larger. So while an address of the list is missing, the name is
     /// looked up four times as often; and an address leaves the list only when twenty look-ups in a row
     /// lack it: a node that is gone, after 25 to 30 seconds by default.
     ///

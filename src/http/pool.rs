@@ -225,11 +225,11 @@ impl PeerPicker for HttpPool {
     fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
         let mut found: Vec<Arc<dyn PeerGetter>> = Vec::new();
         let nodes = self.nodes.lock().unwrap();
-        let owner = nodes.list.owner(key).map(|owner| owner.name());
         let earlier = nodes.recent(Instant::now(), self.options.handover);
         for getter in earlier.filter_map(|list| list.owner(key)) {
             let is_known = found.iter().any(|other| other.name() == getter.name());
-            if !is_known && owner != Some(getter.name()) && found.len() < EARLIER_OWNERS {
+            let owns = nodes.list.owner(key).is_some_and(|owner| owner.name() == getter.name());
+            if !is_known && !owns && found.len() < EARLIER_OWNERS {
                 found.push(getter.clone());
             }
         }

@@ -1,7 +1,7 @@
 //! Paths and headers between nodes. Both ends use this.
 //!
 //! A key is any UTF-8 text, a path is not. Each of `{group}` and `{key}` is percent-encoded by
-//! itself, every byte but RFC 3986's unreserved ones, so `/`, `+`, `?` and `#` in a key cannot
+//! itself, every byte but letters, digits, `-`, `_` and `~`, so `/`, `+`, `?` and `#` in a key cannot
 //! be mistaken for the path's own. The server splits the raw path first and then decodes each part
 //! once. A path that is decoded before it is split, or decoded twice, gives the wrong key.
 
@@ -37,11 +37,12 @@ pub(crate) const VALUE_TYPE: &str = "application/octet-stream";
 /// The type of the body of a batch and of its answer.
 pub(crate) const BATCH_TYPE: &str = "application/x-geecache-batch";
 
-/// On a question for a key that is escaped in the path: the result of [`check_of`]. A proxy may have
-/// decoded the path, merged slashes in it or taken dots in it for directories.
+/// On a question for a key that a proxy may have changed: the result of [`check_of`]. It may have decoded
+/// the path, merged slashes in it or taken dots in it for directories.
 pub(crate) const KEY_CHECK: &str = "Geecache-Key-Check";
 
-/// A checksum of a key, if it travels as other bytes than its own.
+/// A checksum of a key that a proxy might turn into another one by decoding its path. None for one like
+/// `a.b`, which stays what it is.
 pub(crate) fn check_of(key: &str) -> Option<String> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let has_escapes = key.bytes().any(|byte| !is_plain(byte)) || key.bytes().all(|b| b == b'.');

@@ -53,8 +53,8 @@ impl Cooldown {
         Self { name, timeout, clock, state: Mutex::default() }
     }
 
-    /// Asks, with the time that is left until `end`, unless the peer is left alone. One `in_any_case` is
-    /// asked then, too, and its failure changes nothing.
+    /// Asks, with the time that is left until `end`, unless the peer is left alone. A question `in_any_case`
+    /// is asked even then, and its failure does not prolong the pause.
     pub(super) fn ask<T>(
         &self,
         end: Duration,

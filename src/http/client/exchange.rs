@@ -109,7 +109,8 @@ impl Exchange {
             }
             // Of a node or a proxy: no token, too many requests.
             401 | 429 | 503 => Err(reply.error()),
-            // A Go node answers in its own way, and a proxy as it likes; a node of ours marks it.
+            // A Go node answers in its own way, and a proxy as it likes. A node of ours marks the errors that
+            // a good batch can get: no such group, and a failed load.
             200 | 400.. if reply.header(wire::ERROR).is_none() => {
                 let until = self.clock.now() + TRY_BATCHES_AGAIN;
                 self.no_batches_until.store(until.as_nanos() as u64, Ordering::Relaxed);

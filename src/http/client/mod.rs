@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  get(group, key)                      the deadline begins
-//!   └─ combine       so many gets under way to this peer? ─ yes ─▶ some together, by one request
+//!   └─ combine       as many gets under way to this peer as there are lanes? ─ yes ─▶ some together, by one request
 //!       └─ cooldown      the peer failed a moment ago? ─ yes ─▶ CoolingDown
 //!           └─ exchange      one request, one answer, in what is left of the time
 //!               ├─ addresses     where the peer's name leads
@@ -40,7 +40,7 @@ pub(crate) struct HttpGetter {
     /// Of questions for cached values: they have less time than others, and a peer that is too slow for them
     /// is not down.
     cached_cooldown: Cooldown,
-    // Guards the table alone. As many as this process has groups.
+    // Guards the table alone, which has one entry for each group.
     groups: Mutex<HashMap<String, Arc<Combine<Answer>>>>,
     clock: Clock,
     options: Arc<PoolOptions>,
@@ -103,8 +103,8 @@ impl HttpGetter {
                 Err(error) if error.is_overload() => error,
                 answers => return answers,
             };
-            // A key or two wait for the owner's origin, or its workers do. It gives its cached values at
-            // once.
+            // Some keys wait for the owner's origin, or all for its workers. It gives its cached values at
+            // once, and an eighth of the time was kept for that.
             let cached = ask(Wanted::Cached, end.saturating_sub(self.clock.now()))?;
             let or_error = |answer: Option<_>| answer.or_else(|| Some(Err(error.clone())));
             Ok(cached.into_iter().map(or_error).collect())

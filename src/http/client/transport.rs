@@ -149,8 +149,8 @@ struct Links;
 
 /// A connection that costs few calls of the kernel, and knows whether its failure says anything.
 ///
-/// - For each request ureq asks twice whether the connection is still open, with three calls each. One on which something
-///   came a moment ago is taken to be open.
+/// - For each request ureq asks twice whether the connection is still open, with three calls each. One on
+///   which something came a moment ago is taken to be open.
 /// - A request with a body takes two writes, and the first wakes the peer for nothing. So the bytes are
 ///   held back until an answer is awaited.
 /// - A connection that a box on the way has forgotten fails before a byte of the answer has come. That

@@ -16,10 +16,10 @@
 //! after any answer: if the client has sent the next request ahead, a slow thread goes on with that
 //! ```
 //!
-//! [`service`] has these steps, one function for each. A *client* is one connection, by its remote address.
+//! [`service`] has these steps, in this order. A *client* is one connection, by its remote address.
 //! It gets its answers in the order in which it asked.
 //!
-//! A hit waits for nothing, and neither does the removal of a key, `/healthz`, `/metrics`, or a request that
+//! A hit waits for nothing, and neither does a removal, `/healthz`, `/metrics`, or a request that
 //! is malformed or not allowed: `routes` has the answer immediately, and the intake sends it, however busy
 //! the workers are. But large answers that are on their way have 256 MiB together; the next one is a `503`.
 //!
@@ -51,8 +51,8 @@
 //! queued or being loaded. All other requests get `503` from the intake, hits and probes too, until each
 //! connection has been silent for [`ServerOptions::idle_timeout`], and so is closed.
 //!
-//! Read on in `routes`, `service` and `queue`, then in `clients`, `request` and `reply`. You may skip `listener`, which
-//! works around the faults of tiny_http's acceptor.
+//! Read on in `routes` and `service`. In the second reading `queue`, `clients`, `request` and `reply` follow, and
+//! `listener`, which works around the faults of tiny_http's acceptor.
 
 mod clients;
 mod listener;
@@ -137,7 +137,9 @@ impl HttpServer {
     /// a longer one gets `413`. A body that was sent in chunks may have been cut short by its client:
     /// tiny_http gives no way to tell. `tokens` are not used.
     ///
-    /// The handler is asked first whether it has an answer that needs no worker, with `false`. Such answers
+    /// **Begin a handler that waits for anything by** `may_wait.then(|| …)`: one that ignores its last argument
+    /// holds up all clients. For it is asked first, with `false`, whether it has an answer that needs no
+    /// worker. Such answers
     /// are given while all workers are busy, and while others are refused with `503` since too many wait:
     /// health checks belong there. This mostly runs on the thread that receives the requests, one after the
     /// other, and now and then on others beside it; so it must not wait: no I/O, no lock that is held for

@@ -1,4 +1,4 @@
-//! `Service`: the way of a request, one function for each box of the picture in [`server`](super).
+//! `Service`: the way of a request, as [`server`](super) draws it.
 //!
 //! Which thread does what? For a hit, waking a worker takes longer than the answer, so the intake sends it
 //! itself. A worker answers the questions that may have to wait for the origin. Neither waits for
@@ -202,7 +202,8 @@ impl Service {
         let Question { request, .. } = &question;
         let (client, length) = (client_of(request), length_of(&response));
         if length <= LARGE {
-            let bytes = printed(request, response, self.handler.lock().unwrap().is_none());
+            let is_last = self.handler.lock().unwrap().is_none(); // its body is read without the lock
+            let bytes = printed(request, response, is_last);
             let mut writer = question.request.into_writer();
             if let Some(taken) = write_at_once(&mut writer, &bytes) {
                 let rest = move |to: &mut Patient| io::Write::write_all(to, &bytes[taken..]);

@@ -25,6 +25,7 @@ pub(super) fn all() -> Vec<Trial> {
         many(a_removal_reaches_a_node_that_is_known_later::<0, false>),
         many(a_removal_reaches_a_node_that_is_known_later::<2, false>),
         many(a_removal_reaches_a_node_that_is_known_later::<0, true>),
+        many(no_copy_is_made_of_a_copy_that_a_removal_has_not_reached),
         many(getters_of_two_nodes_that_ask_for_each_others_keys_end),
         many(a_removal_wins_against_a_hand_over::<0, STAYS, true>),
         many(a_removal_wins_against_a_hand_over::<1, STAYS, true>),
@@ -300,6 +301,42 @@ fn a_removal_reaches_a_node_that_is_known_later<const BY: usize, const ALL: bool
             nodes[BY].remove("k").unwrap()
         }
         lists.change_of(BY);
+        for node in &nodes {
+            assert_eq!(ask(node, 0), 2, "while others ask");
+        }
+    });
+    for node in &nodes {
+        assert_eq!(ask(node, 0), 2, "was kept");
+    }
+}
+
+/// The first two nodes take node 1 for the owner, and the last one still takes node 0 for it.
+struct Differing(Peers);
+
+impl PeerPicker for Differing {
+    fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+        let owner = usize::from(self.0.own != 2);
+        (self.0.own != owner).then(|| self.0.peer(owner))
+    }
+
+    fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
+        self.0.others()
+    }
+}
+
+fn no_copy_is_made_of_a_copy_that_a_removal_has_not_reached() {
+    let origin = Origin::at(1);
+    let nodes = nodes_with(|own, members| {
+        origin.group().peers(Arc::new(Differing(Peers { own, members })))
+    });
+    assert_eq!(ask(&nodes[0], 0), 1);
+    together(2, |i| {
+        if i > 0 {
+            ask(&nodes[2], 0);
+            return;
+        }
+        origin.write(2);
+        nodes[1].remove("k").unwrap();
         for node in &nodes {
             assert_eq!(ask(node, 0), 2, "while others ask");
         }
