@@ -9,7 +9,7 @@
 use std::sync::Mutex;
 use std::thread;
 
-use super::{Group, Misses, Owner, SharedError, Step, Told, failed, panicked};
+use super::{Group, Misses, Owner, SharedError, Step, Tier, Told, failed, panicked};
 use crate::cache::Record;
 use crate::{BoxError, ByteView, Error};
 
@@ -17,13 +17,13 @@ impl Group {
     /// The values of many keys, in the order asked, as [`get`](Self::get) would give each. A key may be
     /// there twice, and one that is empty or too long is an error in its own place.
     pub fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<ByteView>, Error>> {
-        self.look_up_many(keys, Self::load, Record::into_value)
+        self.look_up_many(keys, Self::load, |record, _| record.into_value())
     }
 
     /// Answers a peer that takes this node for the owner of all `keys`.
     pub(crate) fn answer_batch(&self, keys: &[&str]) -> Vec<Result<Told, Error>> {
         self.counters.add(|stats| stats.peer_requests += keys.len() as u64);
-        self.look_up_many(keys, Self::load_here, |record| self.tell(record))
+        self.look_up_many(keys, Self::load_here, |record, tier| self.tell(record, tier))
     }
 
     /// One call of the getter for all misses that no other node has answered.
@@ -61,12 +61,12 @@ impl Group {
         &self,
         keys: &[&str],
         load: Step,
-        give: impl Fn(Record) -> T,
+        give: impl Fn(Record, Tier) -> T,
     ) -> Vec<Result<T, Error>> {
         let mut misses = Vec::new();
         let look_up = |&text| {
             let key = self.key(text)?;
-            let found = self.look_up(&key).map(|(record, _)| give(record));
+            let found = self.look_up(&key).map(|(record, tier)| give(record, tier));
             if found.is_none() {
                 misses.push(self.miss(key));
             }
@@ -77,7 +77,8 @@ impl Group {
             self.answer_many(&mut misses.iter_mut().collect::<Vec<_>>(), load);
         }
         let mut answers = misses.into_iter().map(|miss| miss.answer.expect("each is answered"));
-        let mut next = || answers.next().expect("there is one for each miss").map(&give);
+        let give_loaded = |record| give(record, Tier::Main);
+        let mut next = || answers.next().expect("there is one for each miss").map(give_loaded);
         found.into_iter().map(|found| found.transpose().unwrap_or_else(&mut next)).collect()
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::handover::Disowned;
 use super::refresh::Attempts;
-use super::remove::Made;
+use super::remove::Removals;
 use super::{Group, Hasher, MAX_GROUP_BYTES};
 use crate::cache::{Cache, Eviction};
 use crate::elastic::Elastic;
@@ -71,7 +71,7 @@ impl Group {
     }
 }
 
-/// The threads of a group, and the jobs that may wait for them.
+/// The threads of a group for its renewals, and as many for the rest; and the jobs that may wait for each.
 pub(super) const MOST_THREADS: usize = 4;
 pub(super) const MOST_JOBS: usize = 256;
 
@@ -222,12 +222,14 @@ impl GroupBuilder {
             main,
             hot,
             disowned: Disowned::new(),
-            made: Made::default(),
+            made: Removals::default(),
+            told: Removals::default(),
             asking: Flight::new(),
             loading: Flight::new(),
             attempts: Attempts::default(),
             counters: Counters::default(),
             warnings: Warnings::default(),
+            renewals: Elastic::new("geecache-renewal", MOST_THREADS, MOST_JOBS),
             threads: Elastic::new("geecache-group", MOST_THREADS, MOST_JOBS),
             own: own.clone(),
             _on_change: on_change(own.clone()),

@@ -27,7 +27,7 @@
 use std::iter::zip;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Asked, Group, Miss, Misses, Tier, Told, at_once, by_peer, tell, timed};
 use crate::cache::{Key, Record};
@@ -48,13 +48,12 @@ impl Group {
     /// Asks for each key one node after the other.
     #[cold]
     fn take_over(&self, misses: &mut Misses<'_, '_>) {
-        let mut end = None;
+        let start = Instant::now();
         for turn in 0.. {
             let open = misses.iter_mut().filter(|miss| miss.loaded.is_none());
             let next = open.map(|miss| (self.may_have(miss, turn), miss));
             let parts = by_peer(next.filter(|(peer, _)| peer.is_some()));
-            let now = self.now();
-            let left = end.get_or_insert(now.saturating_add(PATIENCE)).saturating_sub(now);
+            let left = PATIENCE.saturating_sub(start.elapsed());
             if parts.is_empty() || left.is_zero() {
                 return;
             }
@@ -83,7 +82,8 @@ impl Group {
                 .peers
                 .former(miss.key.text)
                 .into_iter()
-                .nth(turn - usize::from(owner.is_some())),
+                .nth(turn - usize::from(owner.is_some()))
+                .filter(|_| !self.told.have(miss.key.text)),
         }
     }
 
@@ -176,7 +176,7 @@ impl Group {
         self.drop_if_disowned(key);
         // Before the sweep: a change of the list from now on is due for another one.
         let due = self.disowned.due.swap(SWEPT, Ordering::SeqCst);
-        if self.in_background(Self::sweep).is_err() {
+        if self.threads.run(self.job(Self::sweep)).is_err() {
             self.disowned.due.fetch_min(due, Ordering::SeqCst);
         }
     }
@@ -195,7 +195,8 @@ impl Group {
     /// the value: that lives longer than the copy, at whose end the earlier owner may be gone.
     pub(super) fn drop_copy_of_own(&self, key: &Key<'_>) {
         let is_own = || self.peers.pick(key.text).is_none();
-        if self.disowned.is_pending() && is_own() && !self.peers.former(key.text).is_empty() {
+        let may_ask = || self.peers.former(key.text).iter().any(|peer| peer.is_up());
+        if self.disowned.is_pending() && is_own() && may_ask() {
             self.hot.drop_outdated(key);
         }
     }

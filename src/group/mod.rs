@@ -64,7 +64,7 @@ use batch::{at_once, by_peer};
 pub use builder::GroupBuilder;
 use handover::Disowned;
 use refresh::Attempts;
-use remove::Made;
+use remove::Removals;
 pub use trace::{Asked, Tier, Trace};
 
 /// The longest name of a group in bytes. Also, it has at least one.
@@ -99,15 +99,19 @@ pub struct Group {
     hot: Cache,
     // When values have to go whose keys belong to other nodes now.
     disowned: Disowned,
-    // The removals that this node has made lately, for nodes that come.
-    made: Made,
+    // The removals that this node has made, for nodes that come.
+    made: Removals,
+    // Those that it has made or was told of: such a key is not taken over from an earlier owner.
+    told: Removals,
     asking: Flight<Answer>,
     loading: Flight<Answer>,
     // When keys are renewed, or loaded again after a failure.
     attempts: Attempts,
     counters: Counters,
     warnings: Warnings,
-    // For renewals, and for jobs that take long and that no caller waits for.
+    // Threads for renewals, which hang if the origin does.
+    renewals: Elastic,
+    // Threads for other jobs that take long: removals that are repeated, sweeps, dropping what was cleared.
     threads: Elastic,
     own: Weak<Group>,
     // The list of peers knows this function for as long as the group lives.
@@ -596,8 +600,8 @@ impl Group {
         let key = self.key(key)?;
         self.counters.add(|stats| stats.peer_requests += 1);
         match self.look_up(&key) {
-            Some((record, _)) => Ok((self.tell(record), true)),
-            None => Ok((self.tell(self.answer(key, Self::load_here).0?), false)),
+            Some((record, tier)) => Ok((self.tell(record, tier), true)),
+            None => Ok((self.tell(self.answer(key, Self::load_here).0?, Tier::Main), false)),
         }
     }
 
@@ -607,14 +611,16 @@ impl Group {
     /// worker. A miss is looked up twice more: when a worker gets to it, since a value that was loaded
     /// meanwhile is a hit then, and by the leader of its flight (see [`fly`](Self::fly)).
     pub(crate) fn answer_peer_cached(&self, key: &str) -> Result<Told, Error> {
-        let Some((record, _)) = self.look_up(&self.key(key)?) else { return Ok(Told::NotCached) };
+        let Some((record, tier)) = self.look_up(&self.key(key)?) else {
+            return Ok(Told::NotCached);
+        };
         self.counters.add(|stats| stats.peer_requests += 1);
-        Ok(self.tell(record))
+        Ok(self.tell(record, tier))
     }
 
-    fn tell(&self, record: Record) -> Told {
+    fn tell(&self, record: Record, tier: Tier) -> Told {
         // Of a copy no copy is kept: else one could come from a node that a removal has not reached yet.
-        let is_own = self.peers.pick(record.key()).is_none();
+        let is_own = tier == Tier::Main && self.peers.pick(record.key()).is_none();
         let left = if is_own { self.life_left(&record) } else { Some(Duration::ZERO) };
         tell(record, left)
     }
@@ -688,14 +694,14 @@ impl Group {
         debug!("[{}] {}: {tier} hit", self.name(), Shown(key.text));
     }
 
-    /// Does a job on a thread of the group's, if there is one to be had.
-    fn in_background(&self, job: impl FnOnce(&Self) + Send + 'static) -> Result<(), Job> {
+    /// A job for a thread of the group's, which does nothing if the group has ended.
+    fn job(&self, job: impl FnOnce(&Self) + Send + 'static) -> Job {
         let group = self.own.clone();
-        self.threads.run(Box::new(move || {
+        Box::new(move || {
             if let Some(group) = group.upgrade() {
                 job(&group);
             }
-        }))
+        })
     }
 }
 

@@ -118,7 +118,7 @@ impl Group {
     pub(super) fn renew(&self, key: &Key<'_>, tier: Tier) {
         if self.attempts.begin(key, self.now(), self.settings.load_timeout) {
             let text = key.text.to_string();
-            if self.in_background(move |group| group.renew_now(&text, tier)).is_err() {
+            if self.renewals.run(self.job(move |group| group.renew_now(&text, tier))).is_err() {
                 self.attempts.forget(key); // the next hit may try
             }
         }

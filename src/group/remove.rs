@@ -6,19 +6,18 @@
 //! - *A load that began before.* It holds a lease from before the removal, so its value is not
 //!   kept (see [`Lease`](crate::cache::Lease)); and the flights forget it, so that no caller joins
 //!   it any more. Its own callers may get the old value: they asked before.
-//! - *A copy of a copy.* So the owner is told first, and all others after it. If all were told at
-//!   the same time:
+//! - *A copy that another node gives meanwhile.* So all nodes are told, and then all once more:
 //!
 //!   1. node C drops its copy;
-//!   2. C is asked for the key, asks the owner, which has not been told yet, and keeps the old
-//!      value;
-//!   3. the owner drops the value, `remove` returns, and C still serves the old one.
+//!   2. C is asked for the key, asks the owner, which has not been told yet, and keeps the old value;
+//!   3. the owner drops the value;
+//!   4. in the second round C drops its copy again, and no owner has an old value to give.
 //!
-//!   And of what a node tells that does not own the key no copy is kept: where lists differ, C may ask such
-//!   a node, which has not been told yet.
-//!
-//! - *An earlier owner*, for 30 seconds after the list of nodes has changed: the owner would take the
-//!   value [over](super::handover) from it. So then all nodes are told once before the owner is.
+//!   A copy could still give one. So of what a node tells from its hot cache, or of a key that it does not
+//!   own, no copy is kept.
+//! - *An earlier owner*, for 30 seconds after the list of nodes has changed: the owner, once told, would take
+//!   the value [over](super::handover) from it. It may be told later, and the node that removes may not
+//!   know it at all. So a node takes no key over that it was told of in the last minute.
 //! - *A node that this one does not know.* A node that has left the list may still be asked, and a node
 //!   that has come is asked by nodes that know it already, and loads by itself:
 //!
@@ -28,7 +27,7 @@
 //!
 //! So *a removal reaches every node that is in the list from a minute before it to a minute after it*.
 //! Those that have left are told with the others. And each node keeps the removals that it
-//! [made](Made), and repeats them when its list changes. No change is missed: a removal is noted before
+//! [made](Removals), and repeats them when its list changes. No change is missed: a removal is noted before
 //! the list is read, and the list is swapped before the notes are read, so the second of the two sees
 //! the work of the first.
 //!
@@ -59,7 +58,7 @@ type Failed = BTreeMap<String, PeerError>;
 type Peer = Arc<dyn PeerGetter>;
 
 impl Group {
-    /// Removes `key` from all nodes: here, at its owner, and then at all others, 16 at a time.
+    /// Removes `key` from all nodes: here and at all others, 16 at a time, and then once more.
     /// A get that starts after this has returned sees no value from before, on any node reached.
     ///
     /// Told are all nodes that are in this node's list, and those that have left it in the last minute. A
@@ -94,11 +93,11 @@ impl Group {
         }
         let waiting = Arc::new((Mutex::new(true), Condvar::new()));
         let done = waiting.clone();
-        let repeated = self.in_background(move |group| {
+        let repeated = self.threads.run(self.job(move |group| {
             group.make_again(&lately);
             *done.0.lock().unwrap() = false;
             done.1.notify_all();
-        });
+        }));
         let (waiting, done) = &*waiting;
         match repeated {
             Err(without_a_thread) => without_a_thread(),
@@ -121,40 +120,34 @@ impl Group {
     }
 
     fn remove_everywhere(&self, keys: &[Key<'_>]) -> Failed {
-        let (peers, mut failed) = (self.peers.others(), Failed::new());
-        let owners: Vec<_> = keys.iter().map(|key| self.peers.pick(key.text)).collect();
-        let owns = |peer: &Peer, i: usize| {
-            owners[i].as_ref().is_some_and(|owner| owner.name() == peer.name())
-        };
-        let mut tell = |is_told: &dyn Fn(&Peer, usize) -> bool| {
-            keys.iter().for_each(|key| self.remove_here(key));
-            let told = |peer| (0..keys.len()).filter(|&i| is_told(peer, i)).collect::<Vec<_>>();
-            let parts = peers.iter().map(|peer| (peer, told(peer)));
-            tell_all(parts.filter(|(_, part)| !part.is_empty()), &mut failed, |peer, part| {
-                part.into_iter().try_for_each(|i| peer.remove(self.name(), keys[i].text))
-            });
-        };
-        if keys.iter().any(|key| !self.peers.former(key.text).is_empty()) {
-            tell(&|_, _| true);
-        }
-        tell(&owns);
-        tell(&|peer, i| !owns(peer, i));
-        // A copy may have come from the owner before that was told.
-        keys.iter().for_each(|key| self.remove_here(key));
-        failed
+        let here = || keys.iter().for_each(|key| self.remove_here(key));
+        self.tell_all_twice(here, |peer| {
+            keys.iter().try_for_each(|key| peer.remove(self.name(), key.text))
+        })
     }
 
-    /// Each node owns some keys and has copies of others, so none can be first. The first round drops
-    /// the values of earlier owners, the second the values that were taken over from them meanwhile, and the
-    /// third the copies that were made of those.
     fn clear_everywhere(&self) -> Failed {
-        let (peers, mut failed) = (self.peers.others(), Failed::new());
-        for _ in 0..3 {
-            self.answer_clear();
-            let parts = peers.iter().map(|peer| (peer, ()));
-            tell_all(parts, &mut failed, |peer, ()| peer.clear(self.name()));
+        self.tell_all_twice(|| self.answer_clear(), |peer| peer.clear(self.name()))
+    }
+
+    /// Removes here and at all peers, many at the same time, and then once more. Those that fail are not
+    /// told again.
+    fn tell_all_twice(
+        &self,
+        here: impl Fn(),
+        tell: impl Fn(&Peer) -> Result<(), PeerError> + Sync,
+    ) -> Failed {
+        let (peers, failed) = (self.peers.others(), Mutex::new(Failed::new()));
+        for _ in 0..2 {
+            here();
+            let is_open = |peer: &&Peer| !failed.lock().unwrap().contains_key(peer.name());
+            at_once(peers.iter().filter(is_open).collect(), |peer| {
+                if let Err(error) = tell(peer) {
+                    failed.lock().unwrap().insert(peer.name().into(), error);
+                }
+            });
         }
-        failed
+        mem::take(&mut *failed.lock().unwrap())
     }
 
     fn complete(&self, failed: Failed) -> Result<(), Error> {
@@ -176,6 +169,7 @@ impl Group {
 
     /// Answers a peer that clears the group: drops everything that this node keeps of it.
     pub fn answer_clear(&self) {
+        self.told.note(None);
         let cleared = (self.main.clear(), self.hot.clear());
         self.asking.forget_all();
         self.loading.forget_all();
@@ -185,6 +179,7 @@ impl Group {
     }
 
     fn remove_here(&self, key: &Key<'_>) {
+        self.told.note(Some(key.text.into()));
         // The caches first: a get that misses them and then leads anew takes a new lease.
         self.main.remove(key);
         self.hot.remove(key);
@@ -193,24 +188,9 @@ impl Group {
     }
 }
 
-/// Tells each peer its part, many at the same time, but for those that have failed. Notes those that fail.
-fn tell_all<'p, T: Send>(
-    parts: impl Iterator<Item = (&'p Peer, T)>,
-    failed: &mut Failed,
-    tell: impl Fn(&Peer, T) -> Result<(), PeerError> + Sync,
-) {
-    let parts = parts.filter(|(peer, _)| !failed.contains_key(peer.name())).collect();
-    let failed = Mutex::new(failed);
-    at_once(parts, |(peer, part)| {
-        if let Err(error) = tell(peer, part) {
-            failed.lock().unwrap().insert(peer.name().into(), error);
-        }
-    });
-}
-
-/// The removals that this process made in the last minute.
+/// Removals of the last minute.
 #[derive(Default)]
-pub(super) struct Made {
+pub(super) struct Removals {
     // Guards the removals and when each began, the latest last.
     removals: Mutex<VecDeque<(Instant, Removal)>>,
 }
@@ -218,7 +198,7 @@ pub(super) struct Made {
 /// A key, or all of them.
 type Removal = Option<Box<str>>;
 
-impl Made {
+impl Removals {
     /// More keys than that count as all.
     const MOST: usize = 10_000;
 
@@ -228,11 +208,19 @@ impl Made {
             removals.pop_front();
         }
         let removal = removal.filter(|_| removals.len() < Self::MOST);
-        let is_of_all = removal.is_none();
-        let outdated = if is_of_all { mem::take(&mut *removals) } else { VecDeque::new() };
+        let outdated = if removal.is_none() { mem::take(&mut *removals) } else { VecDeque::new() };
         removals.push_back((Instant::now(), removal));
         drop(removals);
         drop(outdated);
+    }
+
+    /// Whether the key was removed, or all were.
+    pub(super) fn have(&self, key: &str) -> bool {
+        let removals = self.removals.lock().unwrap();
+        let is_it = |(at, removed): &(Instant, Removal)| {
+            removed.as_deref().is_none_or(|removed| removed == key) && at.elapsed() <= LATELY
+        };
+        removals.iter().any(is_it)
     }
 
     fn lately(&self) -> Vec<Removal> {
@@ -248,10 +236,10 @@ mod tests {
 
     #[test]
     fn very_many_keys_are_all_and_what_was_removed_before_all_is_among_it() {
-        let made = Made::default();
+        let made = Removals::default();
         let keys = || made.lately().iter().filter(|r| r.is_some()).count();
-        (0..Made::MOST).for_each(|i| made.note(Some(i.to_string().into())));
-        assert_eq!((keys(), made.lately().len()), (Made::MOST, Made::MOST));
+        (0..Removals::MOST).for_each(|i| made.note(Some(i.to_string().into())));
+        assert_eq!((keys(), made.lately().len()), (Removals::MOST, Removals::MOST));
         made.note(Some("one more".into()));
         assert_eq!((keys(), made.lately().len()), (0, 1));
         made.note(Some("Tom".into()));

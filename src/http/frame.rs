@@ -15,10 +15,9 @@ pub(super) const MAX_KEYS: usize = 1024;
 pub(super) const MAX_QUESTION_BYTES: usize = 1 << 20;
 /// The most bytes of values in one answer; the others are asked for by the next question, or singly.
 pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
-/// The most bytes of values in an answer from the caches alone, and of one value among several in it:
-/// small values do not wait for large ones.
+/// The most bytes of several values in an answer from the caches alone: small values do not wait for large
+/// ones.
 const MAX_CACHED_BYTES: usize = 256 << 10;
-const MAX_CACHED_VALUE_BYTES: usize = 64 << 10;
 /// The most bytes of an error's text; longer ones are cut.
 pub(super) const MAX_TEXT_BYTES: usize = 1 << 10;
 /// The longest body of an answer.
@@ -64,15 +63,12 @@ pub(super) fn fitting(keys: &[&str]) -> usize {
 /// Decides which values, by their lengths, fit into an answer from the caches alone to a question for so
 /// many keys. The others are asked for singly, or by the next question.
 pub(super) fn cached_budget(keys: usize) -> impl FnMut(usize) -> bool {
-    match keys {
-        1 => budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES),
-        _ => budget(MAX_CACHED_BYTES, MAX_CACHED_VALUE_BYTES),
-    }
+    budget(if keys == 1 { MAX_VALUE_BYTES } else { MAX_CACHED_BYTES })
 }
 
-fn budget(mut room: usize, largest: usize) -> impl FnMut(usize) -> bool {
+fn budget(mut room: usize) -> impl FnMut(usize) -> bool {
     move |length| {
-        let fits = length <= largest.min(room);
+        let fits = length <= room;
         if fits {
             room -= length;
         }
@@ -119,7 +115,7 @@ pub(super) fn read_question(body: &[u8]) -> Result<(Vec<&str>, Wanted), &'static
 /// Values beyond [`MAX_VALUE_BYTES`] are left out, as those that are not cached.
 pub(super) fn write_answer(answers: &[Result<Told, Error>]) -> Vec<u8> {
     let mut body = Vec::with_capacity(16 * answers.len());
-    let mut fit = budget(MAX_VALUE_BYTES, MAX_VALUE_BYTES);
+    let mut fit = budget(MAX_VALUE_BYTES);
     for answer in answers {
         match answer {
             Ok(Told::Value(value, ttl)) if fit(value.len()) => {
@@ -242,8 +238,8 @@ mod tests {
     #[test]
     fn an_answer_from_the_caches_has_room_for_small_values() {
         let mut fits = cached_budget(2);
-        assert!(!fits(MAX_CACHED_VALUE_BYTES + 1), "a large value makes small ones wait");
-        assert!((0..4).all(|_| fits(MAX_CACHED_VALUE_BYTES)));
+        assert!(!fits(MAX_CACHED_BYTES + 1), "a large value makes small ones wait");
+        assert!((0..4).all(|_| fits(MAX_CACHED_BYTES / 4)));
         assert!(!fits(1) && fits(0));
         assert!(cached_budget(1)(MAX_VALUE_BYTES), "alone it makes nobody wait");
     }

@@ -15,6 +15,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,9 @@ pub struct HttpPool {
     options: Arc<PoolOptions>,
     // Guards the ring and the getters together, so that an owner always has its getter.
     nodes: Mutex<Nodes>,
+    /// Whether earlier owners may have to be asked: read without the lock, so that a list that does not
+    /// change costs a miss nothing.
+    is_young: AtomicBool,
     // Guards the list of functions to be called after a change; they are called without it.
     on_change: Mutex<Vec<Weak<OnChange>>>,
 }
@@ -100,7 +104,8 @@ impl HttpPool {
         let ring = Arc::new(ring_of([self_url.clone()], &options));
         let list = Arc::new(List { ring, getters: HashMap::new() });
         let nodes = Mutex::new(Nodes { list, earlier: VecDeque::new() });
-        Ok(Arc::new(Self { self_url, options, nodes, on_change: Mutex::default() }))
+        let (is_young, on_change) = (AtomicBool::new(false), Mutex::default());
+        Ok(Arc::new(Self { self_url, options, nodes, is_young, on_change }))
     }
 
     /// Replaces the list of nodes, this one among them. May be called at any time. The nodes that came are
@@ -159,6 +164,7 @@ impl HttpPool {
         let recent = nodes.recent(now, LATELY).take(EARLIER_LISTS - 1).count();
         let forgotten = nodes.earlier.split_off(recent);
         nodes.earlier.push_front((before, now));
+        self.is_young.store(true, Ordering::Relaxed);
         drop(nodes);
         drop(forgotten);
         let (node, times) = list.ring.largest_share();
@@ -224,8 +230,12 @@ impl PeerPicker for HttpPool {
 
     fn former(&self, key: &str) -> Vec<Arc<dyn PeerGetter>> {
         let mut found: Vec<Arc<dyn PeerGetter>> = Vec::new();
+        if !self.is_young.load(Ordering::Relaxed) {
+            return found;
+        }
         let nodes = self.nodes.lock().unwrap();
-        let earlier = nodes.recent(Instant::now(), self.options.handover);
+        let mut earlier = nodes.recent(Instant::now(), self.options.handover).peekable();
+        self.is_young.store(earlier.peek().is_some(), Ordering::Relaxed);
         for getter in earlier.filter_map(|list| list.owner(key)) {
             let is_known = found.iter().any(|other| other.name() == getter.name());
             let owns = nodes.list.owner(key).is_some_and(|owner| owner.name() == getter.name());
@@ -378,6 +388,7 @@ mod tests {
             while !former(&pool, &key).is_empty() {
                 assert!(start.elapsed() < Duration::from_secs(30));
             }
+            assert!(!pool.is_young.load(Ordering::Relaxed));
         }
     }
 

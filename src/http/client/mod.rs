@@ -74,10 +74,8 @@ impl HttpGetter {
     fn ask(&self, group: &str, key: &str, end: Duration) -> (Answer, bool) {
         match self.cooldown.ask(end, false, |left| self.exchange.get(group, key, left)) {
             Ok((found, was_cached)) => (Ok(found), was_cached),
-            Err(error) => {
-                let was_cached = !matches!(error, PeerError::LoadFailed(_));
-                (Err(error), was_cached)
-            }
+            Err(error @ PeerError::LoadFailed(_)) => (Err(error), false),
+            Err(error) => (Err(error), true),
         }
     }
 
@@ -96,18 +94,25 @@ impl HttpGetter {
 
     /// Asks for several keys by one request. `None` for those that did not fit into the answer.
     fn ask_many(&self, group: &str, keys: &[&str], end: Duration) -> Vec<Option<Answer>> {
-        let ask = |wanted, left| self.exchange.get_batch(group, keys, wanted, left);
         let asked = self.cooldown.ask(end, false, |left| {
-            let error = match ask(Wanted::All, left.saturating_sub(self.options.timeout / 8)) {
+            let left = left.saturating_sub(self.options.timeout / 8);
+            let error = match self.exchange.get_batch(group, keys, Wanted::All, left) {
                 Err(PeerError::Timeout) => PeerError::Slow,
                 Err(error) if error.is_overload() => error,
                 answers => return answers,
             };
             // Some keys wait for the owner's origin, or all for its workers. It gives its cached values at
             // once, and an eighth of the time was kept for that.
-            let cached = ask(Wanted::Cached, end.saturating_sub(self.clock.now()))?;
+            let mut failure = None;
+            let cached = in_batches(keys, |part| {
+                let left = end.saturating_sub(self.clock.now());
+                let answers = self.exchange.get_batch(group, part, Wanted::Cached, left);
+                answers.map_err(|error| failure = Some(error)).unwrap_or_default()
+            });
+            let is_mute = cached.iter().all(Option::is_none);
             let or_error = |answer: Option<_>| answer.or_else(|| Some(Err(error.clone())));
-            Ok(cached.into_iter().map(or_error).collect())
+            let answers = cached.into_iter().map(or_error).collect();
+            failure.filter(|_| is_mute).map_or(Ok(answers), Err)
         });
         asked.unwrap_or_else(|error| match error {
             PeerError::Unsupported => vec![None; keys.len()],
@@ -180,7 +185,7 @@ impl PeerGetter for HttpGetter {
     }
 
     fn get_cached(&self, group: &str, keys: &[&str], patience: Duration) -> Vec<Option<Loaded>> {
-        let end = self.clock.now() + patience;
+        let end = self.clock.now() + patience.min(self.options.timeout);
         in_batches(keys, |part| {
             let ask = |left| self.exchange.get_batch(group, part, Wanted::Cached, left);
             let may_ask = self.is_up() && self.exchange.takes_batches();

@@ -198,7 +198,6 @@ impl<T: Transport> Link<T> {
             self.inner.transmit_output(part.len(), timeout)?;
         }
         self.held.clear();
-        self.held.shrink_to(MOST_HELD);
         Ok(())
     }
 }

@@ -113,14 +113,14 @@ impl Listener {
     }
 
     /// Refuses new connections from now on and frees the port. Requests on open connections are still
-    /// taken in, so that they can be told of the shutdown.
-    pub(super) fn stop_accepting(&self) {
+    /// taken in, so that they can be told of the shutdown. Returns `false` if that had been done before.
+    pub(super) fn stop_accepting(&self) -> bool {
         let keeper = self.keeper.lock().unwrap().take();
-        if let Some(thread) = keeper {
-            self.is_stopped.store(true, Ordering::Relaxed);
-            let _ = self.bell.try_send(());
-            let _ = thread.join();
-        }
+        let Some(thread) = keeper else { return false };
+        self.is_stopped.store(true, Ordering::Relaxed);
+        let _ = self.bell.try_send(());
+        let _ = thread.join();
+        true
     }
 }
 

@@ -65,7 +65,6 @@ mod service;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -105,7 +104,6 @@ pub struct HttpServer {
     listener: Listener,
     service: Arc<Service>,
     routes: Arc<Routes>,
-    is_running: AtomicBool,
 }
 
 impl HttpServer {
@@ -186,7 +184,7 @@ impl HttpServer {
         let intake = move |generation| for_intake.take_in(generation);
         let listener = Listener::start(listener, doors(local_addr), options.idle_timeout, intake)
             .inspect_err(|_: &io::Error| service.close())?;
-        Ok(Self { local_addr, listener, service, routes, is_running: AtomicBool::new(true) })
+        Ok(Self { local_addr, listener, service, routes })
     }
 
     /// The address that is listened on.
@@ -219,7 +217,6 @@ impl HttpServer {
     /// accepting. This is not an error, and cannot be avoided here. What else it logs as an error this
     /// library logs as well, so a program can turn the log target `tiny_http` off.
     pub fn shutdown(&self, grace: Duration) -> bool {
-        self.is_running.store(false, Ordering::Relaxed);
         self.listener.stop_accepting();
         self.service.drain(grace)
     }
@@ -234,8 +231,8 @@ impl fmt::Debug for HttpServer {
 /// Shuts down with a grace of 5 seconds, unless it was shut down before.
 impl Drop for HttpServer {
     fn drop(&mut self) {
-        if self.is_running.load(Ordering::Relaxed) {
-            self.shutdown(Duration::from_secs(5));
+        if self.listener.stop_accepting() {
+            self.service.drain(Duration::from_secs(5));
         }
     }
 }

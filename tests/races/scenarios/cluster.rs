@@ -25,7 +25,10 @@ pub(super) fn all() -> Vec<Trial> {
         many(a_removal_reaches_a_node_that_is_known_later::<0, false>),
         many(a_removal_reaches_a_node_that_is_known_later::<2, false>),
         many(a_removal_reaches_a_node_that_is_known_later::<0, true>),
-        many(no_copy_is_made_of_a_copy_that_a_removal_has_not_reached),
+        many(no_copy_is_made_of_a_copy_that_a_removal_has_not_reached::<false>),
+        many(no_copy_is_made_of_a_copy_that_a_removal_has_not_reached::<true>),
+        many(nothing_is_taken_over_that_a_node_which_knows_no_earlier_owner_has_removed::<false>),
+        many(nothing_is_taken_over_that_a_node_which_knows_no_earlier_owner_has_removed::<true>),
         many(getters_of_two_nodes_that_ask_for_each_others_keys_end),
         many(a_removal_wins_against_a_hand_over::<0, STAYS, true>),
         many(a_removal_wins_against_a_hand_over::<1, STAYS, true>),
@@ -214,7 +217,8 @@ impl PeerPicker for Changing {
     }
 
     fn former(&self, _key: &str) -> Vec<Arc<dyn PeerGetter>> {
-        let is_new = self.lists.is_new(self.peers.own) && self.peers.own != 0;
+        // Node 2 has come after that.
+        let is_new = self.lists.is_new(self.peers.own) && self.peers.own == 1;
         is_new.then(|| self.peers.peer(0)).into_iter().collect()
     }
 
@@ -310,24 +314,29 @@ fn a_removal_reaches_a_node_that_is_known_later<const BY: usize, const ALL: bool
     }
 }
 
-/// The first two nodes take node 1 for the owner, and the last one still takes node 0 for it.
-struct Differing(Peers);
+/// All nodes take node 1 for the owner, but for those that still take node 0 for it.
+struct Differing {
+    peers: Peers,
+    are_old: &'static [usize],
+}
 
 impl PeerPicker for Differing {
     fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
-        let owner = usize::from(self.0.own != 2);
-        (self.0.own != owner).then(|| self.0.peer(owner))
+        let owner = usize::from(!self.are_old.contains(&self.peers.own));
+        (self.peers.own != owner).then(|| self.peers.peer(owner))
     }
 
     fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
-        self.0.others()
+        self.peers.others()
     }
 }
 
-fn no_copy_is_made_of_a_copy_that_a_removal_has_not_reached() {
+/// Node 2 asks node 0, which has a copy, or takes itself for the owner.
+fn no_copy_is_made_of_a_copy_that_a_removal_has_not_reached<const BOTH: bool>() {
     let origin = Origin::at(1);
+    let are_old: &[usize] = if BOTH { &[0, 2] } else { &[2] };
     let nodes = nodes_with(|own, members| {
-        origin.group().peers(Arc::new(Differing(Peers { own, members })))
+        origin.group().peers(Arc::new(Differing { peers: Peers { own, members }, are_old }))
     });
     assert_eq!(ask(&nodes[0], 0), 1);
     together(2, |i| {
@@ -342,6 +351,49 @@ fn no_copy_is_made_of_a_copy_that_a_removal_has_not_reached() {
         }
     });
     for node in &nodes {
+        assert_eq!(ask(node, 0), 2, "was kept");
+    }
+}
+
+/// Node 0, which owned every key, has left, and still answers node 1, which owns them now. Node 2 came
+/// later.
+struct Left(Peers);
+
+impl PeerPicker for Left {
+    fn pick(&self, _key: &str) -> Option<Arc<dyn PeerGetter>> {
+        (self.0.own == 2).then(|| self.0.peer(1))
+    }
+
+    fn former(&self, _key: &str) -> Vec<Arc<dyn PeerGetter>> {
+        (self.0.own == 1).then(|| self.0.peer(0)).into_iter().collect()
+    }
+
+    fn others(&self) -> Vec<Arc<dyn PeerGetter>> {
+        vec![self.0.peer(3 - self.0.own)]
+    }
+}
+
+fn nothing_is_taken_over_that_a_node_which_knows_no_earlier_owner_has_removed<const ALL: bool>() {
+    let origin = Origin::at(1);
+    let nodes =
+        nodes_with(|own, members| origin.group().peers(Arc::new(Left(Peers { own, members }))));
+    assert_eq!(ask(&nodes[0], 0), 1);
+    together(2, |i| {
+        if i > 0 {
+            ask(&nodes[1], 0);
+            return;
+        }
+        origin.write(2);
+        if ALL {
+            nodes[2].clear().unwrap()
+        } else {
+            nodes[2].remove("k").unwrap()
+        }
+        for node in &nodes[1..] {
+            assert_eq!(ask(node, 0), 2, "while others ask");
+        }
+    });
+    for node in &nodes[1..] {
         assert_eq!(ask(node, 0), 2, "was kept");
     }
 }
