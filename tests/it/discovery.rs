@@ -168,6 +168,7 @@ fn the_manifest_for_kubernetes_starts_nodes_that_find_each_other() {
     let seconds = |path: &[&str], yaml| at(yaml, path).as_i64().unwrap();
     let sleep = seconds(&["lifecycle", "preStop", "sleep", "seconds"], container);
     let grace = seconds(&["spec", "terminationGracePeriodSeconds"], pod);
+    assert!(sleep >= 30 + 15, "it leaves the lists after 30 s, and is then asked for its values");
     assert!(grace > sleep + 5, "the node has its own grace of 5 s after the sleep");
 
     // With `--help` last, the node looks at the other options and does nothing.
