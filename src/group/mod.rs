@@ -311,8 +311,8 @@ impl Group {
         }
     }
 
-    /// Loads for a peer that takes this node for the owner, or for a getter: without waiting for a load of
-    /// another node.
+    /// Loads without waiting for a load of another node: keys of this node's own, or any for a peer that
+    /// takes this node for the owner, or for a getter.
     fn load_here(&self, misses: &mut Misses<'_, '_>) {
         self.load_locally(misses, Self::source);
     }
