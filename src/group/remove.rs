@@ -37,7 +37,7 @@
 //! reached serves its copy until that expires, or, if it is the owner, until the value itself expires or
 //! is evicted; [`Error::RemoveIncomplete`] names it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -188,11 +188,11 @@ impl Group {
     }
 }
 
-/// Removals of the last minute.
+/// Removals of the last minute. Older ones are forgotten when there are many.
 #[derive(Default)]
 pub(super) struct Removals {
-    // Guards the removals and when each began, the latest last.
-    removals: Mutex<VecDeque<(Instant, Removal)>>,
+    // Guards the removals and when each began, of a key that was removed again the last time.
+    removals: Mutex<BTreeMap<Removal, Instant>>,
 }
 
 /// A key, or all of them.
@@ -204,12 +204,12 @@ impl Removals {
 
     fn note(&self, removal: Removal) {
         let mut removals = self.removals.lock().unwrap();
-        while removals.front().is_some_and(|(at, _)| at.elapsed() > LATELY) {
-            removals.pop_front();
+        if removals.len() >= Self::MOST {
+            removals.retain(|_, at| at.elapsed() <= LATELY);
         }
         let removal = removal.filter(|_| removals.len() < Self::MOST);
-        let outdated = if removal.is_none() { mem::take(&mut *removals) } else { VecDeque::new() };
-        removals.push_back((Instant::now(), removal));
+        let outdated = if removal.is_none() { mem::take(&mut *removals) } else { BTreeMap::new() };
+        removals.insert(removal, Instant::now());
         drop(removals);
         drop(outdated);
     }
@@ -217,16 +217,15 @@ impl Removals {
     /// Whether the key was removed, or all were.
     pub(super) fn have(&self, key: &str) -> bool {
         let removals = self.removals.lock().unwrap();
-        let is_it = |(at, removed): &(Instant, Removal)| {
-            removed.as_deref().is_none_or(|removed| removed == key) && at.elapsed() <= LATELY
-        };
-        removals.iter().any(is_it)
+        let began = |removal: Removal| removals.get(&removal).copied();
+        let found = [began(Some(key.into())), began(None)].into_iter().flatten();
+        found.max().is_some_and(|at| at.elapsed() <= LATELY)
     }
 
     fn lately(&self) -> Vec<Removal> {
         let removals = self.removals.lock().unwrap();
-        let lately = removals.iter().filter(|(at, _)| at.elapsed() <= LATELY);
-        lately.map(|(_, removal)| removal.clone()).collect()
+        let lately = removals.iter().filter(|(_, at)| at.elapsed() <= LATELY);
+        lately.map(|(removal, _)| removal.clone()).collect()
     }
 }
 
@@ -242,8 +241,10 @@ mod tests {
         assert_eq!((keys(), made.lately().len()), (Removals::MOST, Removals::MOST));
         made.note(Some("one more".into()));
         assert_eq!((keys(), made.lately().len()), (0, 1));
+        assert!(made.have("any other"));
         made.note(Some("Tom".into()));
-        assert_eq!((keys(), made.lately().len()), (1, 2));
+        made.note(Some("Tom".into()));
+        assert_eq!((keys(), made.lately().len()), (1, 2), "once, however often it was removed");
         made.note(None);
         assert_eq!((keys(), made.lately().len()), (0, 1));
     }

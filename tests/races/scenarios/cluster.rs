@@ -339,18 +339,28 @@ fn no_copy_is_made_of_a_copy_that_a_removal_has_not_reached<const BOTH: bool>() 
         origin.group().peers(Arc::new(Differing { peers: Peers { own, members }, are_old }))
     });
     assert_eq!(ask(&nodes[0], 0), 1);
+    remove_while_one_asks(&origin, &nodes, &nodes[2], || nodes[1].remove("k").unwrap());
+}
+
+/// Afterwards none of `nodes` has an old value.
+fn remove_while_one_asks(
+    origin: &Origin,
+    nodes: &[Arc<Group>],
+    asker: &Group,
+    remove: impl Fn() + Sync,
+) {
     together(2, |i| {
         if i > 0 {
-            ask(&nodes[2], 0);
+            ask(asker, 0);
             return;
         }
         origin.write(2);
-        nodes[1].remove("k").unwrap();
-        for node in &nodes {
+        remove();
+        for node in nodes {
             assert_eq!(ask(node, 0), 2, "while others ask");
         }
     });
-    for node in &nodes {
+    for node in nodes {
         assert_eq!(ask(node, 0), 2, "was kept");
     }
 }
@@ -378,24 +388,10 @@ fn nothing_is_taken_over_that_a_node_which_knows_no_earlier_owner_has_removed<co
     let nodes =
         nodes_with(|own, members| origin.group().peers(Arc::new(Left(Peers { own, members }))));
     assert_eq!(ask(&nodes[0], 0), 1);
-    together(2, |i| {
-        if i > 0 {
-            ask(&nodes[1], 0);
-            return;
-        }
-        origin.write(2);
-        if ALL {
-            nodes[2].clear().unwrap()
-        } else {
-            nodes[2].remove("k").unwrap()
-        }
-        for node in &nodes[1..] {
-            assert_eq!(ask(node, 0), 2, "while others ask");
-        }
+    remove_while_one_asks(&origin, &nodes[1..], &nodes[1], || match ALL {
+        true => nodes[2].clear().unwrap(),
+        false => nodes[2].remove("k").unwrap(),
     });
-    for node in &nodes[1..] {
-        assert_eq!(ask(node, 0), 2, "was kept");
-    }
 }
 
 /// A node that has one worker. Of the keys, "0 …" are node 0's, and all others node 1's.
